@@ -1,0 +1,82 @@
+"""BoRA: magnitudes for the rows, then for the columns."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deltaw.adapters.lora import LowRankPair
+from deltaw.adapters.low_rank import low_rank_linear, ratio, row_norms, weighted_column_norms
+from deltaw.adapters.method import Shape, State
+
+if TYPE_CHECKING:
+    from deltaw.adapters.layer import AdaptedLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoRA(LowRankPair):
+    r"""Bi-dimensional weight-decomposed low-rank adaptation.
+
+        V  = W₀ + s·B A
+        H  = diag(m_r / ‖V‖_rows) V               step 1: unit rows, times m_r (out,)
+        W' = H diag(m_c / ‖H‖_columns)            step 2: unit columns, times m_c (in,)
+
+    m_r starts as the row norms of W₀, so H = W₀, and m_c as the column norms of H = W₀, so both normalisations cancel
+    and W' = W₀ at the start. Trainable: r·(out + in) + out + in.
+
+    A zero row of V, or a zero column of H, has no direction: its factor is taken as 1.
+
+    Arguments:
+        rank, alpha, dropout, rank_stabilized: See ``LowRankPair``.
+        detach_norm: Treat both norms as constants in the backward pass, as DoRA §4.3 does with its one; ‖H‖ depends on
+            m_r as well, and that dependence is cut with it. ``False`` gives the full gradient; neither form builds a
+            dense matrix.
+
+    Source:
+        BoRA, equation 3. The paper does not say whether it detaches; DoRA, which it extends, does.
+    """
+
+    detach_norm: bool = True
+
+    @property
+    def name(self) -> str:
+        """``bora``."""
+        return "bora"
+
+    def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
+        """LoRA's, m_r (out,) and m_c (in,)."""
+        magnitudes = {"magnitude_row": (out_features,), "magnitude_column": (in_features,)}
+        return super().shapes(out_features, in_features) | magnitudes
+
+    def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """LoRA's, the row norms of W₀, and the column norms of what they leave."""
+        state = super().initial(base, generator)
+        A, B = state["lora_A"], state["lora_B"]
+        state["magnitude_row"] = row_norms(base, A, B, self.scaling)
+        ones = base.new_ones(base.shape[0])
+        state["magnitude_column"] = weighted_column_norms(base, A, B, self.scaling, ones)
+        return state
+
+    def weight(self, base: Tensor, state: State) -> Tensor:
+        """Equation 3, dense."""
+        V = base + self.product(state)
+        row_norm = torch.linalg.vector_norm(V.detach() if self.detach_norm else V, dim=1)
+        H = V * ratio(state["magnitude_row"], row_norm)[:, None]
+        column_norm = torch.linalg.vector_norm(H.detach() if self.detach_norm else H, dim=0)
+        return H * ratio(state["magnitude_column"], column_norm)
+
+    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+        """Scale LoRA's input by m_c / ‖H‖ and its output by m_r / ‖V‖."""
+        state = layer.state()
+        A, B = state["lora_A"], state["lora_B"]
+        graph = torch.is_grad_enabled() and not self.detach_norm
+        with torch.autocast(x.device.type, enabled=False):
+            with torch.set_grad_enabled(graph):
+                row_norm = row_norms(layer.base, A, B, self.scaling)
+                p = ratio(state["magnitude_row"], row_norm)
+                column_norm = weighted_column_norms(layer.base, A, B, self.scaling, p)
+            rho = p if graph else ratio(state["magnitude_row"], row_norm)  # (out,)
+            gamma = ratio(state["magnitude_column"], column_norm)  # (in,)
+        dropout = self.dropout if layer.training else 0.0
+        return low_rank_linear(x, layer.base, layer.bias, A, B, self.scaling, dropout, rho=rho, gamma=gamma)

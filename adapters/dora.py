@@ -1,0 +1,102 @@
+"""DoRA: W' = m (W₀ + s·B A) / ‖W₀ + s·B A‖, the norm along the columns or the rows."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from deltaw.adapters.errors import OptionError
+from deltaw.adapters.lora import LowRankPair
+from deltaw.adapters.low_rank import low_rank_linear, ratio, row_norms
+from deltaw.adapters.method import Shape, State
+
+if TYPE_CHECKING:
+    from deltaw.adapters.layer import AdaptedLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoRA(LowRankPair):
+    r"""Weight-decomposed low-rank adaptation.
+
+        V  = W₀ + s·B A
+        W' = V diag(m / ‖V‖_columns)      axis = "column", m (in,)
+        W' = diag(m / ‖V‖_rows) V         axis = "row",    m (out,)
+
+    m starts as the norms of W₀, A and B as in LoRA, so W' = W₀ at the start.
+    Trainable: r·(out + in) + in (column) or + out (row).
+
+    The axis trap: the paper's equation has m ∈ ℝ^{1×k} for W ∈ ℝ^{d×k}, one magnitude per column, and BoRA compares
+    itself with that. The authors' code, and PEFT's ``use_dora=True``, normalise each *row* of ``nn.Linear.weight``.
+    So ``DoRA(axis="column")`` is the equation and ``DoRA(axis="row")`` is the code (BoRA's "DoRA(row)").
+
+    A zero vector of V has no direction: its factor m / ‖V‖ is taken as 1, so it stays zero and nothing is NaN.
+
+    Arguments:
+        rank, alpha, dropout, rank_stabilized: See ``LowRankPair``.
+        axis: "column" or "row", along which the magnitudes stand.
+        detach_norm: Treat ‖V‖ as a constant in the backward pass (§4.3, the paper's choice). ``False`` gives the full
+            gradient; neither form builds a dense matrix.
+
+    Raises:
+        OptionError: The axis is neither.
+
+    Source:
+        DoRA, equation 5, and §4.3 for the detached norm; BoRA, equation 1 and Table 4.
+    """
+
+    axis: Literal["row", "column"] = "column"
+    detach_norm: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.axis not in ("row", "column"):
+            raise OptionError(f"axis must be 'row' or 'column', not {self.axis!r}")
+
+    @property
+    def name(self) -> str:
+        """``dora`` or ``dora-row``."""
+        return "dora" if self.axis == "column" else "dora-row"
+
+    def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
+        """LoRA's, and the magnitudes."""
+        length = in_features if self.axis == "column" else out_features
+        return super().shapes(out_features, in_features) | {"magnitude": (length,)}
+
+    def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """LoRA's, and m = ‖W₀‖ along the axis."""
+        state = super().initial(base, generator)
+        return state | {"magnitude": self._norm(base, state)}
+
+    def weight(self, base: Tensor, state: State) -> Tensor:
+        """M V / ‖V‖, dense."""
+        V = base + self.product(state)
+        dim = 0 if self.axis == "column" else 1
+        norm = torch.linalg.vector_norm(V.detach() if self.detach_norm else V, dim=dim)
+        return V * ratio(state["magnitude"], norm).unsqueeze(dim)
+
+    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+        """Scale the input (column) or the output (row) of LoRA's forward by m / ‖V‖."""
+        state = layer.state()
+        with torch.autocast(x.device.type, enabled=False):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_norm):
+                norm = self._norm(layer.base, state)
+            scale = ratio(state["magnitude"], norm)
+        return low_rank_linear(
+            x,
+            layer.base,
+            layer.bias,
+            state["lora_A"],
+            state["lora_B"],
+            self.scaling,
+            self.dropout if layer.training else 0.0,
+            rho=scale if self.axis == "row" else None,
+            gamma=scale if self.axis == "column" else None,
+        )
+
+    def _norm(self, base: Tensor, state: State) -> Tensor:
+        """‖W₀ + s·B A‖ along the axis, from small products."""
+        A, B = state["lora_A"], state["lora_B"]
+        if self.axis == "row":
+            return row_norms(base, A, B, self.scaling)
+        return row_norms(base.T, B.T, A.T, self.scaling)

@@ -1,0 +1,113 @@
+"""The layer that takes the place of a linear layer: a frozen base, the method's tensors, the method's forward."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.adapters.method import Method
+
+WIDENED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
+
+class AdaptedLayer(nn.Module):
+    """A linear layer under a method.
+
+    ``weight`` and ``bias`` are the original's own parameters, frozen and under their own names, so a state dict of the
+    base model still loads. The method's tensors stand beside them (``lora_A``, ``magnitude``, …), trainable ones as
+    parameters and frozen ones as buffers, in float32 where the base is of lower precision.
+
+    Arguments:
+        source: An ``nn.Linear``, or transformers' ``Conv1D``, which stores its weight transposed.
+        method: The method.
+        generator: Source of the initial random numbers, on the CPU.
+        transposed: Whether ``source.weight`` is [in, out].
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, source: nn.Module, method: Method, generator: torch.Generator, transposed: bool = False) -> None:
+        super().__init__()
+        self.method = method
+        self.transposed = transposed
+        weight = source.get_parameter("weight")
+        weight.requires_grad_(False)
+        self.register_parameter("weight", weight)
+        bias = getattr(source, "bias", None)
+        self.register_parameter("bias", None if bias is None else bias.requires_grad_(False))
+        self.out_features, self.in_features = self.base.shape
+        self.train(source.training)
+
+        dtype = WIDENED.get(self.weight.dtype, self.weight.dtype)
+        on_cpu = self.base.detach().to("cpu", dtype)
+        trainable = method.shapes(self.out_features, self.in_features)
+        for name, initial in method.initial(on_cpu, generator).items():
+            value = initial.to(self.weight.device)
+            if name in trainable:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+        self._names = tuple(trainable) + tuple(method.frozen_shapes(self.out_features, self.in_features))
+        self._trainable = tuple(trainable)
+        self._seen = self._versions()
+
+    @property
+    def base(self) -> Tensor:
+        """W₀, (out, in)."""
+        return self.weight.T if self.transposed else self.weight
+
+    def tensor(self, name: str) -> Tensor:
+        """Return one of the method's tensors."""
+        value: Tensor = getattr(self, name)
+        return value
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the method's tensors by name; they are not copies."""
+        return {name: self.tensor(name) for name in self._names}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W'ᵀ + b."""
+        self.method.observe(self)
+        return self.method.forward(self, x)
+
+    @torch.no_grad()
+    def effective_weight(self) -> Tensor:
+        """Return W' (out, in), in float32 where the base is of lower precision."""
+        self.method.observe(self)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.method.weight(self._wide_base(), self.state())
+
+    @torch.no_grad()
+    def update(self) -> Tensor:
+        """Return ΔW = W' − W₀, (out, in)."""
+        self.method.observe(self)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.method.update(self._wide_base(), self.state())
+
+    @torch.no_grad()
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where the method has no such form."""
+        self.method.observe(self)
+        return self.method.factors(self._wide_base(), self.state())
+
+    def parameters_changed(self) -> bool:
+        """Whether a trainable tensor was written to since the last call, as an optimizer step does."""
+        seen, self._seen = self._seen, self._versions()
+        return seen[0] == self._seen[0] and seen[1] != self._seen[1]
+
+    def extra_repr(self) -> str:
+        """Shape and method, for ``print(model)``."""
+        options = ", ".join(f"{key}={value!r}" for key, value in self.method.options().items())
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.method.name}({options})"
+
+    def _wide_base(self) -> Tensor:
+        return self.base.to(WIDENED.get(self.weight.dtype, self.weight.dtype))
+
+    def _versions(self) -> tuple[tuple[int, ...], int]:
+        tensors = [self.tensor(name) for name in self._trainable]
+        return tuple(map(id, tensors)), sum(t._version for t in tensors)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._seen = self._versions()  # loading writes to the parameters, but is no step

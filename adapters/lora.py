@@ -1,0 +1,99 @@
+"""LoRA and rsLoRA: W' = W₀ + s·B A."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deltaw.adapters.low_rank import kaiming_uniform, low_rank_linear
+from deltaw.adapters.method import RankedMethod, Shape, State
+
+if TYPE_CHECKING:
+    from deltaw.adapters.layer import AdaptedLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankPair(RankedMethod):
+    """What LoRA, DoRA and BoRA share: the product s·B A.
+
+    A (r, in) starts uniform in ±1/√in (Kaiming, as in ``nn.Linear``), B (out, r) at zero.
+
+    Arguments:
+        rank, alpha, dropout: See ``RankedMethod``.
+        rank_stabilized: Use rsLoRA's scaling, s = α / √r.
+    """
+
+    rank_stabilized: bool = False
+
+    @property
+    def scaling(self) -> float:
+        """s = α / r, or α / √r for rsLoRA."""
+        alpha = self.rank if self.alpha is None else self.alpha
+        return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+    def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
+        """A (r, in), B (out, r)."""
+        return {"lora_A": (self.rank, in_features), "lora_B": (out_features, self.rank)}
+
+    def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """A uniform, B zero."""
+        return {
+            "lora_A": kaiming_uniform(self.rank, base.shape[1], base, generator),
+            "lora_B": base.new_zeros(base.shape[0], self.rank),
+        }
+
+    def product(self, state: State) -> Tensor:
+        """Return s·B A, (out, in), dense: for definitions, not for forwards."""
+        return self.scaling * (state["lora_B"] @ state["lora_A"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(LowRankPair):
+    r"""Low-rank adaptation.
+
+        W' = W₀ + s·B A,    s = α / r (LoRA),    s = α / √r (rsLoRA)
+
+    B starts at zero, so W' = W₀ at the start. Trainable: r·(out + in).
+
+    Arguments:
+        rank, alpha, dropout: See ``RankedMethod``.
+        rank_stabilized: Use rsLoRA's scaling.
+
+    Source:
+        Hu et al. 2022, equation 3; DoRA, equation 1. Kalajdzievski 2023 for rsLoRA.
+
+    Example:
+        >>> import torch
+        >>> from deltaw.adapters import LoRA, adapted, inject
+        >>> model = inject(torch.nn.Sequential(torch.nn.Linear(6, 4)), LoRA(rank=2), targets=["0"], seed=0)
+        >>> {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+        {'0.lora_A': (2, 6), '0.lora_B': (4, 2)}
+    """
+
+    @property
+    def name(self) -> str:
+        """``lora`` or ``rslora``."""
+        return "rslora" if self.rank_stabilized else "lora"
+
+    def weight(self, base: Tensor, state: State) -> Tensor:
+        """W₀ + s·B A."""
+        return base + self.product(state)
+
+    def update(self, base: Tensor, state: State) -> Tensor:
+        """s·B A."""
+        del base
+        return self.product(state)
+
+    def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
+        """U = s·B and V = A."""
+        del base
+        return self.scaling * state["lora_B"], state["lora_A"]
+
+    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+        """X W₀ᵀ + b + s·(x Aᵀ) Bᵀ."""
+        dropout = self.dropout if layer.training else 0.0
+        return low_rank_linear(
+            x, layer.base, layer.bias, layer.tensor("lora_A"), layer.tensor("lora_B"), self.scaling, dropout
+        )

@@ -1,0 +1,172 @@
+"""What the low-rank methods share: the linear map without W', and the norms of W₀ + s·B A without B A.
+
+LoRA, rsLoRA, DoRA and BoRA are all W' = diag(ρ) (W₀ + s·B A) diag(γ). So x W'ᵀ is: scale the input by γ, one linear
+with W₀, the low-rank product, scale the output by ρ. Only the norms need W₀ again, and they come from small products,
+
+    ‖w_i + s·b_i A‖² = ‖w_i‖² + 2s ⟨w_i, b_i A⟩ + s² b_i (A Aᵀ) b_iᵀ        for the rows w_i of W₀,
+
+with ⟨w_i, b_i A⟩ = (W₀ Aᵀ)_i · b_i. Nothing here ever holds a dense B A or W'.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK_ENTRIES = 1 << 18  # of a matrix at a time: a block stays in the processor's cache
+
+
+def kaiming_uniform(out_features: int, in_features: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return LoRA's initial A (out, in): uniform in ±1/√in, the ``kaiming_uniform_(a=√5)`` of ``nn.Linear``."""
+    bound = 1 / math.sqrt(in_features)
+    drawn = torch.rand(out_features, in_features, generator=generator, dtype=torch.float64)
+    return ((2 * drawn - 1) * bound).to(like.dtype)
+
+
+def low_rank_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    rho: Tensor | None = None,
+    gamma: Tensor | None = None,
+) -> Tensor:
+    """Return x W'ᵀ + b for W' = diag(ρ) (W₀ + s·B A) diag(γ), (…, out).
+
+    Arguments:
+        x: (…, in).
+        weight, bias: W₀ (out, in) and b (out,) or ``None``.
+        A, B: (r, in) and (out, r).
+        scaling: s.
+        dropout: Probability of dropping an entry of γ∘x on the low-rank path; 0 outside training.
+        rho, gamma: Factors of the outputs (out,) and of the inputs (in,); ``None`` for ones.
+    """
+    flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
+    if gamma is not None:
+        flat = flat * gamma.to(flat.dtype)
+    result = F.linear(flat, weight, bias if rho is None else None)  # (tokens, out)
+    path = F.dropout(flat, dropout) if dropout else flat
+    result = add_product(result, F.linear(path.to(A.dtype), A), B, scaling)
+    if rho is not None:
+        rho = rho.to(result.dtype)
+        result = result * rho if bias is None else torch.addcmul(bias.to(result.dtype), result, rho)
+    return result.view(*x.shape[:-1], result.shape[-1])
+
+
+def add_product(result: Tensor, down: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """Return result + s·down Bᵀ, in place where the dtypes allow it: (tokens, out), (tokens, r), (out, r)."""
+    if result.dtype == down.dtype == B.dtype:
+        return result.addmm_(down, B.T, alpha=scaling)  # fused, and nothing saved F.linear's result
+    return result + (scaling * F.linear(down, B)).to(result.dtype)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """W X in the dtype of X, for a frozen W of another dtype, widened a block of rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return torch.cat([block.to(x.dtype) @ x for _, block in row_blocks(weight)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (weight,), (gradient,) = ctx.saved_tensors, gradients
+        parts = (block.to(gradient.dtype).T @ gradient[rows] for rows, block in row_blocks(weight))
+        return None, sum(parts, start=gradient.new_zeros(()))
+
+
+def frozen_product(weight: Tensor, x: Tensor) -> Tensor:
+    """Return W X (out, r) in the dtype of X (in, r), differentiable in X; W (out, in) may be of lower precision."""
+    if weight.dtype == x.dtype:
+        return weight @ x
+    result: Tensor = _FrozenProduct.apply(weight, x)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _WeightedColumnSquares(torch.autograd.Function):
+    """Σ_i q_i w_ij² for a frozen W, without W∘W: a block of rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, q: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        result = q.new_zeros(weight.shape[1])
+        for rows, block in row_blocks(weight):
+            result += q[rows] @ block.to(q.dtype).square()
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (weight,), (gradient,) = ctx.saved_tensors, gradients
+        return None, torch.cat([b.to(gradient.dtype).square() @ gradient for _, b in row_blocks(weight)])
+
+
+def row_blocks(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of rows and the views of the matrix that they cut."""
+    step = max(1, BLOCK_ENTRIES // max(1, matrix.shape[1]))
+    for start in range(0, matrix.shape[0], step):
+        yield slice(start, start + step), matrix[start : start + step]
+
+
+def row_squares(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ‖w_i‖² for every row of W (out, in), in ``dtype``."""
+    if weight.dtype == dtype:
+        squares: Tensor = torch.linalg.vecdot(weight, weight)
+        return squares
+    return torch.cat([torch.linalg.vecdot(b, b) for b in (block.to(dtype) for _, block in row_blocks(weight))])
+
+
+def weighted_column_squares(weight: Tensor, q: Tensor) -> Tensor:
+    """Return Σ_i q_i w_ij² for every column j of W (out, in), differentiable in q (out,)."""
+    result: Tensor = _WeightedColumnSquares.apply(weight, q)  # type: ignore[no-untyped-call]
+    return result
+
+
+def row_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """Return ‖(W₀ + s·B A)_i‖ for every row i, (out,), differentiable in A and B.
+
+    Arguments:
+        weight: W₀, (out, in). Hand in W₀ᵀ, Bᵀ and Aᵀ for the norms of the columns.
+        A, B: (r, in) and (out, r).
+        scaling: s.
+    """
+    squares = row_squares(weight, A.dtype)
+    cross = torch.linalg.vecdot(frozen_product(weight, A.T), B)
+    own = torch.linalg.vecdot(B @ (A @ A.T), B)
+    return safe_sqrt(squares + (2 * scaling) * cross + scaling**2 * own)
+
+
+def weighted_column_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float, p: Tensor) -> Tensor:
+    """Return ‖(diag(p) (W₀ + s·B A))_:j‖ for every column j, (in,), differentiable in A, B and p.
+
+        column_j² = Σ_i p_i² w_ij² + 2s Σ_k ((p²∘B)ᵀ W₀)_kj A_kj + s² Σ_k (Bᵀ diag(p²) B A)_kj A_kj
+
+    Arguments:
+        weight: W₀, (out, in).
+        A, B: (r, in) and (out, r).
+        scaling: s.
+        p: The factor of each row, (out,).
+    """
+    q = p.square()
+    weighted = q[:, None] * B  # (out, r)
+    squares = weighted_column_squares(weight, q)
+    cross = (frozen_product(weight.T, weighted) * A.T).sum(1)
+    own = ((B.T @ weighted) @ A * A).sum(0)
+    return safe_sqrt(squares + (2 * scaling) * cross + scaling**2 * own)
+
+
+def safe_sqrt(squares: Tensor) -> Tensor:
+    """Return √max(squares, 0), with a gradient of 0 instead of infinity at 0."""
+    positive = squares > 0
+    return torch.where(positive, squares.where(positive, 1.0).sqrt(), 0.0)
+
+
+def ratio(magnitude: Tensor, norm: Tensor) -> Tensor:
+    """Return magnitude / norm, and 1 where the norm is 0: a zero vector has no direction and stays as it is."""
+    positive = norm > 0
+    return torch.where(positive, magnitude / norm.where(positive, 1.0), 1.0)

@@ -1,0 +1,418 @@
+"""One suite of laws that every method keeps: the definition, and everything that is faster than it."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deltaw.adapters import (
+    METHODS,
+    OptionError,
+    ShapeError,
+    adapted,
+    base_weight,
+    create,
+    effective_weight,
+    inject,
+    load_adapters,
+    merge,
+    save_adapters,
+)
+from deltaw.adapters.layer import AdaptedLayer
+
+OUT, IN, RANK = 11, 7, 3
+INJECTED = [name for name in METHODS if name != "ft"]
+# Every method, and every option that changes its arithmetic.
+CASES: dict[str, tuple[str, dict[str, object]]] = {
+    **{name: (name, {}) for name in INJECTED},
+    "lora alpha": ("lora", {"alpha": 5.0}),
+    "rslora alpha": ("rslora", {"alpha": 5.0}),
+    "dora full gradient": ("dora", {"detach_norm": False, "alpha": 5.0}),
+    "dora-row full gradient": ("dora-row", {"detach_norm": False, "alpha": 5.0}),
+    "bora full gradient": ("bora", {"detach_norm": False, "alpha": 5.0}),
+    "sbora-fa alpha": ("sbora-fa", {"alpha": 5.0}),
+    "sbora-fb alpha": ("sbora-fb", {"alpha": 5.0}),
+    "dual-lora no ramp": ("dual-lora", {"warmup_steps": 0, "init_std": 0.3}),
+}
+# SBoRA Table 1, BoRA §3.2 and DoRA §5.1 (a magnitude a row or column), Dual LoRA §3.3 (two groups).
+COUNTS = {
+    "lora": RANK * (OUT + IN),
+    "rslora": RANK * (OUT + IN),
+    "dora": RANK * (OUT + IN) + IN,
+    "dora-row": RANK * (OUT + IN) + OUT,
+    "bora": RANK * (OUT + IN) + OUT + IN,
+    "sbora-fa": OUT * RANK,
+    "sbora-fb": IN * RANK,
+    "dual-lora": 2 * RANK * (OUT + IN),
+}
+
+
+def method_of(case: str, **options: object):
+    name, own = CASES[case]
+    return create(name, rank=RANK, **own, **options)
+
+
+def model_with(case: str, dtype: torch.dtype = torch.float64, bias: bool = True, **options: object) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(IN, OUT, bias=bias), nn.Tanh(), nn.Linear(OUT, 2)).to(dtype)
+    return inject(model, method_of(case, **options), targets=["0"], trainable=["2"], seed=1)
+
+
+def move(model: nn.Module, size: float = 0.3) -> AdaptedLayer:
+    """Take the adapter away from its start, and Dual LoRA to the middle of its ramp."""
+    layer = adapted(model)["0"]
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            if parameter.requires_grad:
+                parameter += size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        if "steps" in layer.state():
+            layer.tensor("steps").fill_(30)
+    layer.parameters_changed()
+    return layer
+
+
+def defined(layer: AdaptedLayer, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The layer's output from the definition of W', with leaves of its own to differentiate by."""
+    state = {name: value.detach().clone() for name, value in layer.state().items()}
+    for value in state.values():
+        if value.is_floating_point():
+            value.requires_grad_(True)
+    W = layer.method.weight(layer.base.to(x.dtype), state)
+    return F.linear(x, W, None if layer.bias is None else layer.bias.to(x.dtype)), state
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_identity_at_the_start(case):
+    for dtype in (torch.float32, torch.float64):
+        model = model_with(case, dtype)
+        layer = adapted(model)["0"]
+        difference = effective_weight(layer) - layer.base
+        if case != "dual-lora no ramp":
+            assert difference.norm() <= 1e-6 * layer.base.norm()
+            x = torch.randn(5, IN, dtype=dtype)
+            torch.testing.assert_close(layer(x), F.linear(x, layer.base, layer.bias))
+        else:
+            assert difference.norm() > 1e-3 * layer.base.norm()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_forward_and_gradients_are_the_definition(case, bias, dtype, tolerance):
+    model = model_with(case, dtype, bias)
+    layer = move(model)
+    x = torch.randn(2, 5, IN, dtype=dtype, requires_grad=True)
+    out = layer(x)
+    y = x.detach().clone().requires_grad_(True)
+    expected, state = defined(layer, y)
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(out, F.linear(x, effective_weight(layer), layer.bias), rtol=tolerance, atol=tolerance)
+
+    g = torch.randn(out.shape, dtype=dtype)
+    out.backward(g)
+    expected.backward(g)
+    torch.testing.assert_close(x.grad, y.grad, rtol=tolerance, atol=tolerance)
+    trained = [name for name in layer.state() if isinstance(layer.tensor(name), nn.Parameter)]
+    assert trained
+    for name in trained:
+        got, wanted = layer.tensor(name).grad, state[name].grad
+        assert got is not None, name
+        scale = wanted.abs().max().clamp(min=1.0).item()
+        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance * scale)
+    assert layer.weight.grad is None
+    assert layer.bias is None or layer.bias.grad is None
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "dual" not in case and "full" not in case])
+def test_detached_norms_leave_the_other_gradients_exact(case):
+    """Against gradcheck-like finite differences where nothing is detached (LoRA, SBoRA), or for the magnitudes."""
+    model = model_with(case)
+    layer = move(model)
+    x = torch.randn(4, IN, dtype=torch.float64)
+    layer(x).square().sum().backward()
+    names = [n for n in layer.state() if isinstance(layer.tensor(n), nn.Parameter)]
+    exact = [n for n in names if n.startswith("magnitude_c") or n == "magnitude" or "lora" in case or "sbora" in case]
+    for name in exact:
+        parameter = layer.tensor(name)
+        index = tuple(s // 2 for s in parameter.shape)
+        values = []
+        for step in (1e-6, -1e-6):
+            with torch.no_grad():
+                parameter[index] += step
+                values.append(layer(x).square().sum().item())
+                parameter[index] -= step
+        assert math.isclose((values[0] - values[1]) / 2e-6, parameter.grad[index].item(), rel_tol=1e-5, abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["dora full gradient", "dora-row full gradient", "bora full gradient"])
+def test_full_gradient_by_finite_differences(case):
+    layer = move(model_with(case))
+    x = torch.randn(4, IN, dtype=torch.float64)
+    names = [n for n in layer.state() if isinstance(layer.tensor(n), nn.Parameter)]
+
+    def run(*values: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))
+
+    values = tuple(layer.tensor(n).detach().clone().requires_grad_(True) for n in names)
+    assert torch.autograd.gradcheck(run, values)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_update_and_factors(case):
+    layer = move(model_with(case))
+    W, base = effective_weight(layer), base_weight(layer)
+    assert (W - base).norm() > 1e-3
+    torch.testing.assert_close(layer.update(), W - base, rtol=1e-12, atol=1e-14)
+    factors = layer.factors()
+    if case.split()[0] in ("lora", "rslora", "sbora-fa", "sbora-fb"):
+        U, V = factors
+        assert U.shape == (OUT, RANK)
+        assert V.shape == (RANK, IN)
+        torch.testing.assert_close(U @ V, W - base, rtol=1e-12, atol=1e-14)
+    else:
+        assert factors is None
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merge_equals_forward(case):
+    model = model_with(case)
+    move(model)
+    x = torch.randn(5, IN, dtype=torch.float64)
+    before = model(x)
+    assert merge(model) is model
+    assert type(model[0]) is nn.Linear
+    assert not adapted(model)
+    torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_save_and_load(case, tmp_path):
+    model = model_with(case)
+    move(model)
+    x = torch.randn(5, IN, dtype=torch.float64)
+    file = tmp_path / "adapter.safetensors"
+    save_adapters(model, file)
+    wanted = model[0](x)
+    same = load_adapters(model_with(case), file)
+    assert torch.equal(same[0](x), wanted)
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(IN, OUT), nn.Tanh(), nn.Linear(OUT, 2)).double()
+    assert torch.equal(load_adapters(plain, file)[0](x), wanted)
+    trained = {name for name, p in plain.named_parameters() if p.requires_grad}
+    assert trained == {f"0.{name}" for name in adapted(model)["0"]._trainable}
+
+    by_state_dict = model_with(case)
+    by_state_dict.load_state_dict(model.state_dict())
+    assert torch.equal(by_state_dict[0](x), wanted)  # no step is counted for the loading
+    assert torch.equal(copy.deepcopy(model)[0](x), wanted)
+
+
+@pytest.mark.parametrize("name", INJECTED)
+def test_trainable_count_is_the_papers_formula(name):
+    model = model_with(name)
+    layer = adapted(model)["0"]
+    trained = sum(p.numel() for p in layer.parameters() if p.requires_grad)
+    assert trained == COUNTS[name] == layer.method.count(OUT, IN)
+    head = sum(p.numel() for p in model[2].parameters())
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trained + head
+    stored = layer.method.shapes(OUT, IN) | layer.method.frozen_shapes(OUT, IN)
+    assert {key: tuple(value.shape) for key, value in layer.state().items()} == stored
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_zero_rows_and_columns_make_no_nan(case):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(IN, OUT)).double()
+    with torch.no_grad():
+        model[0].weight[2] = 0
+        model[0].weight[:, 4] = 0
+    inject(model, method_of(case), targets=["0"], seed=0)
+    layer = adapted(model)["0"]
+    optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=0.1)
+    start = effective_weight(layer).clone()
+    if case != "dual-lora no ramp":
+        torch.testing.assert_close(start, layer.base.detach())
+    for _ in range(3):
+        model(torch.randn(6, IN, dtype=torch.float64)).square().sum().backward()
+        for parameter in layer.parameters():
+            assert parameter.grad is None or parameter.grad.isfinite().all()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert effective_weight(layer).isfinite().all()
+    assert not torch.equal(effective_weight(layer), start)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_zero_matrix(case):
+    model = nn.Sequential(nn.Linear(IN, OUT)).double()
+    nn.init.zeros_(model[0].weight)
+    inject(model, method_of(case), targets=["0"], seed=0)
+    model(torch.randn(6, IN, dtype=torch.float64)).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_dropout_acts_in_training_alone_and_keeps_the_mean(case):
+    model = model_with(case, dropout=0.5)
+    layer = move(model)
+    x = torch.randn(3, IN, dtype=torch.float64)
+    torch.manual_seed(4)
+    drawn = torch.stack([layer(x) for _ in range(4000)])
+    assert drawn.std(0).max() > 1e-3
+    layer.eval()
+    torch.testing.assert_close(layer(x), F.linear(x, effective_weight(layer), layer.bias), rtol=1e-12, atol=1e-12)
+    assert (drawn.mean(0) - layer(x)).abs().max() < 5 * (drawn.std(0) / math.sqrt(4000)).max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_low_precision_base(case, dtype):
+    """The adapter is kept in float32, the norms are made in float32, the output has the base's dtype."""
+    model = model_with(case, torch.float32)
+    wide = move(model)
+    low = model_with(case, torch.float32)
+    merge(low)
+    with torch.no_grad():
+        low[0].weight.copy_(wide.base)
+    low = low.to(dtype)
+    inject(low, wide.method, targets=["0"], seed=1)
+    layer = adapted(low)["0"]
+    assert all(p.dtype == torch.float32 for n, p in layer.named_parameters() if p.requires_grad)
+    layer.load_state_dict({**layer.state_dict(), **wide.state()})
+    x = torch.randn(4, IN).to(dtype)
+    out = layer(x)
+    assert out.dtype == dtype
+    expected = F.linear(x.float(), effective_weight(layer), layer.bias.float())
+    eps = torch.finfo(dtype).eps
+    assert (out.float() - expected).abs().max() <= 8 * eps * expected.abs().max()
+    reference, state = defined(layer, x.float())
+    out.sum().backward()
+    reference.sum().backward()
+    for name in layer._trainable:
+        got, wanted = layer.tensor(name).grad, state[name].grad
+        assert got.dtype == torch.float32
+        assert (got - wanted).abs().max() <= 16 * eps * wanted.abs().max()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_autocast(case):
+    model = model_with(case, torch.float32)
+    layer = move(model)
+    x = torch.randn(4, IN)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(x)
+    expected = layer(x)
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - expected).abs().max() <= 0.05 * expected.abs().max()
+    out.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters() if p.requires_grad)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in dynamo
+@pytest.mark.parametrize("case", INJECTED)
+def test_compile(case):
+    torch._dynamo.reset()
+    model = model_with(case, torch.float32)
+    layer = move(model)
+    x = torch.randn(4, IN, requires_grad=True)
+    expected = layer(x)
+    expected.square().sum().backward()
+    wanted = {name: layer.tensor(name).grad.clone() for name in layer._trainable}
+    model.zero_grad()
+    compiled = torch.compile(layer, backend="aot_eager")
+    out = compiled(x)
+    torch.testing.assert_close(out, expected)
+    out.square().sum().backward()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(layer.tensor(name).grad, gradient)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("case", INJECTED)
+def test_gradient_checkpointing(case, reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    model = model_with(case)
+    layer = move(model)
+    x = torch.randn(4, IN, dtype=torch.float64, requires_grad=True)
+    layer(x).square().sum().backward()
+    wanted = {name: layer.tensor(name).grad.clone() for name in layer._trainable}
+    model.zero_grad()
+    checkpoint(layer, x, use_reentrant=reentrant).square().sum().backward()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(layer.tensor(name).grad, gradient)
+
+
+@pytest.mark.parametrize("name", INJECTED)
+def test_never_more_than_one_dense_matrix_for_backward(name):
+    """Dual LoRA keeps one, W_m ⊙ W_d; every other method none at all."""
+    model = nn.Sequential(nn.Linear(40, 60)).double()
+    inject(model, create(name, rank=2), targets=["0"], seed=0)
+    base = adapted(model)["0"].weight
+    for full in ({}, {"detach_norm": False}) if name in ("dora", "dora-row", "bora") else ({},):
+        model = nn.Sequential(nn.Linear(40, 60)).double()
+        inject(model, create(name, rank=2, **full), targets=["0"], seed=0)
+        base = adapted(model)["0"].weight
+        dense = set()
+
+        def pack(tensor, dense=dense, base=base):
+            same = tensor.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
+            if tensor.numel() == 2400 and not same:
+                dense.add(tensor.untyped_storage().data_ptr())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            model(torch.randn(3, 40, dtype=torch.float64, requires_grad=True)).sum().backward()
+        assert len(dense) == (1 if name == "dual-lora" else 0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_conv1d(case):
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    torch.manual_seed(0)
+    model = nn.Sequential(conv1d(OUT, IN)).double()
+    nn.init.normal_(model[0].bias)
+    wanted = model[0].weight.detach().T.clone()
+    inject(model, method_of(case), targets=["0"], seed=0)
+    assert torch.equal(base_weight(model[0]), wanted)
+    layer = move(model)
+    x = torch.randn(2, 5, IN, dtype=torch.float64)
+    out = layer(x)
+    torch.testing.assert_close(out, F.linear(x, effective_weight(layer), layer.bias))
+    merge(model)
+    assert type(model[0]) is conv1d
+    torch.testing.assert_close(model(x), out)
+
+
+def test_state_of_the_wrong_shape_is_named():
+    layer = adapted(model_with("bora"))["0"]
+    state = layer.state() | {"lora_A": torch.zeros(2, 2)}
+    with pytest.raises(ShapeError, match="lora_A"):
+        layer.method.check_state(layer.base, state)
+
+
+@pytest.mark.parametrize("name", INJECTED)
+def test_options_round_trip(name):
+    method = create(name, rank=5)
+    assert method.name == name
+    assert create(method.name, **method.options()) == method
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"rank": 0}, "rank"), ({"rank": -1}, "rank"), ({"rank": 2.5}, "rank"), ({"alpha": 0}, "alpha"),
+     ({"alpha": float("nan")}, "alpha"), ({"dropout": 1.0}, "dropout"), ({"width": 3}, "width")],
+)  # fmt: skip
+@pytest.mark.parametrize("name", INJECTED)
+def test_bad_options_are_named(name, options, named):
+    with pytest.raises(OptionError, match=named):
+        create(name, **options)
+
+
+def test_unknown_method_lists_the_choices():
+    with pytest.raises(OptionError, match="dual-lora"):
+        create("lorax")
