@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.lora import LowRankPair
-from deltaw.adapters.low_rank import low_rank_linear, ratio, row_norms, weighted_column_norms
+from deltaw.adapters.low_rank import (
+    constant_norms_of_both,
+    low_rank_linear,
+    ratio,
+    row_norms,
+    weighted_column_norms,
+)
 from deltaw.adapters.method import Shape, State
 
 if TYPE_CHECKING:
@@ -52,10 +58,9 @@ class BoRA(LowRankPair):
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """LoRA's, the row norms of W₀, and the column norms of what they leave."""
         state = super().initial(base, generator)
-        A, B = state["lora_A"], state["lora_B"]
-        state["magnitude_row"] = row_norms(base, A, B, self.scaling)
-        ones = base.new_ones(base.shape[0])
-        state["magnitude_column"] = weighted_column_norms(base, A, B, self.scaling, ones)
+        # H = W₀: its rows' factors are 1
+        state["magnitude_row"] = torch.linalg.vector_norm(base, dim=1)
+        state["magnitude_column"] = torch.linalg.vector_norm(base, dim=0)
         return state
 
     def weight(self, base: Tensor, state: State) -> Tensor:
@@ -70,13 +75,18 @@ class BoRA(LowRankPair):
         """Scale LoRA's input by m_c / ‖H‖ and its output by m_r / ‖V‖."""
         state = layer.state()
         A, B = state["lora_A"], state["lora_B"]
-        graph = torch.is_grad_enabled() and not self.detach_norm
         with torch.autocast(x.device.type, enabled=False):
-            with torch.set_grad_enabled(graph):
-                row_norm = row_norms(layer.base, A, B, self.scaling)
-                p = ratio(state["magnitude_row"], row_norm)
-                column_norm = weighted_column_norms(layer.base, A, B, self.scaling, p)
-            rho = p if graph else ratio(state["magnitude_row"], row_norm)  # (out,)
+            row_norm, column_norm = self._norms(layer.base, state)
+            rho = ratio(state["magnitude_row"], row_norm)  # (out,)
             gamma = ratio(state["magnitude_column"], column_norm)  # (in,)
         dropout = self.dropout if layer.training else 0.0
         return low_rank_linear(x, layer.base, layer.bias, A, B, self.scaling, dropout, rho=rho, gamma=gamma)
+
+    def _norms(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """‖V‖ (out,) and ‖H‖ (in,): constants, or with the graph that ``detach_norm=False`` asks for."""
+        A, B, magnitude = state["lora_A"], state["lora_B"], state["magnitude_row"]
+        if self.detach_norm or not torch.is_grad_enabled():
+            return constant_norms_of_both(base, A, B, self.scaling, magnitude)
+        row_norm = row_norms(base, A, B, self.scaling)
+        p = ratio(magnitude, row_norm)
+        return row_norm, weighted_column_norms(base, A, B, self.scaling, p)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.lora import LowRankPair
-from deltaw.adapters.low_rank import low_rank_linear, ratio, row_norms
+from deltaw.adapters.low_rank import constant_norms, low_rank_linear, ratio, row_norms
 from deltaw.adapters.method import Shape, State
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ class DoRA(LowRankPair):
         """Scale the input (column) or the output (row) of LoRA's forward by m / ‖V‖."""
         state = layer.state()
         with torch.autocast(x.device.type, enabled=False):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_norm):
-                norm = self._norm(layer.base, state)
+            norm = self._norm(layer.base, state)
             scale = ratio(state["magnitude"], norm)
         return low_rank_linear(
             x,
@@ -95,8 +94,10 @@ class DoRA(LowRankPair):
         )
 
     def _norm(self, base: Tensor, state: State) -> Tensor:
-        """‖W₀ + s·B A‖ along the axis, from small products."""
+        """‖W₀ + s·B A‖ along the axis: a constant, or with the graph that ``detach_norm=False`` asks for."""
         A, B = state["lora_A"], state["lora_B"]
+        if self.detach_norm or not torch.is_grad_enabled():
+            return constant_norms(base, A, B, self.scaling, self.axis)
         if self.axis == "row":
             return row_norms(base, A, B, self.scaling)
         return row_norms(base.T, B.T, A.T, self.scaling)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deltaw.adapters.errors import ShapeError, TargetError
-from deltaw.adapters.inject import _is_conv1d
+from deltaw.adapters.inject import is_conv1d, is_peft
 from deltaw.adapters.layer import WIDENED, AdaptedLayer
 
 
@@ -28,7 +28,7 @@ def effective_weight(module: nn.Module) -> Tensor:
     """
     if isinstance(module, AdaptedLayer):
         return module.effective_weight()
-    if _is_peft(module):
+    if is_peft(module):
         return _peft_weight(module)
     return _stored(module)
 
@@ -42,7 +42,7 @@ def base_weight(module: nn.Module) -> Tensor:
     """
     if isinstance(module, AdaptedLayer):
         return module.base.detach()
-    if _is_peft(module):
+    if is_peft(module):
         if getattr(module, "merged", False):
             raise TargetError("this PEFT layer is merged into its base; call model.unmerge_adapter() first")
         return _stored(module.get_submodule("base_layer"))
@@ -60,11 +60,7 @@ def _stored(module: nn.Module) -> Tensor:
         raise TargetError(f"a {type(module).__name__} has no weight matrix")
     if weight.ndim != 2:
         raise ShapeError(f"the weight of this {type(module).__name__} has shape {tuple(weight.shape)}, not [out, in]")
-    return weight.detach().T if _is_conv1d(module) else weight.detach()
-
-
-def _is_peft(module: nn.Module) -> bool:
-    return hasattr(module, "base_layer") and any(c.__module__.startswith("peft.") for c in type(module).__mro__)
+    return weight.detach().T if is_conv1d(module) else weight.detach()
 
 
 def _peft_weight(layer: Any) -> Tensor:

@@ -62,7 +62,7 @@ def inject(
         source = modules[name]
         if isinstance(source, AdaptedLayer):
             raise TargetError(f"{name!r} already carries {source.method.name!r}; call merge(model) first")
-        rows, columns = _shape(source)
+        rows, columns = linear_shape(source)
         method.check_shape(rows, columns, name)
     if not method.injects:
         return model
@@ -71,7 +71,7 @@ def inject(
         parameter.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name in chosen:
-        _replace(model, name, AdaptedLayer(modules[name], method, generator, _is_conv1d(modules[name])))
+        _replace(model, name, AdaptedLayer(modules[name], method, generator, is_conv1d(modules[name])))
     for name, parameter in model.named_parameters():
         owners = {name} | {name.rsplit(".", k)[0] for k in range(1, name.count(".") + 1)}
         if owners & set(kept):
@@ -140,8 +140,8 @@ def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
         for name, entry in methods.items():
             plain = _find(model, name, str(path))
             method = create(entry["method"], **entry["options"])
-            method.check_shape(*_shape(plain), name)
-            _replace(model, name, AdaptedLayer(plain, method, torch.Generator(), _is_conv1d(plain)))
+            method.check_shape(*linear_shape(plain), name)
+            _replace(model, name, AdaptedLayer(plain, method, torch.Generator(), is_conv1d(plain)))
         own = {id(layer.tensor(k)) for layer in adapted(model).values() for k in layer._trainable}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in own)
@@ -206,18 +206,19 @@ def _patterns(patterns: Sequence[str] | str) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
-def _is_conv1d(module: object) -> bool:
-    """transformers' Conv1D, told by its name and its place, so that transformers need not be there."""
+def is_conv1d(module: object) -> bool:
+    """Whether it is transformers' Conv1D, told by its name and its place, so that transformers need not be there."""
     return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers")
 
 
 def _is_adaptable(module: object) -> bool:
-    return type(module) in (nn.Linear, AdaptedLayer) or _is_conv1d(module)
+    return type(module) in (nn.Linear, AdaptedLayer) or is_conv1d(module)
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
-    rows, columns = module.get_parameter("weight").shape
-    return (columns, rows) if _is_conv1d(module) else (rows, columns)
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """Return (out, in) of a linear layer."""
+    rows, columns = module.get_parameter("base_layer.weight" if is_peft(module) else "weight").shape
+    return (columns, rows) if is_conv1d(module) else (rows, columns)
 
 
 def _find(model: nn.Module, name: str, where: str) -> nn.Module:
@@ -248,7 +249,18 @@ def _plain(layer: AdaptedLayer) -> nn.Module:
 
 
 def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the names and modules of all linear layers, adapted or not."""
+    """Yield the names and modules of all linear layers: plain, ours, and PEFT's (without the parts inside)."""
+    inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, AdaptedLayer)) or _is_conv1d(module):
+        if name.startswith(inside):
+            continue
+        if is_peft(module):
+            inside += (name + ".",)
             yield name, module
+        elif isinstance(module, (nn.Linear, AdaptedLayer)) or is_conv1d(module):
+            yield name, module
+
+
+def is_peft(module: nn.Module) -> bool:
+    """Whether the module is a PEFT layer over another; told by its class, so that PEFT need not be there."""
+    return hasattr(module, "base_layer") and any(c.__module__.startswith("peft.") for c in type(module).__mro__)

@@ -91,6 +91,7 @@ class AdaptedLayer(nn.Module):
         self.method.observe(self)
         return self.method.factors(self._wide_base(), self.state())
 
+    @torch.compiler.disable  # compiled code takes a tensor's version for a constant, and would never see a step
     def parameters_changed(self) -> bool:
         """Whether a trainable tensor was written to since the last call, as an optimizer step does."""
         seen, self._seen = self._seen, self._versions()
@@ -107,6 +108,10 @@ class AdaptedLayer(nn.Module):
     def _versions(self) -> tuple[tuple[int, ...], int]:
         tensors = [self.tensor(name) for name in self._trainable]
         return tuple(map(id, tensors)), sum(t._version for t in tensors)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.method.observe(self)  # what is saved is what the next forward would use
+        super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -1,1 +1,6 @@
-"""deltaw."""
+"""The CoLA experiment: the corpus, the built-in data and model, and the fine-tuning run."""
+
+from deltaw.trainers.cola.data import Corpus, load_corpus
+from deltaw.trainers.cola.experiment import ColaResult, ColaSettings, train_cola
+
+__all__ = ["ColaResult", "ColaSettings", "Corpus", "load_corpus", "train_cola"]

@@ -1,0 +1,290 @@
+"""The layout that the symmetry and the updates figure share: a column of panels a method, a row of panels an axis."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from deltaw.adapters import OptionError
+from deltaw.analysis.change import Axis
+from deltaw.analysis.figures.style import BLUE, GREEN, PAPER_WIDTH, SMALLEST, Scale, check_choice, paper_style
+from deltaw.analysis.tidy import display_name, require_columns, select
+
+Share = Literal["all", "adapters", "none"]
+
+COLUMNS = ("run", "method", "module", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d")
+ROWS: tuple[Axis, Axis] = ("column", "row")  # BoRA's order: columns on top
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What one of the two curves of a panel shows."""
+
+    column: str
+    symbol: str
+    word: str
+    color: str
+    line: str
+
+
+QUANTITIES = (
+    Quantity("delta_m", "ΔM", "magnitude", BLUE, "-"),
+    Quantity("delta_d", "ΔD", "direction", GREEN, "--"),
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The mean over the matrices at every step, with their range."""
+
+    steps: np.ndarray[Any, Any]
+    mean: np.ndarray[Any, Any]
+    low: np.ndarray[Any, Any]
+    high: np.ndarray[Any, Any]
+
+
+def draw_panels(
+    frame: pd.DataFrame,
+    *,
+    kind: str | None,
+    methods: Sequence[str] | None,
+    share: Share,
+    scale: Scale,
+    band: bool,
+    width: float | None,
+    end_values: bool,
+    source: str,
+) -> Figure:
+    """Draw ΔM and ΔD of every method along both axes; the arguments are those of `symmetry`.
+
+    Arguments:
+        end_values: Mark the last point of each curve and write its value above the panel.
+        source: What makes the table, for messages.
+    """
+    check_choice("share", share, get_args(Share))
+    check_choice("scale", scale, get_args(Scale))
+    require_columns(frame, COLUMNS, source)
+    rows, chosen = select(frame, kind, methods)
+    for axis in ROWS:
+        if not (rows["axis"] == axis).any():
+            raise OptionError(f'the table has no rows of axis {axis!r}; make it with axes=("row", "column")')
+    rows, notes = _clean(rows)
+    curves = {
+        (q.symbol, str(method), str(axis)): _curve(found, q.column)
+        for (method, axis), found in rows.groupby(["method", "axis"])
+        for q in QUANTITIES
+    }
+    groups = {name: {"all": "all", "adapters": "ft" if name == "ft" else "adapters", "none": name}[share] for name in chosen}
+    if band:
+        band = any(len(curve.mean) and bool((curve.high > curve.low).any()) for curve in curves.values())
+    else:
+        curves = {key: Curve(c.steps, c.mean, c.mean, c.mean) for key, c in curves.items()}
+    with paper_style():
+        return _draw(curves, groups, notes, scale, band, width, end_values)
+
+
+def _clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Keep the pairs of steps that all runs of a method share, drop NaN and infinity, and say what was left out."""
+    notes = []
+    start = pd.to_numeric(rows["step_from"]).astype("Float64").fillna(-1.0)  # missing: the base
+    rows = rows.assign(step_from=start)
+    runs = rows.groupby("method")["run"].nunique()
+    having = rows.groupby(["method", "step_from", "step_to"])["run"].transform("nunique")
+    shared = having == rows["method"].map(runs)
+    for method in runs.index:
+        if not shared[rows["method"] == method].any():
+            raise OptionError(f"the {runs[method]} runs of {method} have no pair of steps in common; draw them apart")
+    most = int(runs.max())
+    if most > 1:
+        notes.append(f"mean of {most} runs" if (runs == most).all() else f"mean of up to {most} runs a method")
+    if not shared.all():
+        notes.append("only the steps that all runs of a method share")
+        rows = rows[shared]
+    columns = [q.column for q in QUANTITIES]
+    values = rows[columns].astype("float64")
+    undefined = ~np.isfinite(values.to_numpy())
+    if undefined.any():
+        notes.append(f"{undefined.sum():,} of {undefined.size:,} values are undefined and left out")
+        values = values.mask(undefined)
+    return rows.assign(**{name: values[name] for name in columns}), notes
+
+
+def _curve(rows: pd.DataFrame, column: str) -> Curve:
+    found = rows.groupby("step_to")[column].agg(["mean", "min", "max"]).dropna()
+    return Curve(found.index.to_numpy(dtype=float), *(found[name].to_numpy() for name in ("mean", "min", "max")))
+
+
+def _draw(
+    curves: dict[tuple[str, str, str], Curve],
+    groups: dict[str, str],
+    notes: list[str],
+    scale: Scale,
+    band: bool,
+    width: float | None,
+    end_values: bool,
+) -> Figure:
+    """Lay out the panels.
+
+    Arguments:
+        curves: By symbol, method and axis.
+        groups: The methods in order, and the group that each shares its scales with.
+    """
+    methods = list(groups)
+    own_scales = len(set(groups.values())) == len(methods)  # every panel has numbers on both sides
+    blocks = ceil(len(methods) / (3 if own_scales else 5))  # more go into further pairs of rows below
+    across = ceil(len(methods) / blocks)
+    if width is None:
+        width = min(PAPER_WIDTH, 1.2 + (1.9 if own_scales else 1.25) * across)
+    figure = Figure(figsize=(width, 0.8 + blocks * (2.9 if end_values else 2.6)), layout="constrained")
+    grid = figure.add_gridspec(2 * blocks, across)
+    limits = {
+        (q.symbol, group): _limits([c for (s, m, _), c in curves.items() if s == q.symbol and groups[m] == group], scale)
+        for q in QUANTITIES
+        for group in groups.values()
+    }
+    panels: list[Axes] = []
+    for block in range(blocks):
+        beside = methods[block * across : (block + 1) * across]
+        for level, axis in enumerate(ROWS):
+            for place, method in enumerate(beside):
+                left = figure.add_subplot(grid[2 * block + level, place], sharex=panels[0] if panels else None)
+                right = left.twinx()
+                # Numbers only at the outer panels of those that share a scale.
+                outer = (
+                    place == 0 or groups[beside[place - 1]] != groups[method],
+                    place == len(beside) - 1 or groups[beside[place + 1]] != groups[method],
+                )
+                for q, ax, numbers in zip(QUANTITIES, (left, right), outer, strict=True):
+                    ax.set_label(f"{method} {axis} {q.column}")
+                    curve = curves.get((q.symbol, method, axis), _EMPTY)
+                    _plot(ax, q, curve)
+                    unit = _scale_axis(ax, q, limits[q.symbol, groups[method]], scale, numbers)
+                    if end_values:
+                        _write_end(ax, q, curve, unit)
+                left.set_title(
+                    f"({_letter(len(panels))}) {display_name(method)}", loc="left", pad=11 if end_values else 3
+                )
+                left.tick_params(labelbottom=level == 1)
+                if place == 0:
+                    _name_row(left, axis)
+                panels.append(left)
+    _step_axis(panels[0], list(curves.values()))
+    figure.supxlabel("\n".join(["training step", *notes]))
+    _legend(figure, band, across)
+    return figure
+
+
+_EMPTY = Curve(*(np.empty(0) for _ in range(4)))
+
+
+def _plot(ax: Axes, q: Quantity, curve: Curve) -> None:
+    if not len(curve.steps):
+        ax.text(0.5, 0.6 if q.symbol == "ΔM" else 0.4, f"{q.symbol} undefined", transform=ax.transAxes, ha="center")
+        return
+    if (curve.high > curve.low).any():
+        ax.fill_between(curve.steps, curve.low, curve.high, color=q.color, alpha=0.18, linewidth=0)
+    marker = "o" if len(curve.steps) == 1 else ""  # one point makes no line
+    ax.plot(curve.steps, curve.mean, q.line, color=q.color, marker=marker, label=q.symbol)
+
+
+def _limits(curves: list[Curve], scale: Scale) -> tuple[float, float]:
+    """Return what an axis spans so that all curves are inside: from 0, or on a log scale from the smallest."""
+    high = max((float(c.high.max()) for c in curves if len(c.high)), default=0.0)
+    if high <= 0:
+        return (0.1, 1.0) if scale == "log" else (0.0, 1.0)
+    if scale == "linear":
+        return 0.0, high * 1.06
+    low = min(float(values[values > 0].min(initial=high)) for c in curves for values in (c.low, c.mean))
+    return low / 1.3, high * 1.3
+
+
+def _scale_axis(ax: Axes, q: Quantity, limits: tuple[float, float], scale: Scale, numbers: bool) -> float:
+    """Set limits, ticks and label; return the unit that the numbers are in."""
+    unit = 1.0
+    label = q.symbol
+    if scale == "log":
+        ax.set_yscale("log", nonpositive="mask")
+        ax.yaxis.set_major_locator(LogLocator(numticks=5))
+        ax.yaxis.set_minor_locator(NullLocator())
+    else:
+        exponent = floor(log10(limits[1]))
+        if exponent not in (-1, 0, 1):
+            unit = 10.0**exponent
+            label = rf"{q.symbol} ($10^{{{exponent}}}$)"
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
+    ax.set_ylim(limits)
+    ax.tick_params(axis="y", colors=q.color, labelleft=numbers and q is QUANTITIES[0])
+    ax.tick_params(axis="y", labelright=numbers and q is QUANTITIES[1])
+    if numbers:
+        ax.set_ylabel(label, color=q.color)
+    return unit
+
+
+def _write_end(ax: Axes, q: Quantity, curve: Curve, unit: float) -> None:
+    """Mark the last point and write its value above the panel, ΔM left and ΔD right, where no curve is in the way."""
+    if not len(curve.steps):
+        return
+    end = curve.mean[-1]
+    ax.plot(curve.steps[-1:], curve.mean[-1:], "o", color=q.color, clip_on=False, label=f"{q.symbol} at the end")
+    x, side = (0, "left") if q is QUANTITIES[0] else (1, "right")
+    ax.annotate(
+        f"{q.symbol} {end / unit:.3g}",
+        (x, 1),
+        xycoords="axes fraction",
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha=side,
+        va="bottom",
+        color=q.color,
+        fontsize=SMALLEST,
+    )
+
+
+def _name_row(ax: Axes, axis: Axis) -> None:
+    """Write the axis to the left of the panel's own label."""
+    ax.annotate(
+        f"{axis}-wise",
+        (0, 0.5),
+        xycoords=ax.yaxis.label,
+        xytext=(-3, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        rotation=90,
+        weight="bold",
+    )
+
+
+def _step_axis(ax: Axes, curves: list[Curve]) -> None:
+    """Few, short step numbers, so that those of neighbours don't touch; all panels share this axis."""
+    ends = [step for curve in curves for step in (*curve.steps[:1], *curve.steps[-1:])]
+    if ends and min(ends) < max(ends):
+        margin = 0.04 * (max(ends) - min(ends))
+        ax.set_xlim(min(ends) - margin, max(ends) + margin)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, steps=[1, 2, 4, 5, 10]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"))
+
+
+def _legend(figure: Figure, band: bool, across: int) -> None:
+    handles: list[Line2D | Patch] = [
+        Line2D([], [], color=q.color, linestyle=q.line, label=f"{q.symbol}, {q.word} ({side} axis)")
+        for q, side in zip(QUANTITIES, ("left", "right"), strict=True)
+    ]
+    if band:
+        handles.append(Patch(color="0.5", alpha=0.3, linewidth=0, label="smallest to largest of the layers"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if across > 3 else 1)
+
+
+def _letter(index: int) -> str:
+    """a to z, then aa, ab, …"""
+    head, tail = divmod(index, 26)
+    return (_letter(head - 1) if head else "") + "abcdefghijklmnopqrstuvwxyz"[tail]

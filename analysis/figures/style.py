@@ -1,0 +1,58 @@
+"""How the figures look: sizes for a paper 7 inches wide, and colours that colour-blind readers tell apart."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import matplotlib.style
+
+from deltaw.adapters import OptionError
+
+Scale = Literal["linear", "log"]
+
+BLUE, GREEN = "#0072B2", "#009E73"  # Okabe and Ito's; the papers' two colours: magnitude and direction
+# Okabe and Ito's others, for one line a method. Their yellow is left out: it is too light for a line on white.
+COLORS = (BLUE, "#D55E00", GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+
+PAPER_WIDTH = 7.0  # inches
+SMALLEST = 7.0  # points
+
+_STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "figure.labelsize": 8,
+    "legend.fontsize": 7.5,
+    "xtick.labelsize": SMALLEST,
+    "ytick.labelsize": SMALLEST,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.major.pad": 2.0,
+    "ytick.major.pad": 2.0,
+    "axes.labelpad": 2.0,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "mathtext.fontset": "dejavusans",
+    "figure.constrained_layout.w_pad": 0.03,
+    "figure.constrained_layout.h_pad": 0.03,
+    "pdf.fonttype": 42,  # TrueType: journals reject matplotlib's default Type 3
+    "svg.hashsalt": "deltaw",  # the same ids in every file, so that the same figure gives the same bytes
+}
+
+
+@contextmanager
+def paper_style() -> Iterator[None]:
+    """Draw in the figures' style, whatever style the caller has set; the caller's is back afterwards."""
+    with matplotlib.style.context(_STYLE, after_reset=True):
+        yield
+
+
+def check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise an `OptionError` that lists the choices, unless ``value`` is one of them."""
+    if value not in choices:
+        raise OptionError(f"{option} is {value!r}; choose one of {', '.join(map(repr, choices))}")

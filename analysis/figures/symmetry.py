@@ -1,0 +1,76 @@
+"""BoRA's Figure 2: do rows and columns change alike from step to step?"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from deltaw.adapters import OptionError
+from deltaw.analysis.figures.panels import Share, draw_panels
+from deltaw.analysis.figures.style import Scale
+
+SOURCE = 'Trajectory.changes("consecutive")'
+
+
+def symmetry(
+    frame: pd.DataFrame,
+    *,
+    kind: str | None = "query",
+    methods: Sequence[str] | None = None,
+    share: Share = "all",
+    scale: Scale = "linear",
+    band: bool = True,
+    width: float | None = None,
+) -> Figure:
+    """Draw ΔM(t, t−1) and ΔD(t, t−1) of every method, columns above rows.
+
+    A curve is the mean over the matrices of the kind, one a layer; the band runs from the smallest to the largest of
+    them. ΔM is blue, solid, on the left axis, ΔD green, dashed, on the right one. Several runs of a method are averaged
+    over the steps that they share. NaN and infinity are left out, and the figure says how many.
+
+    Arguments:
+        frame: The consecutive changes of one or several runs, concatenated, columns as in `Trajectory.changes`.
+        kind: The kind of matrix, "query" as in the paper; ``None`` for all kinds together.
+        methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
+        share: What shares one scale for ΔM and one for ΔD: "all" panels, so that methods compare; "adapters", which
+            gives full fine-tuning its own; "none", where only a method's two panels share theirs.
+        scale: "linear", from 0, or "log".
+        band: Draw the band.
+        width: In inches; ``None`` for up to 7, a paper's width. More than five methods go into further rows.
+
+    Returns:
+        The figure; nothing is shown or written.
+
+    Raises:
+        OptionError: There is no such kind, method or choice, or the table is of another form.
+
+    Source:
+        BoRA, Figure 2 and equations 5 and 6.
+
+    Example:
+        >>> frame = pd.DataFrame(
+        ...     [
+        ...         ("a", "lora", "0.query", 0, "query", axis, step, step + 1, 1e-3, 1e-6)
+        ...         for axis in ("row", "column")
+        ...         for step in range(3)
+        ...     ],
+        ...     columns=["run", "method", "module", "layer", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d"],
+        ... )
+        >>> [axes.get_title("left") for axes in symmetry(frame).axes if axes.get_title("left")]
+        ['(a) LoRA', '(b) LoRA']
+    """
+    if {"run", "method", "step_from", "step_to"} <= set(frame.columns):
+        for (run, method), steps in frame.groupby(["run", "method"])[["step_from", "step_to"]]:
+            if steps["step_to"].nunique() > 1 and steps["step_from"].nunique(dropna=False) == 1:
+                raise OptionError(f"all changes of {run} ({method}) start from one step; pass what {SOURCE} returns")
+    return draw_panels(
+        frame,
+        kind=kind,
+        methods=methods,
+        share=share,
+        scale=scale,
+        band=band,
+        width=width,
+        end_values=False,
+        source=SOURCE,
+    )

@@ -1,0 +1,72 @@
+"""BoRA's Figure 3: how far rows and columns have moved since the start of training."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from deltaw.adapters import OptionError
+from deltaw.analysis.figures.panels import Share, draw_panels
+from deltaw.analysis.figures.style import Scale
+
+SOURCE = 'Trajectory.changes("initial")'
+
+
+def updates(
+    frame: pd.DataFrame,
+    *,
+    kind: str | None = "query",
+    methods: Sequence[str] | None = None,
+    share: Share = "all",
+    scale: Scale = "linear",
+    band: bool = True,
+    width: float | None = None,
+) -> Figure:
+    """Draw ΔM(t, t₀) and ΔD(t, t₀) of every method up to the end, columns above rows.
+
+    The last point of every curve, ΔM(T, t₀) and ΔD(T, t₀), is marked, and its value written above the panel in the unit
+    of the axis. All else is as in `symmetry`.
+
+    Arguments:
+        frame: The changes from the first recorded step, or from the base, of one or several runs, concatenated.
+        kind, methods, share, scale, band, width: As in `symmetry`.
+
+    Returns:
+        The figure; nothing is shown or written.
+
+    Raises:
+        OptionError: There is no such kind, method or choice, or the table is of another form.
+
+    Source:
+        BoRA, Figure 3 and equations 5 and 6.
+
+    Example:
+        >>> frame = pd.DataFrame(
+        ...     [
+        ...         ("a", "lora", "0.query", 0, "query", axis, 0, step, 0.2 * step, 0.1 * step)
+        ...         for axis in ("row", "column")
+        ...         for step in range(1, 4)
+        ...     ],
+        ...     columns=["run", "method", "module", "layer", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d"],
+        ... )
+        >>> [text.get_text() for text in updates(frame).axes[0].texts]
+        ['ΔM 0.6', 'column-wise']
+    """
+    if {"run", "method", "step_from"} <= set(frame.columns):
+        starts = frame.groupby(["run", "method"])["step_from"].nunique(dropna=False)
+        for run, method in starts[starts > 1].index:
+            raise OptionError(
+                f"the changes of {run} ({method}) start from several steps; pass what {SOURCE} returns, "
+                "and give runs different names"
+            )
+    return draw_panels(
+        frame,
+        kind=kind,
+        methods=methods,
+        share=share,
+        scale=scale,
+        band=band,
+        width=width,
+        end_values=True,
+        source=SOURCE,
+    )

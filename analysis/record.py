@@ -1,0 +1,269 @@
+"""The format of a recorded run: a folder that is whole after any interruption.
+
+    manifest.json          format and version, the run's identity, its modules and their method, W₀'s checksum
+    base.safetensors       W₀ of the recorded modules, once
+    checkpoints.jsonl      one line a checkpoint: step, bytes, sha256; a checkpoint exists when its line does
+    checkpoints/STEP.safetensors
+    scalars.jsonl          one line a step: loss, learning rate, scores
+
+No path is kept in any of these files: names follow from the step, so no file can point out of its folder. Files are
+written aside, flushed and renamed; a line is appended when what it announces is in place. A last line that was cut off
+announces nothing.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from deltaw.adapters.errors import RecordError
+
+FORMAT = "deltaw-trajectory"
+VERSION = 1
+MANIFEST, BASE, INDEX, SCALARS, CHECKPOINTS = (
+    "manifest.json",
+    "base.safetensors",
+    "checkpoints.jsonl",
+    "scalars.jsonl",
+    "checkpoints",
+)
+
+
+@dataclass(frozen=True)
+class ModuleEntry:
+    """A recorded module: its matrix, and the method that W' follows from (``None``: the matrix itself is recorded)."""
+
+    shape: tuple[int, int]
+    dtype: str
+    method: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a file must be."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run is, apart from its checkpoints."""
+
+    run_id: str
+    method: str
+    modules: dict[str, ModuleEntry]
+    base: FileEntry
+    created: str = ""
+    deltaw: str = ""
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "run_id": self.run_id,
+                "method": self.method,
+                "created": self.created,
+                "deltaw": self.deltaw,
+                "info": self.info,
+                "base": vars(self.base),
+                "modules": {
+                    name: {"shape": list(e.shape), "dtype": e.dtype, "method": e.method, "options": e.options}
+                    for name, e in self.modules.items()
+                },
+            },
+            indent=1,
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointEntry:
+    """A line of the index."""
+
+    step: int
+    file: FileEntry
+
+    def to_json(self) -> str:
+        """The line, with its newline."""
+        return json.dumps({"step": self.step, **vars(self.file)}) + "\n"
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step stands."""
+    return folder / CHECKPOINTS / f"{step:010d}.safetensors"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``manifest.json``.
+
+    Raises:
+        RecordError: The folder is no run, its format is newer, or the manifest is damaged.
+    """
+    path = folder / MANIFEST
+    if not folder.exists():
+        raise RecordError(f"{folder}: there is no such folder")
+    if not path.is_file():
+        raise RecordError(f"{folder}: is not a recorded run (it has no {MANIFEST})")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise RecordError(f"{path}: is damaged, it is not JSON ({error})") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise RecordError(f"{path}: is not the manifest of a deltaw run")
+    version = raw.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise RecordError(f"{path}: is damaged, its version is {version!r}")
+    if version > VERSION:
+        raise RecordError(
+            f"{path}: has format version {version}, deltaw here reads up to {VERSION}: upgrade it with pip install -U deltaw"
+        )
+    try:
+        return Manifest(
+            run_id=_string(raw["run_id"]),
+            method=_string(raw["method"]),
+            modules={_string(name): _module(entry) for name, entry in raw["modules"].items()},
+            base=_file(raw["base"]),
+            created=_string(raw.get("created", "")),
+            deltaw=_string(raw.get("deltaw", "")),
+            info=dict(raw.get("info", {})),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
+
+
+def read_index(folder: Path) -> list[CheckpointEntry]:
+    """Read the announced checkpoints, in order.
+
+    Raises:
+        RecordError: A line other than a cut last one cannot be read, or the steps do not rise.
+    """
+    entries: list[CheckpointEntry] = []
+    for number, line in complete_lines(folder / INDEX):
+        try:
+            raw = json.loads(line)
+            entry = CheckpointEntry(_whole(raw["step"]), _file(raw))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordError(f"{folder / INDEX}: line {number} is damaged ({error})") from None
+        if entries and entry.step <= entries[-1].step:
+            raise RecordError(
+                f"{folder / INDEX}: line {number} has step {entry.step} after step {entries[-1].step}; steps must rise"
+            )
+        entries.append(entry)
+    return entries
+
+
+def read_scalars(folder: Path) -> list[dict[str, float]]:
+    """Read the scalar log, one mapping a line.
+
+    Raises:
+        RecordError: A line other than a cut last one cannot be read.
+    """
+    rows = []
+    for number, line in complete_lines(folder / SCALARS):
+        try:
+            raw = json.loads(line)
+            rows.append({_string(key): float("nan") if value is None else float(value) for key, value in raw.items()})
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RecordError(f"{folder / SCALARS}: line {number} is damaged ({error})") from None
+    return rows
+
+
+def complete_lines(path: Path) -> list[tuple[int, str]]:
+    """Return the numbered lines of a log, without a last one that was cut off; none where there is no file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from None
+    whole = data[: data.rfind(b"\n") + 1]
+    try:
+        return [(i, line) for i, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1)]
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: is damaged, it is not text ({error.reason} at byte {error.start})") from None
+
+
+def check_size(path: Path, entry: FileEntry) -> None:
+    """Raise where a file is missing or was cut; a look at its size only."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise RecordError(f"{path}: is missing, though the record announces it") from None
+    if size != entry.bytes:
+        raise RecordError(f"{path}: has {size} bytes, the record says {entry.bytes}: it is truncated or was changed")
+
+
+def check_sum(path: Path, entry: FileEntry) -> None:
+    """Raise where a file is missing, was cut, or its checksum is another; reads it whole."""
+    check_size(path, entry)
+    found = digest(path)
+    if found != entry.sha256:
+        raise RecordError(f"{path}: has checksum {found[:12]}…, the record says {entry.sha256[:12]}…: it was changed")
+
+
+def digest(path: Path) -> str:
+    """Return a file's sha256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(path: Path, names: dict[str, str]) -> dict[str, Tensor]:
+    """Read some tensors of a safetensors file.
+
+    Arguments:
+        path: The file.
+        names: The key wanted in the result -> the tensor's name in the file.
+
+    Raises:
+        RecordError: The file cannot be read or lacks a tensor.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            there = set(file.keys())
+            for name in names.values():
+                if name not in there:
+                    raise RecordError(f"{path}: lacks the tensor {name!r}")
+            return {key: file.get_tensor(name) for key, name in names.items()}
+    except (OSError, SafetensorError) as error:
+        raise RecordError(f"{path}: cannot be read as a safetensors file ({error})") from None
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no NaN; the log keeps null in its place."""
+    return value if math.isfinite(value) else None
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no whole number of at least 0")
+    return value
+
+
+def _file(raw: Any) -> FileEntry:
+    return FileEntry(_whole(raw["bytes"]), _string(raw["sha256"]))
+
+
+def _module(raw: Any) -> ModuleEntry:
+    rows, columns = raw["shape"]
+    method = raw.get("method")
+    return ModuleEntry(
+        (_whole(rows), _whole(columns)),
+        _string(raw["dtype"]),
+        None if method is None else _string(method),
+        dict(raw.get("options", {})),
+    )

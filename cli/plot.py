@@ -1,0 +1,31 @@
+"""``deltaw plot``: one of the papers' figures."""
+
+from pathlib import Path
+
+import click
+
+from deltaw.analysis.figures import FIGURES, save
+from deltaw.analysis.tables import open_runs, table
+
+
+@click.command("plot")
+@click.argument("figure", type=click.Choice(list(FIGURES)))
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", "path", required=True, type=click.Path(path_type=Path), help="A .png, .svg or .pdf file.")
+@click.option("--kind", default=None, help="The matrices shown: query, key, value, … Default: query.")
+def command(figure: str, runs: tuple[Path, ...], path: Path, kind: str | None) -> None:
+    """Draw one of the papers' figures from recorded runs, one run a method.
+
+    \b
+    symmetry   BoRA, Figure 2: ΔM and ΔD between consecutive checkpoints, by column and by row
+    updates    BoRA, Figure 3: ΔM and ΔD from the start on
+    rank       Dual LoRA, Figure 3: the rank of ΔW by layer at the last checkpoint
+
+    \b
+    Example:
+      deltaw plot symmetry runs/ft runs/lora runs/dora runs/bora -o symmetry.pdf
+    """
+    entry = FIGURES[figure]
+    frame = table(open_runs(runs), entry.table, steps="last", progress=True)
+    save(entry.draw(frame, **({} if kind is None else {"kind": kind})), path)
+    click.echo(f"written to {path}")

@@ -1,0 +1,47 @@
+"""``deltaw rank``: the rank and the spectrum of the update."""
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from deltaw.analysis.tables import open_runs, table
+from deltaw.cli.output import emit_table, json_option, out_option
+
+SHOWN = ["run", "module", "step", "group", "rank", "full_rank", "stable_rank", "effective_rank", "energy_rank_90"]
+
+
+@click.command("rank")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--step", "steps", multiple=True, type=int, help="A recorded step; may be repeated. Default: the last.")
+@click.option("--all-steps", is_flag=True, help="Every recorded step.")
+@click.option("--modules", multiple=True, help="Glob pattern over module names; may be repeated.")
+@out_option
+@json_option
+def command(
+    runs: tuple[Path, ...],
+    steps: tuple[int, ...],
+    all_steps: bool,
+    modules: tuple[str, ...],
+    path: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the rank of ΔW by module: exact from factors where there are factors, else from singular values.
+
+    For Dual LoRA also of its magnitude and direction group. The file given by -o and --json hold every measure: stable
+    rank, effective rank, participation ratio, energy ranks, norms, share of zero rows and columns, and the tolerance.
+
+    \b
+    Example:
+      deltaw rank runs/lora runs/dual-lora -o ranks.csv
+    """
+    wanted: tuple[int, ...] | Literal["last"] | None = None if all_steps else (steps or "last")
+    frame = table(open_runs(runs), "spectra", steps=wanted, modules=modules or None, progress=not as_json)
+    if as_json or path is not None:
+        emit_table(frame if as_json else frame[SHOWN], as_json, None)
+        if path is not None:
+            from deltaw.cli.output import write_table
+
+            write_table(frame, path)
+        return
+    emit_table(frame[SHOWN], as_json, None)
