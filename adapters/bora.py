@@ -1,7 +1,7 @@
 """BoRA: magnitudes for the rows, then for the columns."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class BoRA(LowRankPair):
     """
 
     detach_norm: bool = True
+
+    scales_base: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -1,7 +1,7 @@
 """DoRA: W' = m (W₀ + s·B A) / ‖W₀ + s·B A‖, the norm along the columns or the rows."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ class DoRA(LowRankPair):
 
     axis: Literal["row", "column"] = "column"
     detach_norm: bool = True
+
+    scales_base: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

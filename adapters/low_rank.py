@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_ENTRIES = 1 << 17  # of a matrix at a time: a block and its temporaries stay in a core's cache
+BLOCK_ENTRIES = 1 << 18  # of a matrix at a time: a block and its temporaries stay in a core's cache
 BLOCK_ENTRIES_ELSEWHERE = 1 << 23  # on other devices, where it is the count of kernels that costs
 
 
@@ -51,83 +51,107 @@ def low_rank_linear(
         rho, gamma: Factors of the outputs (out,) and of the inputs (in,); ``None`` for ones.
     """
     flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
-    if gamma is not None:
-        flat = scaled(flat, gamma)
-    inner = bias if rho is None else None
-    if dropout or torch.is_autocast_enabled(x.device.type) or not flat.dtype == weight.dtype == A.dtype == B.dtype:
-        path = F.dropout(flat, dropout) if dropout else flat
-        result = add_product(F.linear(flat, weight, inner), F.linear(path.to(A.dtype), A), B, scaling)
+    one_dtype = all(t is None or t.dtype == flat.dtype for t in (weight, bias, A, B, rho, gamma))
+    if dropout or not one_dtype or torch.is_autocast_enabled(x.device.type):
+        result = _composed(flat, weight, bias, A, B, scaling, rho, gamma, dropout)
     else:
-        result = _LowRankLinear.apply(flat, weight, inner, A, B, scaling)  # type: ignore[no-untyped-call]
-    if rho is not None:
-        result = scaled(result, rho, bias)
+        result = _LowRankLinear.apply(flat, weight, bias, A, B, scaling, rho, gamma)  # type: ignore[no-untyped-call]
     return result.view(*x.shape[:-1], result.shape[-1])
 
 
-class _LowRankLinear(torch.autograd.Function):
-    """x W₀ᵀ + b + s·(x Aᵀ) Bᵀ, with the two gradients of x added in one buffer.
+def _composed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    rho: Tensor | None,
+    gamma: Tensor | None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Return ``low_rank_linear`` of x (tokens, in) from PyTorch's own operations, for any mixture of dtypes."""
+    if gamma is not None:
+        x = x * gamma.to(x.dtype)
+    result = F.linear(x, weight, bias if rho is None else None)  # (tokens, out)
+    path = F.dropout(x, dropout) if dropout else x
+    result = add_product(result, F.linear(path.to(A.dtype), A), B, scaling)
+    if rho is not None:
+        rho = rho.to(result.dtype)
+        result = result * rho if bias is None else torch.addcmul(bias.to(result.dtype), result, rho)
+    return result
 
-    The thin products stand with r as the rows where they can, which the matrix libraries like better.
+
+class _LowRankLinear(torch.autograd.Function):
+    """``_composed`` without dropout and in one dtype, with fewer passes over (tokens, features).
+
+    With x' = x γ, z = x' W₀ᵀ + s·(x' Aᵀ) Bᵀ and y = z ρ + b, the gradients are, from g = ∂L/∂y and g' = g ρ,
+
+        x: (g' W₀ + s·(g' B) A) γ        γ: Σ_t x_t ∘ (g' W₀ + s·(g' B) A)_t        ρ: Σ_t g_t ∘ z_t
+        A: s·(g' B)ᵀ x γ                 B: s·g'ᵀ (x' Aᵀ)
+
+    What each step may write over is written over, and x' is not kept: γ goes to the small side of the gradient of A.
+    Only z is, where there is a ρ. The thin products stand with r as the rows where they can, which is faster.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        scaling: float,
+        rho: Tensor | None,
+        gamma: Tensor | None,
     ) -> Tensor:
-        down = A @ x.T  # (r, tokens)
-        ctx.save_for_backward(x, weight, A, B, down)
+        scaled = x if gamma is None else x * gamma
+        down = A @ scaled.T  # (r, tokens)
+        z = F.linear(scaled, weight, bias if rho is None else None).addmm_(down.T, B.T, alpha=scaling)
+        ctx.save_for_backward(x, weight, bias, A, B, rho, gamma, down, None if rho is None else z)
         ctx.scaling = scaling
-        return F.linear(x, weight, bias).addmm_(down.T, B.T, alpha=scaling)
+        if rho is None:
+            return z
+        return z * rho if bias is None else torch.addcmul(bias, z, rho)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight, A, B, down), (g,) = ctx.saved_tensors, gradients
-        if torch.is_grad_enabled():  # a second derivative is wanted: it must see what ``down`` was made of
-            down = A @ x.T
-        wants_x, wants_weight, wants_bias, wants_A, wants_B, _ = ctx.needs_input_grad
-        up = g @ (ctx.scaling * B) if wants_x or wants_A else None  # (tokens, r)
-        return (
-            (g @ weight).addmm_(up, A) if wants_x else None,
-            g.T @ x if wants_weight else None,
-            g.sum(0) if wants_bias else None,
-            up.T @ x if wants_A and up is not None else None,
-            ((ctx.scaling * down) @ g).T if wants_B else None,
-            None,
-        )
+        (g,), (x, weight, bias, A, B, rho, gamma, down, z) = gradients, ctx.saved_tensors
+        inputs = (x, weight, bias, A, B, ctx.scaling, rho, gamma)
+        wanted = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # a derivative of this one is wanted, which must not see what is kept or overwritten
+            chosen = [value for value, wants in zip(inputs, wanted, strict=True) if wants]
+            found = iter(torch.autograd.grad(_composed(*inputs), chosen, g, create_graph=True))
+            return tuple(next(found) if wants else None for wants in wanted)
+
+        result: list[Tensor | None] = [None] * len(inputs)
+        if wanted[2]:
+            result[2] = g.sum(0)
+        if wanted[6]:
+            result[6] = column_dots(g, z)
+        if rho is not None:
+            g = g * rho
+        if wanted[1]:
+            result[1] = g.T @ (x if gamma is None else x * gamma)
+        if wanted[4]:
+            result[4] = (down @ g).mul_(ctx.scaling).T
+        up = g @ (ctx.scaling * B)  # (tokens, r)
+        if wanted[3]:
+            result[3] = up.T @ x if gamma is None else (up.T @ x).mul_(gamma)
+        if wanted[0] or wanted[7]:
+            grad_x = (g @ weight).addmm_(up, A)
+            if wanted[7]:
+                result[7] = column_dots(x, grad_x)
+            result[0] = grad_x if gamma is None else grad_x.mul_(gamma)
+        return tuple(result)
 
 
-class _Scaled(torch.autograd.Function):
-    """x diag(f) + b; the gradient of f, Σ_t g_t ∘ x_t, is summed a block of tokens at a time."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, factor)
-        narrow = factor.to(x.dtype)
-        return x * narrow if bias is None else torch.addcmul(bias.to(x.dtype), x, narrow)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x, factor), (g,) = ctx.saved_tensors, gradients
-        wants_x, wants_factor, wants_bias = ctx.needs_input_grad
-        return (
-            g * factor.to(g.dtype) if wants_x else None,
-            column_dots(g, x, factor.dtype) if wants_factor else None,
-            g.sum(0) if wants_bias else None,
-        )
-
-
-def scaled(x: Tensor, factor: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x diag(f) + b in the dtype of x, (tokens, features)."""
-    result: Tensor = _Scaled.apply(x, factor, bias)  # type: ignore[no-untyped-call]
-    return result
-
-
-def column_dots(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return Σ_t a_tj b_tj for every column j, summed in ``dtype``."""
+def column_dots(a: Tensor, b: Tensor) -> Tensor:
+    """Return Σ_t a_tj b_tj for every column j, a block of rows at a time."""
     if torch.compiler.is_compiling():  # blocks would tie the compiled code to one number of tokens
-        return (a.to(dtype) * b.to(dtype)).sum(0)
-    parts = [(a[rows].to(dtype) * block.to(dtype)).sum(0) for rows, block in row_blocks(b)]
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        return (a * b).sum(0)
+    return torch.stack([(a[rows] * block).sum(0) for rows, block in row_blocks(b)]).sum(0)
 
 
 def add_product(result: Tensor, down: Tensor, B: Tensor, scaling: float) -> Tensor:
@@ -186,9 +210,12 @@ def row_blocks(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def product_blocks(weight: Tensor, A: Tensor, B: Tensor, scaling: float) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of rows and those rows of V = W₀ + s·B A, in the dtype of A; each block is the caller's own."""
+    """Yield slices of rows and those rows of V = W₀ + s·B A, in the dtype of A; the next block overwrites the last."""
+    V = A.new_empty(0)
     for rows, block in row_blocks(weight):
-        yield rows, torch.addmm(block.to(A.dtype), B[rows], A, alpha=scaling)
+        if V.shape != block.shape:
+            V = torch.empty_like(block, dtype=A.dtype, memory_format=torch.contiguous_format)
+        yield rows, V.copy_(block).addmm_(B[rows], A, alpha=scaling)
 
 
 def row_squares(weight: Tensor, dtype: torch.dtype) -> Tensor:

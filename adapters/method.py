@@ -27,6 +27,7 @@ class Method(ABC):
     """What a method is: its options, and how W' follows from W₀ and its tensors."""
 
     injects: ClassVar[bool] = True  # False: the method trains the layers as they are
+    scales_base: ClassVar[bool] = False  # True: its tensors multiply W₀, so their rounding moves all of W'
 
     @property
     @abstractmethod

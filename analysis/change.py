@@ -66,10 +66,10 @@ def change(before: Tensor, after: Tensor, axis: Axis, *, allow_nonfinite: bool =
 
         magnitude_i = |‖b_i‖ − ‖a_i‖|,    direction_i = 1 − cos(a_i, b_i),    ΔM, ΔD = their means
 
-    The relative error is at most 1e-5 in every magnitude, in ΔM, and in every direction, and so ΔD, that is at least
-    1e-12; below, a direction's absolute error is at most 1e-5·√(1e-12·direction) + 1e-30. This holds for every floating
-    dtype up to float64, vectors of up to 2^30 entries, whatever the size of the numbers, short of results that are
-    themselves subnormal. Swapping ``before`` and ``after`` gives the same up to rounding; equal vectors give exactly 0.
+    The relative error is at most 1e-5 in every magnitude, however much of ‖b‖ − ‖a‖ cancels (down to 1e-24 of the
+    norms), and in every direction of 1e-12 or more, and so in ΔM and ΔD. Smaller directions are off by at most
+    1e-11·√direction + 1e-28. This holds for every floating dtype, whatever the size of the numbers, but for norms that
+    float64 cannot hold. Swapped arguments give the same up to rounding, equal vectors exactly 0.
 
     Arguments:
         before, after: The matrix at two steps, (out, in), any floating dtype; 16 bits are widened first. On an

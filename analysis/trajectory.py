@@ -232,8 +232,8 @@ class Trajectory:
     ) -> pd.DataFrame:
         """Return the rank and the spectrum of the update of every module at every step.
 
-        From factors where the method has them, else from the update in float64. Where whole matrices were recorded, the
-        rounding of their dtype counts as noise floor.
+        From factors where the method has them, else from the update in float64. Where whole matrices were recorded, or
+        magnitudes that multiply W₀ (DoRA, BoRA), the rounding of their dtype counts as noise floor.
 
         Arguments:
             steps: The steps; ``None`` for all that are recorded.
@@ -273,6 +273,11 @@ class Trajectory:
             elif method is None:
                 weight = self.weight(module, step)
                 yield "update", spectrum(self.update(module, step), stored=weight.dtype, weight=weight)
+            elif method.scales_base:
+                # Their magnitudes are as large as W₀: the rounding of these counts, as in a merged weight.
+                stored = next(v.dtype for v in self.state(module, step).values() if v.is_floating_point())
+                weight = self.weight(module, step, torch.float64)
+                yield "update", spectrum(self.update(module, step), stored=stored, weight=weight)
             else:
                 yield "update", spectrum(self.update(module, step))
             if groups and isinstance(method, DualLoRA):

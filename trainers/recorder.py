@@ -60,8 +60,8 @@ class Recorder:
         when: Which steps to record; default every step.
         method: The method's name in the record; by default the adapters' own, ``ft`` for plain layers.
         info: Plain values to keep with the run, for example the command line.
-        resume: Go on with the run in ``path``: its modules and W₀ must be this model's. Checkpoints at or after the
-            first step given now are dropped, because training has gone back behind them.
+        resume: Go on with the run in ``path``: its modules and, below adapters, its W₀ must be this model's.
+            Checkpoints at or after the first step given now are dropped, because training has gone back behind them.
 
     Raises:
         RecordError: The folder holds a run, or another one, is being recorded to, or cannot be written.
@@ -202,7 +202,9 @@ class Recorder:
                     f"{self.path}: cannot be resumed, {name!r} was recorded as {manifest.modules[name]}, not {entry}"
                 )
         check_sum(self.path / BASE, manifest.base)
-        for name, there in read_tensors(self.path / BASE, {name: name for name in base}).items():
+        # A plain layer has no base of its own to compare: what it holds now has moved away from W₀.
+        frozen = {name: name for name, m in self.modules.items() if isinstance(m, AdaptedLayer) or is_peft(m)}
+        for name, there in read_tensors(self.path / BASE, frozen).items():
             if not torch.equal(there, base[name].cpu()):
                 raise RecordError(f"{self.path}: cannot be resumed, its base of {name!r} is not this model's")
         for log in (INDEX, SCALARS):

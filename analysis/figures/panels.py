@@ -32,7 +32,7 @@ class Quantity:
     symbol: str
     word: str
     color: str
-    line: str
+    line: Literal["-", "--"]
 
 
 QUANTITIES = (
@@ -43,7 +43,7 @@ QUANTITIES = (
 
 @dataclass(frozen=True)
 class Curve:
-    """The mean over the matrices at every step, with their range."""
+    """The mean over the matrices at every step, and the band around it."""
 
     steps: np.ndarray[Any, Any]
     mean: np.ndarray[Any, Any]
@@ -82,32 +82,37 @@ def draw_panels(
         for (method, axis), found in rows.groupby(["method", "axis"])
         for q in QUANTITIES
     }
-    groups = {name: {"all": "all", "adapters": "ft" if name == "ft" else "adapters", "none": name}[share] for name in chosen}
-    if band:
-        band = any(len(curve.mean) and bool((curve.high > curve.low).any()) for curve in curves.values())
-    else:
+    if not band:
         curves = {key: Curve(c.steps, c.mean, c.mean, c.mean) for key, c in curves.items()}
     with paper_style():
-        return _draw(curves, groups, notes, scale, band, width, end_values)
+        return _draw(curves, {name: _group(name, share) for name in chosen}, notes, scale, width, end_values)
+
+
+def _group(method: str, share: Share) -> str:
+    """Return the name of the group of methods that share their scales."""
+    if share == "adapters":
+        return "ft" if method == "ft" else "adapters"
+    return "all" if share == "all" else method
 
 
 def _clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Keep the pairs of steps that all runs of a method share, drop NaN and infinity, and say what was left out."""
     notes = []
-    start = pd.to_numeric(rows["step_from"]).astype("Float64").fillna(-1.0)  # missing: the base
-    rows = rows.assign(step_from=start)
     runs = rows.groupby("method")["run"].nunique()
-    having = rows.groupby(["method", "step_from", "step_to"])["run"].transform("nunique")
-    shared = having == rows["method"].map(runs)
-    for method in runs.index:
-        if not shared[rows["method"] == method].any():
-            raise OptionError(f"the {runs[method]} runs of {method} have no pair of steps in common; draw them apart")
     most = int(runs.max())
     if most > 1:
         notes.append(f"mean of {most} runs" if (runs == most).all() else f"mean of up to {most} runs a method")
-    if not shared.all():
-        notes.append("only the steps that all runs of a method share")
-        rows = rows[shared]
+        start = pd.to_numeric(rows["step_from"]).astype("Float64").fillna(-1.0)  # missing: the base
+        having = rows.groupby(["method", start, "step_to"])["run"].transform("nunique")
+        shared = having == rows["method"].map(runs)
+        for method in runs.index:
+            if not shared[rows["method"] == method].any():
+                raise OptionError(
+                    f"the {runs[method]} runs of {method} have no pair of steps in common; draw them apart"
+                )
+        if not shared.all():
+            notes.append("only the steps that all runs of a method share")
+            rows = rows[shared]
     columns = [q.column for q in QUANTITIES]
     values = rows[columns].astype("float64")
     undefined = ~np.isfinite(values.to_numpy())
@@ -118,8 +123,11 @@ def _clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _curve(rows: pd.DataFrame, column: str) -> Curve:
-    found = rows.groupby("step_to")[column].agg(["mean", "min", "max"]).dropna()
-    return Curve(found.index.to_numpy(dtype=float), *(found[name].to_numpy() for name in ("mean", "min", "max")))
+    found = rows.groupby("step_to")[column].agg(["mean", "std", "min", "max"]).dropna(subset="mean")
+    mean, spread = found["mean"].to_numpy(), found["std"].fillna(0.0).to_numpy()
+    # No further than the layers themselves reach, so that the band never goes below 0.
+    low, high = np.maximum(mean - spread, found["min"]), np.minimum(mean + spread, found["max"])
+    return Curve(found.index.to_numpy(dtype=float), mean, np.asarray(low), np.asarray(high))
 
 
 def _draw(
@@ -127,7 +135,6 @@ def _draw(
     groups: dict[str, str],
     notes: list[str],
     scale: Scale,
-    band: bool,
     width: float | None,
     end_values: bool,
 ) -> Figure:
@@ -142,14 +149,15 @@ def _draw(
     blocks = ceil(len(methods) / (3 if own_scales else 5))  # more go into further pairs of rows below
     across = ceil(len(methods) / blocks)
     if width is None:
-        width = min(PAPER_WIDTH, 1.2 + (1.9 if own_scales else 1.25) * across)
+        width = min(PAPER_WIDTH, 1.6 + (1.8 if own_scales else 1.4) * across)
     figure = Figure(figsize=(width, 0.8 + blocks * (2.9 if end_values else 2.6)), layout="constrained")
     grid = figure.add_gridspec(2 * blocks, across)
-    limits = {
-        (q.symbol, group): _limits([c for (s, m, _), c in curves.items() if s == q.symbol and groups[m] == group], scale)
-        for q in QUANTITIES
-        for group in groups.values()
+    together: dict[tuple[str, str], list[Curve]] = {
+        (q.symbol, group): [] for q in QUANTITIES for group in groups.values()
     }
+    for (symbol, method, _), curve in curves.items():
+        together[symbol, groups[method]].append(curve)
+    limits = {key: _limits(found, scale) for key, found in together.items()}
     panels: list[Axes] = []
     for block in range(blocks):
         beside = methods[block * across : (block + 1) * across]
@@ -178,7 +186,7 @@ def _draw(
                 panels.append(left)
     _step_axis(panels[0], list(curves.values()))
     figure.supxlabel("\n".join(["training step", *notes]))
-    _legend(figure, band, across)
+    _legend(figure, any((curve.high > curve.low).any() for curve in curves.values()), width)
     return figure
 
 
@@ -189,8 +197,12 @@ def _plot(ax: Axes, q: Quantity, curve: Curve) -> None:
     if not len(curve.steps):
         ax.text(0.5, 0.6 if q.symbol == "ΔM" else 0.4, f"{q.symbol} undefined", transform=ax.transAxes, ha="center")
         return
-    if (curve.high > curve.low).any():
-        ax.fill_between(curve.steps, curve.low, curve.high, color=q.color, alpha=0.18, linewidth=0)
+    if len(curve.steps) == 1:
+        ax.vlines(curve.steps, curve.low, curve.high, color=q.color, alpha=0.35, linewidth=3)
+    elif (curve.high > curve.low).any():
+        # As a picture where its outline would make a vector file of megabytes.
+        long = len(curve.steps) > 2000
+        ax.fill_between(curve.steps, curve.low, curve.high, color=q.color, alpha=0.18, linewidth=0, rasterized=long)
     marker = "o" if len(curve.steps) == 1 else ""  # one point makes no line
     ax.plot(curve.steps, curve.mean, q.line, color=q.color, marker=marker, label=q.symbol)
 
@@ -215,11 +227,11 @@ def _scale_axis(ax: Axes, q: Quantity, limits: tuple[float, float], scale: Scale
         ax.yaxis.set_major_locator(LogLocator(numticks=5))
         ax.yaxis.set_minor_locator(NullLocator())
     else:
-        exponent = floor(log10(limits[1]))
+        exponent = floor(log10(limits[1] / 2))  # numbers from 1 to 20
         if exponent not in (-1, 0, 1):
             unit = 10.0**exponent
             label = rf"{q.symbol} ($10^{{{exponent}}}$)"
-        ax.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
     ax.set_ylim(limits)
     ax.tick_params(axis="y", colors=q.color, labelleft=numbers and q is QUANTITIES[0])
@@ -233,11 +245,12 @@ def _write_end(ax: Axes, q: Quantity, curve: Curve, unit: float) -> None:
     """Mark the last point and write its value above the panel, ΔM left and ΔD right, where no curve is in the way."""
     if not len(curve.steps):
         return
-    end = curve.mean[-1]
+    end = curve.mean[-1] / unit
+    digits = 3 if ax.get_yscale() == "linear" and end >= 0.01 else 2  # what two values side by side have room for
     ax.plot(curve.steps[-1:], curve.mean[-1:], "o", color=q.color, clip_on=False, label=f"{q.symbol} at the end")
     x, side = (0, "left") if q is QUANTITIES[0] else (1, "right")
     ax.annotate(
-        f"{q.symbol} {end / unit:.3g}",
+        f"{q.symbol} {end:.{digits}g}",
         (x, 1),
         xycoords="axes fraction",
         xytext=(0, 2),
@@ -274,14 +287,14 @@ def _step_axis(ax: Axes, curves: list[Curve]) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"))
 
 
-def _legend(figure: Figure, band: bool, across: int) -> None:
+def _legend(figure: Figure, band: bool, width: float) -> None:
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=q.color, linestyle=q.line, label=f"{q.symbol}, {q.word} ({side} axis)")
         for q, side in zip(QUANTITIES, ("left", "right"), strict=True)
     ]
     if band:
-        handles.append(Patch(color="0.5", alpha=0.3, linewidth=0, label="smallest to largest of the layers"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if across > 3 else 1)
+        handles.append(Patch(color="0.5", alpha=0.3, linewidth=0, label="± one standard deviation over the matrices"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if width > 6 else 1)
 
 
 def _letter(index: int) -> str:

@@ -8,17 +8,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.style import COLORS, PAPER_WIDTH, Scale, check_choice, paper_style
+from deltaw.analysis.figures.style import METHOD_STYLES, OTHER_STYLES, Scale, check_choice, paper_style
 from deltaw.analysis.tidy import display_name, require_columns, select
 
 SOURCE = "Trajectory.spectra(groups=True)"
 COLUMNS = ("run", "method", "module", "layer", "kind", "step", "group", "rank", "full_rank")
 
-_MARKERS = "osD^vPX*"
-_GROUPS = {"update": "overall", "magnitude": "magnitude group", "direction": "direction group"}
+_GROUPS = {"magnitude": "magnitude group", "direction": "direction group", "update": "overall"}
+_GROUP_MARKERS = {"magnitude": "+", "direction": "x"}
+_DASH = 4  # in line widths
 
 
 def rank(
@@ -28,13 +30,12 @@ def rank(
     methods: Sequence[str] | None = None,
     scale: Scale = "log",
     width: float | None = None,
-    ax: Axes | None = None,
 ) -> Figure:
     """Draw the rank of ΔW by layer at the last recorded step, a line a method, and full rank dashed.
 
     Dual LoRA has three lines where the table has its groups: the magnitude group ReLU(B A), the direction group
     Sign(D C), and the whole. A point is the mean over a layer's matrices and over the runs of a method. Lines that lie
-    on each other are drawn from wide to narrow, so that all are seen. Matrices without a layer number and undefined
+    on each other take turns, in dashes and markers, so that all are seen. Matrices without a layer number and undefined
     ranks are left out, and the figure says how many.
 
     Arguments:
@@ -42,8 +43,7 @@ def rank(
         kind: The kind of matrix, such as "query"; ``None`` for all together, as in the paper.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
         scale: "log", in powers of two, where rank 8 and full rank are both readable, or "linear", as in the paper.
-        width: In inches; ``None`` for 5.
-        ax: Draw here instead of in a new figure, in the style that is set.
+        width: In inches; ``None`` for 5.5.
 
     Returns:
         The figure; nothing is shown or written.
@@ -68,14 +68,11 @@ def rank(
     lines = {
         (method, group): found.groupby("layer")["rank"].mean()
         for method in chosen
-        for group in ("magnitude", "direction", "update")
+        for group in _GROUPS
         if not (found := rows[(rows["method"] == method) & (rows["group"] == group)]).empty
     }
-    if ax is not None:
-        _draw(ax, rows, lines, notes, scale)
-        return ax.get_figure(root=True)
     with paper_style():
-        figure = Figure(figsize=(width or min(PAPER_WIDTH, 5.5), 2.9), layout="constrained")
+        figure = Figure(figsize=(width or 5.5, 2.9), layout="constrained")
         _draw(figure.add_subplot(), rows, lines, notes, scale)
     return figure
 
@@ -104,36 +101,64 @@ def _draw(
 ) -> None:
     full = rows.groupby("layer")["full_rank"].mean()
     sizes = " to ".join(f"{value:g}" for value in sorted({rows["full_rank"].min(), rows["full_rank"].max()}))
-    ax.plot(full.index, full, "--", color="0.35", linewidth=0.9, zorder=1, label=f"full rank ({sizes})")
-    values = list(lines.values())
-    for index, ((method, group), line) in enumerate(lines.items()):
-        # A line that later ones cover is wider, so that its edges show beside them.
-        covered = sum(_touch(line, later) for later in values[index + 1 :])
+    if full.nunique() == 1:
+        ax.axhline(full.iloc[0], linestyle="--", color="0.35", linewidth=0.9, zorder=1)
+    else:
+        ax.plot(full.index, full, "--", color="0.35", linewidth=0.9, zorder=1)
+    handles = [Line2D([], [], linestyle="--", color="0.35", linewidth=0.9)]
+    labels = [f"full rank ({sizes})"]
+    _rank_axis(ax, list(lines.values()), float(full.max()), scale)
+    others = [method for method, group in lines if method not in METHOD_STYLES and group == "update"]
+    for ((method, group), line), (turn, turns) in zip(lines.items(), _turns(ax, list(lines.values())), strict=True):
+        color, marker = METHOD_STYLES.get(method) or OTHER_STYLES[others.index(method) % len(OTHER_STYLES)]
         name = display_name(method)
-        if group != "update" or (method, "magnitude") in lines:
+        if any((method, part) in lines for part in _GROUP_MARKERS):
             name += f", {_GROUPS[group]}"
+            marker = _GROUP_MARKERS.get(group, marker)
+        mean = line.mean()
+        labels.append(f"{name} ({mean:,.0f})" if mean >= 1000 else f"{name} ({mean:.3g})")
+        handles.append(Line2D([], [], color=color, marker=marker))
         ax.plot(
             line.index,
             line,
-            color=COLORS[index % len(COLORS)],
-            marker=_MARKERS[index % len(_MARKERS)],
-            linewidth=1.2 + 1.8 * covered,
-            markersize=3.5 + 1.8 * covered,
-            linestyle="-" if index < len(COLORS) else ":",
-            label=f"{name} ({line.mean():.3g})" if line.mean() < 1000 else f"{name} ({line.mean():,.0f})",
+            color=color,
+            marker=marker,
+            markevery=(turn % len(line), turns) if turns <= len(line) else 1,
+            linestyle="-" if turns == 1 else (turn * _DASH, (_DASH, (turns - 1) * _DASH)),
+            dash_capstyle="butt",
+            label=labels[-1],
             zorder=2,
         )
-    _rank_axis(ax, values, float(full.max()), scale)
+    ax.set_xlim(full.index.min() - 0.5, full.index.max() + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("\n".join(["layer", *notes]))
     ax.set_ylabel("rank of ΔW")
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="mean rank in brackets", alignment="left")
+    ax.legend(
+        handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), title="mean rank in brackets", alignment="left"
+    )
 
 
-def _touch(one: "pd.Series[float]", other: "pd.Series[float]") -> bool:
-    """Whether two lines come closer than 3 % at any layer."""
-    both = pd.concat([one, other], axis=1, join="inner").to_numpy()
-    return bool((np.abs(both[:, 0] - both[:, 1]) <= 0.03 * both.max(axis=1, initial=1.0)).any())
+def _turns(ax: Axes, lines: "list[pd.Series[float]]") -> list[tuple[int, int]]:
+    """Return for every line its place among the lines that it lies on at most layers, and their number.
+
+    Two lines lie on each other where less than 1.5 % of the axis' height is between them.
+    """
+    low, high = ax.transScale.transform([(0, y) for y in ax.get_ylim()])[:, 1]
+    heights = [
+        pd.Series((ax.transScale.transform([(0, y) for y in line])[:, 1] - low) / (high - low), line.index)
+        for line in lines
+    ]
+    heaps: list[list[int]] = []
+    for index, height in enumerate(heights):
+        for heap in heaps:
+            apart = (heights[heap[0]] - height).abs().dropna()
+            if len(apart) and (apart < 0.015).mean() > 0.5:
+                heap.append(index)
+                break
+        else:
+            heaps.append([index])
+    places = {index: (turn, len(heap)) for heap in heaps for turn, index in enumerate(heap)}
+    return [places[index] for index in range(len(lines))]
 
 
 def _rank_axis(ax: Axes, lines: "list[pd.Series[float]]", full: float, scale: Scale) -> None:
@@ -145,9 +170,8 @@ def _rank_axis(ax: Axes, lines: "list[pd.Series[float]]", full: float, scale: Sc
     ax.set_yscale("symlog", base=2, linthresh=1, linscale=0.7)
     ax.set_ylim(-0.15 if low < 1 else low / 1.5, 1.5 * full)
     powers = [2.0**k for k in range(floor(log2(max(1.0, full))) + 1)]
-    shown = [value for value in [0.0, *powers[:: 1 + len(powers) // 9]] if value >= ax.get_ylim()[0]]
-    # The last power makes room for full rank itself.
-    shown = [value for value in shown if value == full or value < 0.75 * full]
-    ax.yaxis.set_major_locator(FixedLocator([*shown, full]))
+    # Full rank has its own tick; a power too close below it makes room.
+    shown = [value for value in [0.0, *powers] if ax.get_ylim()[0] <= value < 0.75 * full]
+    ax.yaxis.set_major_locator(FixedLocator([*shown[:: 1 + len(shown) // 12], full]))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -11,8 +11,21 @@ from deltaw.adapters import OptionError
 Scale = Literal["linear", "log"]
 
 BLUE, GREEN = "#0072B2", "#009E73"  # Okabe and Ito's; the papers' two colours: magnitude and direction
-# Okabe and Ito's others, for one line a method. Their yellow is left out: it is too light for a line on white.
-COLORS = (BLUE, "#D55E00", GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+
+# One colour and marker a method, the same in every figure. Okabe and Ito's colours, less their yellow, which is too
+# light for a line on white; wine and olive are Paul Tol's.
+METHOD_STYLES = {
+    "ft": ("#000000", "s"),
+    "lora": (BLUE, "o"),
+    "rslora": ("#56B4E9", "p"),
+    "dora": (GREEN, "D"),
+    "dora-row": ("#E69F00", "v"),
+    "bora": ("#CC79A7", "^"),
+    "sbora-fa": ("#882255", "<"),
+    "sbora-fb": ("#999933", ">"),
+    "dual-lora": ("#D55E00", "P"),
+}
+OTHER_STYLES = (("0.5", "X"), ("0.5", "d"), ("0.5", "h"), ("0.5", "8"))
 
 PAPER_WIDTH = 7.0  # inches
 SMALLEST = 7.0  # points

@@ -24,9 +24,10 @@ def symmetry(
 ) -> Figure:
     """Draw ΔM(t, t−1) and ΔD(t, t−1) of every method, columns above rows.
 
-    A curve is the mean over the matrices of the kind, one a layer; the band runs from the smallest to the largest of
-    them. ΔM is blue, solid, on the left axis, ΔD green, dashed, on the right one. Several runs of a method are averaged
-    over the steps that they share. NaN and infinity are left out, and the figure says how many.
+    A curve is the mean over the matrices of the kind, one a layer; the band is one standard deviation of them up and
+    down, no further than they reach. ΔM is blue, solid, on the left axis, ΔD green, dashed, on the right one.
+    Several runs of a method are averaged over the steps that they share. NaN and infinity are left out, and the figure
+    says how many.
 
     Arguments:
         frame: The consecutive changes of one or several runs, concatenated, columns as in `Trajectory.changes`.
@@ -48,14 +49,13 @@ def symmetry(
         BoRA, Figure 2 and equations 5 and 6.
 
     Example:
-        >>> frame = pd.DataFrame(
-        ...     [
-        ...         ("a", "lora", "0.query", 0, "query", axis, step, step + 1, 1e-3, 1e-6)
-        ...         for axis in ("row", "column")
-        ...         for step in range(3)
-        ...     ],
-        ...     columns=["run", "method", "module", "layer", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d"],
-        ... )
+        >>> columns = ["run", "method", "module", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d"]
+        >>> rows = [
+        ...     ("a", "lora", "0.query", "query", axis, step, step + 1, 1e-3, 1e-6)
+        ...     for axis in ("row", "column")
+        ...     for step in range(3)
+        ... ]
+        >>> frame = pd.DataFrame(rows, columns=columns)
         >>> [axes.get_title("left") for axes in symmetry(frame).axes if axes.get_title("left")]
         ['(a) LoRA', '(b) LoRA']
     """

@@ -41,16 +41,15 @@ def updates(
         BoRA, Figure 3 and equations 5 and 6.
 
     Example:
-        >>> frame = pd.DataFrame(
-        ...     [
-        ...         ("a", "lora", "0.query", 0, "query", axis, 0, step, 0.2 * step, 0.1 * step)
-        ...         for axis in ("row", "column")
-        ...         for step in range(1, 4)
-        ...     ],
-        ...     columns=["run", "method", "module", "layer", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d"],
-        ... )
+        >>> columns = ["run", "method", "module", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d"]
+        >>> rows = [
+        ...     ("a", "lora", "0.query", "query", axis, 0, step + 1, 0.2, 0.1)
+        ...     for axis in ("row", "column")
+        ...     for step in range(3)
+        ... ]
+        >>> frame = pd.DataFrame(rows, columns=columns)
         >>> [text.get_text() for text in updates(frame).axes[0].texts]
-        ['ΔM 0.6', 'column-wise']
+        ['ΔM 0.2', 'column-wise']
     """
     if {"run", "method", "step_from"} <= set(frame.columns):
         starts = frame.groupby(["run", "method"])["step_from"].nunique(dropna=False)

@@ -212,19 +212,31 @@ def test_the_model_has_learnt_what_agrees():
 # --- Making them
 
 
-def test_corruption_leaves_special_tokens_and_unchosen_positions_alone():
+def test_corruption_leaves_special_tokens_alone_and_keeps_its_shares():
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, 50, (200, 20), generator=generator)
-    corrupted, chosen = pretrain.corrupt(ids, 50, generator)
-    special = len(pretrain.SPECIAL_TOKENS)
-    assert not chosen[ids < special].any()
-    assert torch.equal(corrupted[~chosen], ids[~chosen])
-    share = chosen.sum() / (ids >= special).sum()
-    assert share == pytest.approx(pretrain.CHOSEN, abs=0.02)
-    masked = (corrupted[chosen] == pretrain.SPECIAL_TOKENS.index("<mask>")).double().mean()
-    assert masked == pytest.approx(pretrain.MASKED, abs=0.05)
-    changed = (corrupted[chosen] != ids[chosen]).double().mean()
-    assert changed == pytest.approx(pretrain.MASKED + pretrain.REPLACED, abs=0.05)
+    special, size = len(pretrain.SPECIAL_TOKENS), 50
+    ids = torch.randint(0, size, (400, 50), generator=generator)
+    rivals = ((torch.arange(size) + 1) % size).expand(size, size).T  # each word's rival is the next one
+    corrupted = pretrain.corrupt(ids, rivals, generator)
+    assert torch.equal(corrupted[ids < special], ids[ids < special])
+    was, now = ids[ids >= special], corrupted[ids >= special]
+    masked = (now == pretrain.SPECIAL_TOKENS.index("<mask>")).double().mean()
+    assert masked == pytest.approx(pretrain.MASKED, abs=0.01)
+    changed = (now != was).double().mean()
+    assert changed == pytest.approx(pretrain.MASKED + pretrain.REPLACED + pretrain.CONFUSED, abs=0.01)
+    confused = (now == (was + 1) % size).double().mean()
+    assert confused == pytest.approx(pretrain.CONFUSED, abs=0.01)
+
+
+def test_rivals_are_the_other_words_of_a_paradigm():
+    pytest.importorskip("transformers")
+    tokenizer = pretrain.build_tokenizer()
+    rivals = pretrain.build_rivals(tokenizer)
+    for word, expected in [("him", {"he"}), ("taken", {"take", "takes", "took", "taking"}), ("boys", {"boy"})]:
+        row = rivals[tokenizer.convert_tokens_to_ids(word)].tolist()
+        assert set(tokenizer.convert_ids_to_tokens(row)) == expected
+    anything = set(rivals[tokenizer.convert_tokens_to_ids("yesterday")].tolist())
+    assert anything == set(range(len(pretrain.SPECIAL_TOKENS), len(tokenizer)))
 
 
 def test_building_writes_a_folder_twice_the_same_and_leaves_nothing_beside_it(tmp_path):

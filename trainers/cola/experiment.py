@@ -201,8 +201,7 @@ def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True
         eval_strategy="epoch",
         logging_strategy="steps",
         logging_steps=settings.record_every,
-        save_strategy="steps",
-        save_steps=settings.save_every * steps_per_epoch,
+        save_strategy="no",  # the watch asks for it, at the end of an epoch
         save_total_limit=1,
         seed=settings.seed,
         report_to="none",
@@ -234,7 +233,7 @@ def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True
 
 
 class _Watch(TrainerCallback):
-    """Times the epochs, without their evaluation, and shows one progress bar."""
+    """Times the epochs, without their evaluation, saves a state to go on from, and shows one progress bar."""
 
     def __init__(self, settings: ColaSettings, steps_per_epoch: int, progress: bool) -> None:
         self.seconds: list[float] = []
@@ -260,6 +259,9 @@ class _Watch(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.seconds.append(time.perf_counter() - self._start)
+        # Saved after the epoch's evaluation, which draws random numbers: so a run goes on to the very same weights.
+        epoch = round(state.epoch)
+        control.should_save = epoch % self._settings.save_every == 0 and epoch < self._settings.epochs
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if self._bar is not None and metrics:

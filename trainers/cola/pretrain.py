@@ -87,8 +87,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> RobertaForMaskedLM:
     """Return the model to pretrain, its weights drawn with torch's global random numbers."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
-    padding = tokenizer.pad_token_id
-    assert isinstance(padding, int)
+    padding = SPECIAL_TOKENS.index("<pad>")
     config = RobertaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,

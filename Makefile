@@ -1,0 +1,70 @@
+# Every target makes its own environment in .venv; python3 (3.11 or newer) and make are all that has to be there.
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench notebooks docs clean
+
+help:
+	@echo "make demo       BoRA's figures on the built-in data, into demo/ (minutes, offline once it is installed)"
+	@echo "make test       the tests"
+	@echo "make lint       ruff, and mypy on an installed copy"
+	@echo "make notebooks  run every notebook from the first cell to the last"
+	@echo "make bench      measure, into benchmarks/results/"
+	@echo "make docs       write docs/cli.md anew"
+	@echo "make clean      remove .venv, builds and caches; demo/ stays"
+
+# The libraries of Hugging Face must not look for a network: everything that is needed is in the package.
+demo test notebooks: export HF_HUB_OFFLINE = 1
+demo test notebooks bench: export TOKENIZERS_PARALLELISM = false
+
+demo: .venv/train.stamp
+	$(BIN)/deltaw reproduce bora --out demo
+
+test: export OMP_NUM_THREADS = 1
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest -n 2
+
+# Type checkers do not see an editable install of mapped folders, so mypy reads an installed copy.
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typecheck .
+	@rm -rf build/lib build/bdist.*
+	cd build/typecheck && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml \
+		--namespace-packages --explicit-package-bases deltaw
+
+notebooks: .venv/dev.stamp
+	$(BIN)/python notebooks/run.py
+
+bench: .venv/dev.stamp
+	$(BIN)/python benchmarks/run.py
+
+docs: .venv/dev.stamp
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is newer than what it was made from, so that a second call installs nothing.
+.venv/pip.stamp: constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "deltaw: there is no '$(PYTHON)'; install Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "deltaw: needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1);" \
+			"name another one, for example: make $(or $(firstword $(MAKECMDGOALS)),test) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PIP_INSTALL) pip
+	@touch $@
+
+.venv/train.stamp: .venv/pip.stamp pyproject.toml
+	$(PIP_INSTALL) --editable '.[train]'
+	@touch $@
+
+.venv/dev.stamp: .venv/pip.stamp pyproject.toml
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,135 @@
+"""The CoLA experiment: its defaults, its result, going on after an interruption, and what it refuses."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deltaw.adapters import METHODS, DataError, OptionError, RecordError, TargetError
+from deltaw.analysis import Trajectory
+from deltaw.trainers.cola import ColaSettings, experiment, train_cola
+from deltaw.trainers.cola.data import BUILTIN
+
+MODEL = str(BUILTIN / "model")
+MATRICES = 2 * json.loads((BUILTIN / "model" / "config.json").read_text())["num_hidden_layers"]  # query and value
+
+
+def settings(small, method="bora", **options):
+    chosen = {"epochs": 2, "batch_size": 16, "record_every": 1, "save_every": 1, "learning_rate": 1e-3} | options
+    return ColaSettings(method=method, model=MODEL, data=str(small), **chosen)
+
+
+def test_defaults_are_loras_for_roberta_base():
+    chosen = ColaSettings(method="lora", model="roberta-base", data="hub")
+    assert (chosen.epochs, chosen.batch_size, chosen.warmup_ratio) == (80, 32, 0.06)
+    assert chosen.rate() == 4e-4
+    assert replace(chosen, method="ft").rate() == 2e-5
+    method = chosen.make_method()
+    assert (method.rank, method.alpha) == (8, 8.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_is_recorded(method, small, tmp_path):
+    result = train_cola(settings(small, method), tmp_path / "run", progress=False)
+    run = Trajectory.open(tmp_path / "run")
+    assert run.method == method
+    assert run.steps == list(range(7))  # 48 sentences, batch 16, 2 epochs, and step 0
+    assert len(run.modules) == MATRICES
+    assert set(run.changes("initial").kind) == {"query", "value"}
+    scalars = run.scalars()
+    assert scalars["eval_mcc"].dropna().tolist()[-1] == result.final_mcc
+    assert -1 <= result.best_mcc <= 1
+    assert result.best_mcc == scalars["eval_mcc"].max()
+    assert scalars["loss"].notna().sum() == 6
+    if method == "ft":
+        assert result.share == 1
+    else:
+        layer = run.manifest.modules[run.modules[0]].shape
+        assert result.trainable == MATRICES * settings(small, method).make_method().count(*layer)
+    assert result.n_dev == 16
+    assert result.seconds_per_epoch > 0
+    assert result.peak_megabytes > 50
+    kept = json.loads((tmp_path / "run" / "result.json").read_text())["result"]
+    assert kept["best_mcc"] == result.best_mcc
+    assert not (tmp_path / "run" / "training").exists()
+    again = train_cola(settings(small, method), tmp_path / "run", progress=False)
+    assert again == result  # read, not trained
+
+
+@pytest.mark.parametrize("method", ["bora", "dual-lora", "ft"])
+def test_an_interrupted_run_goes_on_to_the_same_weights(method, small, tmp_path, monkeypatch):
+    chosen = settings(small, method, epochs=3)
+    train_cola(chosen, tmp_path / "whole", progress=False)
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment._Watch, "on_step_end", stop)
+        with pytest.raises(Stop):
+            train_cola(chosen, tmp_path / "broken", progress=False)
+    assert Trajectory.open(tmp_path / "broken").steps[-1] == 5
+    result = train_cola(chosen, tmp_path / "broken", progress=False)
+    whole, broken = (Trajectory.open(tmp_path / name) for name in ("whole", "broken"))
+    assert broken.steps == whole.steps == list(range(10))
+    assert broken.verify() == 11
+    for module in whole.modules:
+        for step in whole.steps:
+            assert torch.equal(whole.weight(module, step), broken.weight(module, step)), (module, step)
+    assert result.best_mcc == json.loads((tmp_path / "whole/result.json").read_text())["result"]["best_mcc"]
+    frames = [run.scalars()["loss"].dropna().tolist() for run in (whole, broken)]
+    assert frames[0] == frames[1]
+
+
+def test_interrupted_before_the_first_state_it_begins_again(small, tmp_path, monkeypatch):
+    chosen = settings(small, save_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment._Watch, "on_epoch_end", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train_cola(chosen, tmp_path / "run", progress=False)
+    train_cola(chosen, tmp_path / "run", progress=False)
+    assert Trajectory.open(tmp_path / "run").steps == list(range(7))
+
+
+def test_another_run_in_the_folder_is_refused(small, tmp_path):
+    train_cola(settings(small), tmp_path / "run", progress=False)
+    with pytest.raises(RecordError, match="seed is 0, not 1"):
+        train_cola(settings(small, seed=1), tmp_path / "run", progress=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    with pytest.raises(RecordError, match=r"thesis\.tex"):
+        train_cola(settings(small), tmp_path / "mine", progress=False)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_what_cannot_be_used_is_named_before_anything_is_written(small, tmp_path):
+    out = tmp_path / "run"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare").mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "bare" / name).write_bytes((BUILTIN / "model" / name).read_bytes())
+    for model in ("empty", "bare"):
+        with pytest.raises(DataError, match=model):
+            train_cola(replace(settings(small), model=str(tmp_path / model)), out, progress=False)
+    with pytest.raises(TargetError, match="qeury"):
+        train_cola(settings(small, targets=("*.qeury",)), out, progress=False)
+    with pytest.raises(OptionError, match="rank"):
+        train_cola(settings(small, options={"rank": 500}), out, progress=False)
+    with pytest.raises(OptionError, match="axis"):
+        train_cola(settings(small, options={"axis": "row"}), out, progress=False)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "bad", [{"epochs": 0}, {"batch_size": 0}, {"record_every": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan},
+            {"warmup_ratio": 1.0}, {"model": None}]
+)  # fmt: skip
+def test_bad_settings_are_named(bad):
+    with pytest.raises(OptionError, match=next(iter(bad))):
+        ColaSettings(**({"method": "lora", "model": MODEL, "data": "somewhere"} | bad))
