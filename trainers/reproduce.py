@@ -9,7 +9,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from deltaw.adapters import METHODS, OptionError
-from deltaw.analysis.claims import Outcome, bora_claims, claims_json, claims_markdown
+from deltaw.analysis.claims import Outcome, bora_claims, claims_json, claims_markdown, format_number
 from deltaw.analysis.figures import rank, save, symmetry, updates
 from deltaw.analysis.tables import open_runs, table
 from deltaw.trainers.cola.experiment import ColaResult, ColaSettings, train_cola
@@ -36,7 +36,7 @@ class Report:
     def page(self) -> str:
         """The closing page: results, claims, pictures."""
         claims = [
-            (outcome.claim.sentence, f"{outcome.claim.source}", outcome.verdict, _number(outcome))
+            (outcome.claim.sentence, f"{outcome.claim.source}", outcome.verdict, format_number(outcome))
             for outcome in self.outcomes
         ]
         return "\n".join(
@@ -135,6 +135,3 @@ def results_table(results: Sequence[ColaResult]) -> str:
     ]
     return tabulate(rows, headers="keys", stralign="right", disable_numparse=True)
 
-
-def _number(outcome: Outcome) -> str:
-    return f"{outcome.value:.3g} [{outcome.ci_low:.3g}, {outcome.ci_high:.3g}]"

@@ -1,0 +1,135 @@
+"""The pages say what is so: their snippets run, their commands exist, their tables are complete, their links lead somewhere."""
+
+import re
+import runpy
+import shlex
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from deltaw.adapters import METHODS
+from deltaw.analysis.figures import FIGURES
+from deltaw.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+CONTEXTS = {context.command_path: context for context in GENERATE["commands"]()}
+VERBS = [path for path, context in CONTEXTS.items() if not isinstance(context.command, click.Group)]
+
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def calls(page: Path) -> list[list[str]]:
+    """Every call of deltaw that a page shows, as words: in console blocks, in inline code, in the examples of the help."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^\s*(?:\$ )?(deltaw [^\n`]+)$", text, re.MULTILINE) + re.findall(r"`(deltaw [^`\n]+)`", text)
+    return [words for line in found if (words := shlex.split(line, comments=True))[1:]]
+
+
+def command_of(words: list[str]) -> tuple[click.Context, list[str]]:
+    """Return the context of the command that the words call, and the words after its name."""
+    path = "deltaw"
+    rest = words[1:]
+    while rest and isinstance(CONTEXTS[path].command, click.Group) and not rest[0].startswith("-"):
+        path = f"{path} {rest.pop(0)}"
+        assert path in CONTEXTS, f"there is no command {path!r}: {shlex.join(words)}"
+    return CONTEXTS[path], rest
+
+
+def options_of(context: click.Context) -> set[str]:
+    return {name for parameter in context.command.get_params(context) for name in parameter.opts}
+
+
+def test_the_readmes_snippets_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 3
+    namespace: dict[str, object] = {}
+    for number, block in enumerate(blocks, start=1):
+        exec(compile(block, f"README.md, python block {number}", "exec"), namespace)
+    assert (tmp_path / "symmetry.pdf").stat().st_size > 0
+    assert "pearson" in capsys.readouterr().out
+
+
+def test_the_reference_page_is_up_to_date():
+    assert GENERATE["PAGE"].read_text(encoding="utf-8") == GENERATE["page"](), "run: make docs"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_documented(verb):
+    context = CONTEXTS[verb]
+    assert verb in (ROOT / "README.md").read_text(encoding="utf-8"), f"README.md's table lacks {verb}"
+    assert f"## {verb}\n" in GENERATE["PAGE"].read_text(encoding="utf-8")
+    shown = context.command.help or ""
+    assert "Example:" in shown, f"the help of {verb} has no example"
+    assert verb in shown.partition("Example:")[2]
+
+
+@by_page
+def test_every_call_that_is_shown_exists(page):
+    for words in calls(page):
+        if words[1] == "[OPTIONS]":  # the usage line of the root
+            continue
+        context, rest = command_of(words)
+        known = options_of(context)
+        for word in rest:
+            if word.startswith("-"):
+                assert word.split("=")[0] in known, f"{context.command_path} has no {word}: {shlex.join(words)}"
+
+
+def test_calls_are_found():
+    assert ["deltaw", "reproduce", "bora", "--out", "demo"] in calls(ROOT / "README.md")
+    assert len(calls(GENERATE["PAGE"])) > len(VERBS)
+
+
+@by_page
+def test_every_long_option_that_is_named_exists(page):
+    """Options in inline code without a command, as in: every verb that prints a table takes `--json`."""
+    known = set().union(*(options_of(context) for context in CONTEXTS.values()))
+    for option in re.findall(r"`(--[a-z][a-z-]*)`", page.read_text(encoding="utf-8")):
+        assert option in known, f"{page.name}: there is no option {option}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_in_the_tables(name):
+    for page in (ROOT / "README.md", ROOT / "docs" / "methods.md"):
+        assert f"| `{name}` |" in page.read_text(encoding="utf-8"), f"{page.name}'s table lacks {name}"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_named(name):
+    assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@by_page
+def test_every_link_into_the_repository_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_every_make_target_that_is_named_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    for page in PAGES:
+        for target in re.findall(r"(?:`|\$ )make ([a-z]+)", page.read_text(encoding="utf-8")):
+            assert target in targets, f"{page.name} names make {target}"
+
+
+def test_constraints_pin_every_direct_dependency_exactly():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    for line in pins:
+        assert re.fullmatch(r"[a-z0-9.-]+==[0-9][0-9a-z.]*", line), f"{line!r} is no exact version without a local part"
+    names = {line.partition("==")[0] for line in pins}
+    assert len(names) == len(pins)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["dependencies"] + [r for group in project["optional-dependencies"].values() for r in group]
+    for requirement in wanted:
+        name = re.match(r"[A-Za-z0-9._-]+", requirement).group().lower()
+        assert name in names | {"deltaw"}, f"constraints.txt does not pin {name}"
+    assert "torch==2.13.0" in pins
