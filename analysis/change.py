@@ -158,25 +158,28 @@ def _check(before: Tensor, after: Tensor, axes: Sequence[Axis]) -> None:
 def _sums(before: Tensor, after: Tensor, axes: Sequence[Axis]) -> dict[Axis, tuple[Tensor, Tensor, Tensor]]:
     """Return ⟨a,a⟩, ⟨a,d⟩ and ⟨d,d⟩ of every vector along each axis, from one pass over blocks of rows."""
     height, width = before.shape
-    elements = _GRAIN * max(2, torch.get_num_threads()) if before.device.type == "cpu" else _DEVICE_BLOCK
+    elements = _GRAIN * torch.get_num_threads() if before.device.type == "cpu" else _DEVICE_BLOCK
     rows = min(height, max(1, elements // width))
     both = before.new_empty(rows, 2, width, dtype=torch.float64)  # a and d, side by side for the 2×2 products
-    squares = torch.zeros_like(both[:, 0])  # Σ a∘a over blocks, (rows, width)
-    products = torch.zeros_like(both)  # Σ a∘d and Σ d∘d over blocks, (rows, 2, width)
+    all_squares = squares = torch.zeros_like(both[:, 0])  # Σ a∘a over blocks, (rows, width)
+    all_products = products = torch.zeros_like(both)  # Σ a∘d and Σ d∘d over blocks, (rows, 2, width)
     gram = both.new_empty(height, 2, 2)  # row i: [[⟨a,a⟩, ⟨a,d⟩], [⟨d,a⟩, ⟨d,d⟩]]
-    for a_rows, b_rows, gram_rows in zip(before.split(rows), after.split(rows), gram.split(rows), strict=True):
-        ad = both[: len(a_rows)]
-        a, d = ad[:, 0], ad[:, 1]
+    blocks = zip(*(torch.split(t, rows) for t in (before, after, gram)), strict=True)
+    for a_rows, b_rows, gram_rows in blocks:
+        if len(a_rows) < len(both):  # the last block
+            both, squares, products = (t[: len(a_rows)] for t in (both, squares, products))
+        a, d = both.unbind(1)
         a.copy_(a_rows)
         d.copy_(b_rows).sub_(a)  # widened first: a float32 difference would be rounded
         if "column" in axes:
-            squares[: len(a)].addcmul_(a, a)
-            products[: len(a)].addcmul_(ad, ad[:, 1:])
+            squares.addcmul_(a, a)
+            products.addcmul_(both, d[:, None])
         if "row" in axes:
-            torch.bmm(ad, ad.transpose(1, 2), out=gram_rows)
+            torch.bmm(both, both.mT, out=gram_rows)
     found: dict[Axis, tuple[Tensor, Tensor, Tensor]] = {}
     if "column" in axes:
-        found["column"] = (squares.sum(0), *products.sum(0).unbind())
+        ad_columns, dd_columns = all_products.sum(0)
+        found["column"] = (all_squares.sum(0), ad_columns, dd_columns)
     if "row" in axes:
         found["row"] = (gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1])
     return found
@@ -236,7 +239,7 @@ def _change(
 def _vectors(before: Tensor, after: Tensor, axis: Axis, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield the wanted vectors, a block at a time: indices, a and b, (vectors, length) in float64."""
     length = before.shape[1 if axis == "row" else 0]
-    for index in wanted.nonzero()[:, 0].split(max(1, _AGAIN // length)):
+    for index in torch.split(wanted.nonzero()[:, 0], max(1, _AGAIN // length)):
         a, b = (t[index] if axis == "row" else t[:, index].T.contiguous() for t in (before, after))
         yield index, a.double(), b.double()
 
@@ -264,5 +267,6 @@ def _top(vectors: Tensor) -> Tensor:
 
 def _inverse_power_of_two(top: Tensor) -> Tensor:
     """Return 2^−e with 2^(e−1) ≤ top < 2^e, kept within [2^−1022, 2^1023], from the bits, so that it is exact."""
-    exponent = torch.frexp(top).exponent.long()
-    return ((1023 - exponent).clamp(1, 2046) << 52).view(torch.float64)
+    exponent: Tensor = torch.frexp(top).exponent.long()
+    inverse: Tensor = ((1023 - exponent).clamp(1, 2046) << 52).view(torch.float64)
+    return inverse

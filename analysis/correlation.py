@@ -70,8 +70,8 @@ def correlation(
     return pd.DataFrame(rows, columns=[*keys, *_row(np.empty(0), np.empty(0), confidence)])
 
 
-def _numbers(column: pd.Series) -> NDArray[np.float64]:
-    return column.to_numpy(dtype=np.float64, na_value=np.nan)
+def _numbers(column: pd.Series[float]) -> NDArray[np.float64]:
+    return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
 
 
 def _row(x: NDArray[np.float64], y: NDArray[np.float64], confidence: float) -> dict[str, float | int]:
@@ -87,7 +87,7 @@ def _row(x: NDArray[np.float64], y: NDArray[np.float64], confidence: float) -> d
         intercept = y_mean - slope * x_mean
         if np.ptp(y) > 0:
             pearson = _pearson(dx, dy)
-            spearman = _pearson(*(_centred(pd.Series(t).rank().to_numpy())[0] for t in (x, y)))
+            spearman = _pearson(*(_centred(_numbers(pd.Series(t).rank()))[0] for t in (x, y)))
     low, high = _interval(pearson, n, confidence)
     return {
         "pearson": pearson,

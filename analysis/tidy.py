@@ -58,6 +58,31 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str], source: str) ->
         raise OptionError(f"the table has no rows; pass what {source} returns for a run that has enough steps recorded")
 
 
+def require_several_starts(frame: pd.DataFrame, source: str) -> None:
+    """Check that no run's changes all start from one step, as those since the start do; a single change may.
+
+    Raises:
+        OptionError: They do; the message names the run.
+    """
+    starts = frame.groupby(["run", "method"]).agg({"step_from": _number, "step_to": _number})
+    for run, method in starts[(starts["step_to"] > 1) & (starts["step_from"] == 1)].index:
+        raise OptionError(f"all changes of {run} ({method}) start from one step; pass what {source} returns")
+
+
+def require_one_start(frame: pd.DataFrame, source: str) -> None:
+    """Check that every run's changes start from one step.
+
+    Raises:
+        OptionError: They start from several, or two runs have one name; the message names the run.
+    """
+    starts = frame.groupby(["run", "method"]).agg({"step_from": _number})
+    for run, method in starts[starts["step_from"] > 1].index:
+        raise OptionError(
+            f"the changes of {run} ({method}) start from several steps; pass what {source} returns, "
+            "and give runs different names"
+        )
+
+
 def of_kind(frame: pd.DataFrame, kind: str | None) -> pd.DataFrame:
     """Return the rows of one kind of matrix; ``None`` for all.
 
@@ -110,3 +135,7 @@ def select(frame: pd.DataFrame, kind: str | None, methods: Sequence[str] | None)
 
 def _values(column: "pd.Series[str]") -> list[str]:
     return sorted(str(value) for value in column.dropna().unique())
+
+
+def _number(column: "pd.Series[int]") -> int:
+    return column.nunique(dropna=False)  # a missing step is the base

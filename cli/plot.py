@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from deltaw.analysis.figures import FIGURES, save
+from deltaw.analysis.figures import FIGURES, check_path, save
 from deltaw.analysis.tables import open_runs, table
 
 
@@ -25,6 +25,7 @@ def command(figure: str, runs: tuple[Path, ...], path: Path, kind: str | None) -
     Example:
       deltaw plot symmetry runs/ft runs/lora runs/dora runs/bora -o symmetry.pdf
     """
+    check_path(path)
     entry = FIGURES[figure]
     frame = table(open_runs(runs), entry.table, steps="last", progress=True)
     save(entry.draw(frame, **({} if kind is None else {"kind": kind})), path)

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from deltaw.adapters import OptionError
 from deltaw.analysis.change import Axis
 from deltaw.analysis.figures.style import BLUE, GREEN, PAPER_WIDTH, SMALLEST, Scale, check_choice, paper_style
-from deltaw.analysis.tidy import display_name, require_columns, select
+from deltaw.analysis.tidy import display_name, select
 
 Share = Literal["all", "adapters", "none"]
 
@@ -61,17 +61,16 @@ def draw_panels(
     band: bool,
     width: float | None,
     end_values: bool,
-    source: str,
 ) -> Figure:
-    """Draw ΔM and ΔD of every method along both axes; the arguments are those of `symmetry`.
+    """Draw ΔM and ΔD of every method along both axes.
 
     Arguments:
+        frame: A checked table with ``COLUMNS``.
         end_values: Mark the last point of each curve and write its value above the panel.
-        source: What makes the table, for messages.
+        kind, methods, share, scale, band, width: As in `symmetry`.
     """
     check_choice("share", share, get_args(Share))
     check_choice("scale", scale, get_args(Scale))
-    require_columns(frame, COLUMNS, source)
     rows, chosen = select(frame, kind, methods)
     for axis in ROWS:
         if not (rows["axis"] == axis).any():
@@ -173,8 +172,8 @@ def _draw(
                 for q, ax, numbers in zip(QUANTITIES, (left, right), outer, strict=True):
                     ax.set_label(f"{method} {axis} {q.column}")
                     curve = curves.get((q.symbol, method, axis), _EMPTY)
-                    _plot(ax, q, curve)
                     unit = _scale_axis(ax, q, limits[q.symbol, groups[method]], scale, numbers)
+                    _plot(ax, q, curve)
                     if end_values:
                         _write_end(ax, q, curve, unit)
                 left.set_title(
@@ -183,6 +182,10 @@ def _draw(
                 left.tick_params(labelbottom=level == 1)
                 if place == 0:
                     _name_row(left, axis)
+                if place == len(beside) - 1 < across - 1:
+                    right.set_in_layout(
+                        False
+                    )  # its numbers stand in the empty place beside it and need no room of theirs
                 panels.append(left)
     _step_axis(panels[0], list(curves.values()))
     figure.supxlabel("\n".join(["training step", *notes]))

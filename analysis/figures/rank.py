@@ -100,13 +100,13 @@ def _draw(
     ax: Axes, rows: pd.DataFrame, lines: "dict[tuple[str, str], pd.Series[float]]", notes: list[str], scale: Scale
 ) -> None:
     full = rows.groupby("layer")["full_rank"].mean()
-    sizes = " to ".join(f"{value:g}" for value in sorted({rows["full_rank"].min(), rows["full_rank"].max()}))
-    if full.nunique() == 1:
-        ax.axhline(full.iloc[0], linestyle="--", color="0.35", linewidth=0.9, zorder=1)
-    else:
-        ax.plot(full.index, full, "--", color="0.35", linewidth=0.9, zorder=1)
-    handles = [Line2D([], [], linestyle="--", color="0.35", linewidth=0.9)]
+    sizes = " to ".join(f"{value:,.0f}" for value in sorted({rows["full_rank"].min(), rows["full_rank"].max()}))
     labels = [f"full rank ({sizes})"]
+    if full.nunique() == 1:
+        ends, level = [full.index.min() - 0.5, full.index.max() + 0.5], [full.iloc[0]] * 2
+    else:
+        ends, level = list(full.index), list(full)
+    handles = ax.plot(ends, level, "--", color="0.35", linewidth=0.9, zorder=1, label=labels[0])
     _rank_axis(ax, list(lines.values()), float(full.max()), scale)
     others = [method for method, group in lines if method not in METHOD_STYLES and group == "update"]
     for ((method, group), line), (turn, turns) in zip(lines.items(), _turns(ax, list(lines.values())), strict=True):
@@ -130,7 +130,7 @@ def _draw(
             zorder=2,
         )
     ax.set_xlim(full.index.min() - 0.5, full.index.max() + 0.5)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlabel("\n".join(["layer", *notes]))
     ax.set_ylabel("rank of ΔW")
     ax.legend(

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from deltaw.adapters import OptionError
-from deltaw.analysis.figures.panels import Share, draw_panels
+from deltaw.analysis.figures.panels import COLUMNS, Share, draw_panels
 from deltaw.analysis.figures.style import Scale
+from deltaw.analysis.tidy import require_columns, require_several_starts
 
 SOURCE = 'Trajectory.changes("consecutive")'
 
@@ -59,10 +59,8 @@ def symmetry(
         >>> [axes.get_title("left") for axes in symmetry(frame).axes if axes.get_title("left")]
         ['(a) LoRA', '(b) LoRA']
     """
-    if {"run", "method", "step_from", "step_to"} <= set(frame.columns):
-        for (run, method), steps in frame.groupby(["run", "method"])[["step_from", "step_to"]]:
-            if steps["step_to"].nunique() > 1 and steps["step_from"].nunique(dropna=False) == 1:
-                raise OptionError(f"all changes of {run} ({method}) start from one step; pass what {SOURCE} returns")
+    require_columns(frame, COLUMNS, SOURCE)
+    require_several_starts(frame, SOURCE)
     return draw_panels(
         frame,
         kind=kind,
@@ -72,5 +70,4 @@ def symmetry(
         band=band,
         width=width,
         end_values=False,
-        source=SOURCE,
     )

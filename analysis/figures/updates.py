@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from deltaw.adapters import OptionError
-from deltaw.analysis.figures.panels import Share, draw_panels
+from deltaw.analysis.figures.panels import COLUMNS, Share, draw_panels
 from deltaw.analysis.figures.style import Scale
+from deltaw.analysis.tidy import require_columns, require_one_start
 
 SOURCE = 'Trajectory.changes("initial")'
 
@@ -51,13 +51,8 @@ def updates(
         >>> [text.get_text() for text in updates(frame).axes[0].texts]
         ['ΔM 0.2', 'column-wise']
     """
-    if {"run", "method", "step_from"} <= set(frame.columns):
-        starts = frame.groupby(["run", "method"])["step_from"].nunique(dropna=False)
-        for run, method in starts[starts > 1].index:
-            raise OptionError(
-                f"the changes of {run} ({method}) start from several steps; pass what {SOURCE} returns, "
-                "and give runs different names"
-            )
+    require_columns(frame, COLUMNS, SOURCE)
+    require_one_start(frame, SOURCE)
     return draw_panels(
         frame,
         kind=kind,
@@ -67,5 +62,4 @@ def updates(
         band=band,
         width=width,
         end_values=True,
-        source=SOURCE,
     )
