@@ -17,6 +17,7 @@ from deltaw.adapters.errors import (
     RecordError,
     ShapeError,
     TargetError,
+    WriteError,
 )
 from deltaw.adapters.full import FullFineTuning
 from deltaw.adapters.inject import adapted, inject, load_adapters, merge, save_adapters
@@ -75,6 +76,7 @@ __all__ = [
     "SBoRA",
     "ShapeError",
     "TargetError",
+    "WriteError",
     "adapted",
     "base_weight",
     "create",

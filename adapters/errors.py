@@ -25,5 +25,9 @@ class RecordError(DeltawError):
     """A run folder is not one, is damaged, or holds another run."""
 
 
+class WriteError(DeltawError):
+    """A file cannot be written: a full disk, a missing right."""
+
+
 class DataError(DeltawError):
     """A data file or a model folder cannot be used as it is."""

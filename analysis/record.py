@@ -124,7 +124,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise RecordError(f"{path}: is damaged, its version is {version!r}")
     if version > VERSION:
         raise RecordError(
-            f"{path}: has format version {version}, deltaw here reads up to {VERSION}: upgrade it with pip install -U deltaw"
+            f"{path}: has format version {version}, this deltaw reads up to {VERSION}; pip install -U deltaw"
         )
     try:
         return Manifest(

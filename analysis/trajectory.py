@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -310,7 +311,7 @@ class Trajectory:
     def _pairs(self, pairs: Pairs) -> list[tuple[Step, int]]:
         first, *rest = self.steps or [0]
         if pairs == "consecutive":
-            return list(zip(self.steps, self.steps[1:], strict=False))
+            return list(pairwise(self.steps))
         if pairs == "initial":
             return [(first, step) for step in rest]
         if pairs == "base":

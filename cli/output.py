@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from deltaw.adapters.errors import OptionError
+from deltaw.analysis.files import written_aside
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 out_option = click.option(
@@ -42,21 +44,18 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     Raises:
         OptionError: The suffix is none of .csv, .parquet, .json, or parquet's library is missing.
     """
-    aside = path.with_name(path.name + ".partial")
+    writers: dict[str, Callable[[Path], None]] = {
+        ".csv": lambda aside: frame.to_csv(aside, index=False),
+        ".json": lambda aside: aside.write_text(json.dumps(_plain(frame.to_dict(orient="records")))) and None,
+        ".parquet": lambda aside: frame.to_parquet(aside, index=False),
+    }
+    if path.suffix not in writers:
+        raise OptionError(f"{path}: tables are written as {', '.join(writers)}, not {path.suffix!r}")
     try:
-        if path.suffix == ".csv":
-            frame.to_csv(aside, index=False)
-        elif path.suffix == ".json":
-            aside.write_text(json.dumps(_plain(frame.to_dict(orient="records"))), encoding="utf-8")
-        elif path.suffix == ".parquet":
-            frame.to_parquet(aside, index=False)
-        else:
-            raise OptionError(f"{path}: tables are written as .csv, .parquet or .json, not {path.suffix!r}")
-        aside.replace(path)
+        with written_aside(path) as aside:
+            writers[path.suffix](aside)
     except ImportError:
         raise OptionError(f"{path}: parquet needs pyarrow: pip install pyarrow, or write .csv") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

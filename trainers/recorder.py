@@ -2,9 +2,8 @@
 
 import contextlib
 import json
-import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from deltaw.adapters import AdaptedLayer, RecordError, TargetError, base_weight, effective_weight
 from deltaw.adapters.inject import is_peft, linear_modules, matching
+from deltaw.analysis.files import append_line, disk_errors, write_text, written_aside
 from deltaw.analysis.record import (
     BASE,
     CHECKPOINTS,
@@ -40,7 +40,6 @@ from deltaw.analysis.record import (
 from deltaw.trainers.schedules import Schedule, every
 
 LOCK = ".recording.lock"
-PARTIAL = ".partial"
 
 
 class Recorder:
@@ -64,7 +63,8 @@ class Recorder:
             Checkpoints at or after the first step given now are dropped, because training has gone back behind them.
 
     Raises:
-        RecordError: The folder holds a run, or another one, is being recorded to, or cannot be written.
+        RecordError: The folder holds a run, or another one, or is being recorded to.
+        WriteError: It cannot be written.
         TargetError: A pattern matches nothing.
 
     Example:
@@ -102,7 +102,7 @@ class Recorder:
         self._lock: FileLock | None = None
 
     def __enter__(self) -> Self:
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(str(self.path / LOCK))
             try:
@@ -141,7 +141,8 @@ class Recorder:
             scalars: For example ``loss=…, learning_rate=…``.
 
         Raises:
-            RecordError: The step does not rise, or the disk is full; everything recorded before stays.
+            RecordError: The step does not rise.
+            WriteError: The disk is full; everything recorded before stays.
         """
         if scalars:
             self.log(step, **scalars)
@@ -153,7 +154,7 @@ class Recorder:
         self._require_open()
         self._go_back_behind(step)
         line = {"step": step} | {name: finite_or_none(float(value)) for name, value in scalars.items()}
-        _append(self.path / SCALARS, json.dumps(line) + "\n", durable=False)
+        append_line(self.path / SCALARS, json.dumps(line) + "\n", durable=False)
 
     def record(self, step: int) -> None:
         """Record a checkpoint now, whatever the schedule says; a step already recorded is left as it is."""
@@ -166,12 +167,12 @@ class Recorder:
             raise RecordError(f"{self.path}: step {step} {last}; steps must rise from 0 on")
         tensors = {f"{name}.{key}": value for name, m in self.modules.items() for key, value in _state(m).items()}
         entry = CheckpointEntry(step, _write_tensors(checkpoint_path(self.path, step), tensors))
-        _append(self.path / INDEX, entry.to_json(), durable=True)
+        append_line(self.path / INDEX, entry.to_json(), durable=True)
         self._entries.append(entry)
         self.steps.append(step)
 
     def _begin(self) -> None:
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             (self.path / CHECKPOINTS).mkdir(exist_ok=True)
         base = {name: base_weight(module) for name, module in self.modules.items()}
         manifest = Manifest(
@@ -183,7 +184,7 @@ class Recorder:
             deltaw=_version(),
             info=self._info,
         )
-        _write_text(self.path / MANIFEST, manifest.to_json())
+        write_text(self.path / MANIFEST, manifest.to_json())
 
     def _continue(self) -> None:
         manifest = read_manifest(self.path)
@@ -222,18 +223,18 @@ class Recorder:
         if dropped:
             self._entries = [entry for entry in self._entries if entry.step < step]
             self.steps = [entry.step for entry in self._entries]
-            _write_text(self.path / INDEX, "".join(entry.to_json() for entry in self._entries))
+            write_text(self.path / INDEX, "".join(entry.to_json() for entry in self._entries))
             for entry in dropped:
                 checkpoint_path(self.path, entry.step).unlink(missing_ok=True)
         lines = [line for _, line in complete_lines(self.path / SCALARS)]
         kept = [line for line in lines if json.loads(line).get("step", 0) < step]
         if len(kept) < len(lines):
-            _write_text(self.path / SCALARS, "".join(line + "\n" for line in kept))
+            write_text(self.path / SCALARS, "".join(line + "\n" for line in kept))
 
     def _drop_cut_line(self, path: Path) -> None:
         whole = "".join(line + "\n" for _, line in complete_lines(path))
         if path.exists() and path.stat().st_size != len(whole.encode()):
-            _write_text(path, whole)
+            write_text(path, whole)
 
     def _require_open(self) -> None:
         if self._lock is None:
@@ -281,89 +282,15 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return {"weight": effective_weight(module)}
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> FileEntry:
-    with _disk_errors(path):
-        # Copied one by one: tied or transposed weights share storage, which the format does not allow.
-        copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-        path.touch()
-        mode = path.stat().st_mode  # the user's own default; save_file makes its files private
-        save_file(copies, str(path))
-        path.chmod(mode)
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-        return FileEntry(path.stat().st_size, digest(path))
-
-
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileEntry:
-    aside = path.with_name(path.name + PARTIAL)
-    try:
-        entry = _save(aside, tensors)
-        with _disk_errors(path):
-            os.replace(aside, path)
-            _sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
-    return entry
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + PARTIAL)
-    with _disk_errors(path):
-        try:
-            with aside.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-            _sync_folder(path.parent)
-        finally:
-            aside.unlink(missing_ok=True)
-
-
-def _append(path: Path, line: str, *, durable: bool) -> None:
-    """Append a line in one write; a line that was cut off is taken back."""
-    with _disk_errors(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            size = os.fstat(descriptor).st_size
-            data = line.encode()
-            try:
-                if os.write(descriptor, data) != len(data):
-                    raise OSError("the line was cut off, the disk is probably full")
-                if durable:
-                    os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, size)
-                raise
-        finally:
-            os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn a failure to write into an error that names the file."""
-    try:
-        yield
-    except RecordError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-            raise RecordError(
-                f"{path}: cannot be written ({error}); what was recorded before is safe. Free some space and resume"
-            ) from error
-        raise
+    # Copied one by one: tied or transposed weights share storage, which the format does not allow.
+    copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    with written_aside(path) as aside:
+        aside.touch()
+        mode = aside.stat().st_mode  # the user's own default; save_file makes its files private
+        save_file(copies, str(aside))
+        aside.chmod(mode)
+        return FileEntry(aside.stat().st_size, digest(aside))
 
 
 def _version() -> str:

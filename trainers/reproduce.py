@@ -11,6 +11,7 @@ from tabulate import tabulate
 from deltaw.adapters import METHODS, OptionError
 from deltaw.analysis.claims import Outcome, bora_claims, claims_json, claims_markdown, format_number
 from deltaw.analysis.figures import rank, save, symmetry, updates
+from deltaw.analysis.files import write_text
 from deltaw.analysis.tables import open_runs, table
 from deltaw.trainers.cola.experiment import ColaResult, ColaSettings, train_cola
 
@@ -115,7 +116,7 @@ def reproduce_bora(
         "claims.json": json.dumps(claims_json(outcomes), indent=1),
     }
     for name, text in tables.items():
-        (out / name).write_text(text, encoding="utf-8")
+        write_text(out / name, text)
     return Report(results, outcomes, pictures, [out / name for name in tables])
 
 
@@ -134,4 +135,3 @@ def results_table(results: Sequence[ColaResult]) -> str:
         for r in results
     ]
     return tabulate(rows, headers="keys", stralign="right", disable_numparse=True)
-

@@ -1,6 +1,5 @@
 """Writing a figure to a file."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from matplotlib.figure import Figure
 
 from deltaw.adapters import OptionError
 from deltaw.analysis.figures.style import paper_style
+from deltaw.analysis.files import written_aside
 
 DPI = 300
 # What to leave out of a file so that the same figure gives the same bytes on every day.
@@ -54,11 +54,6 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = check_path(path)
     kind = path.suffix.lower().lstrip(".")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
-    try:
-        with paper_style():
-            figure.savefig(aside, format=kind, dpi=DPI, metadata=_METADATA[kind])
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_aside(path) as aside, paper_style():
+        figure.savefig(aside, format=kind, dpi=DPI, metadata=_METADATA[kind])
     return path

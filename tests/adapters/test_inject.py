@@ -86,7 +86,7 @@ def test_a_target_that_does_not_fit_is_named_with_near_names(pattern, words):
 
 
 def test_a_rank_above_the_matrix_is_named():
-    with pytest.raises(OptionError, match="rank 3 .*head"):
+    with pytest.raises(OptionError, match=r"rank 3 .*head"):
         inject(net(), LoRA(rank=3), targets=["head"])
 
 
@@ -134,11 +134,11 @@ def test_load_refuses_what_does_not_fit(tmp_path):
     model = inject(net(), LoRA(rank=2), targets=["*.query"])
     file = tmp_path / "adapter.safetensors"
     save_adapters(model, file)
-    with pytest.raises(OptionError, match="layers.0.query"):
+    with pytest.raises(OptionError, match=r"layers\.0\.query"):
         load_adapters(inject(net(), LoRA(rank=3), targets=["*.query"]), file)
-    with pytest.raises(TargetError, match="layers.0.query"):
+    with pytest.raises(TargetError, match=r"layers\.0\.query"):
         load_adapters(inject(net(), LoRA(rank=2), targets=["*.value"]), file)
-    with pytest.raises(TargetError, match="layers.0.query"):
+    with pytest.raises(TargetError, match=r"layers\.0\.query"):
         load_adapters(nn.Sequential(nn.Linear(2, 2)), file)
     smaller = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"query": nn.Linear(4, 4)}) for _ in range(2)])})
     with pytest.raises(ShapeError, match="lora_"):

@@ -19,7 +19,8 @@ def pair(method, dtype=torch.float64, options=None):
     theirs[0].load_state_dict(base.state_dict())
     config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["0"], **PAIRS[method])
     theirs = peft.get_peft_model(theirs, config).to(dtype).base_model.model[0]
-    ours = adapted(inject(nn.Sequential(base), create(method, rank=3, alpha=5.0, **(options or {})), targets=["0"]))["0"]
+    chosen = create(method, rank=3, alpha=5.0, **(options or {}))
+    ours = adapted(inject(nn.Sequential(base), chosen, targets=["0"]))["0"]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in zip(("lora_A", "lora_B"), (ours.lora_A, ours.lora_B), strict=True):

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from deltaw.adapters import METHODS, OptionError
+from deltaw.adapters import METHODS, OptionError, WriteError
 from deltaw.analysis.figures import FIGURES, check_path, rank, save, symmetry, updates
 from deltaw.analysis.figures.panels import _letter
 from deltaw.analysis.tidy import NAMES, in_order
@@ -363,7 +363,7 @@ def test_an_unknown_suffix_is_refused_and_a_failure_leaves_the_old_file(tmp_path
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match="disk full"):
         save(Figure(), tmp_path / "figure.svg")
     assert [p.name for p in tmp_path.iterdir()] == ["figure.svg"]
     assert (tmp_path / "figure.svg").read_bytes() == old

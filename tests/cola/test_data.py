@@ -40,7 +40,7 @@ def test_ci_has_the_shared_files():
 
 def test_last_line_without_newline_and_odd_characters(tmp_path):
     path = tmp_path / "x.tsv"
-    path.write_bytes("a\t1\t\tA \u2028 \"quoted sentence.\r\nb\t0\t*\tThe other".encode())
+    path.write_bytes('a\t1\t\tA \u2028 "quoted sentence.\r\nb\t0\t*\tThe other'.encode())
     assert read_tsv([path]) == (['A \u2028 "quoted sentence.', "The other"], [1, 0])
 
 
@@ -67,5 +67,5 @@ def test_bad_lines_are_named(text, words, small):
 def test_folders_that_are_none(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         load_corpus(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="in_domain_train.tsv"):
+    with pytest.raises(DataError, match=r"in_domain_train\.tsv"):
         load_corpus(tmp_path)

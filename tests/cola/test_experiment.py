@@ -63,16 +63,16 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(method, small, tmp_path,
     chosen = settings(small, method, epochs=3)
     train_cola(chosen, tmp_path / "whole", progress=False)
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(self, args, state, control, **kwargs):
         if state.global_step == 5:
-            raise Stop
+            raise StopError
 
     with monkeypatch.context() as patch:
         patch.setattr(experiment._Watch, "on_step_end", stop)
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             train_cola(chosen, tmp_path / "broken", progress=False)
     assert Trajectory.open(tmp_path / "broken").steps[-1] == 5
     result = train_cola(chosen, tmp_path / "broken", progress=False)

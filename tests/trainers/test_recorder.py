@@ -139,9 +139,12 @@ def test_resume_refuses_another_run(change, tmp_path):
 
 
 def test_two_recorders_on_one_folder(tmp_path):
-    with Recorder(make(), tmp_path / "run"):
-        with pytest.raises(RecordError, match="another process"), Recorder(make(), tmp_path / "run", resume=True):
-            pass
+    with (
+        Recorder(make(), tmp_path / "run"),
+        pytest.raises(RecordError, match="another process"),
+        Recorder(make(), tmp_path / "run", resume=True),
+    ):
+        pass
     with Recorder(make(), tmp_path / "run", resume=True):
         pass
 
@@ -190,14 +193,14 @@ def test_peft_layers_are_recorded_as_their_effective_weight(tmp_path):
 FULL_DISK = """
 import resource, sys
 from torch import nn
-from deltaw.adapters import RecordError
+from deltaw.adapters import WriteError
 from deltaw.trainers import Recorder
 with Recorder(nn.Sequential(nn.Linear(64, 64)), sys.argv[1]) as recorder:
     recorder.record(0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # no file may grow further, as on a disk that fills up
     try:
         recorder.record(1)
-    except RecordError as error:
+    except WriteError as error:
         print(error)
 """
 
@@ -327,7 +330,7 @@ def damage_manifest(path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (damage_newer, "newer|upgrade"),
+        (damage_newer, "install -U deltaw"),
         (damage_truncated, "0000000001.safetensors.*truncated"),
         (damage_missing, "0000000001.safetensors.*missing"),
         (damage_base, "base.safetensors.*truncated"),
@@ -383,7 +386,8 @@ def test_schedules():
 
 
 def test_dual_lora_records_its_ramp(tmp_path):
-    model = inject(nn.Sequential(nn.Linear(12, 10)).double(), create("dual-lora", rank=2, warmup_steps=4), targets=["0"])
+    method = create("dual-lora", rank=2, warmup_steps=4)
+    model = inject(nn.Sequential(nn.Linear(12, 10)).double(), method, targets=["0"])
     layer = adapted(model)["0"]
     optimizer = torch.optim.AdamW([p for p in layer.parameters() if p.requires_grad], lr=1e-2)
     ramps = []

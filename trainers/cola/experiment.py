@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from deltaw.adapters import DataError, Method, OptionError, RecordError, TargetError, create, inject
 from deltaw.adapters.inject import linear_modules, matching
+from deltaw.analysis.files import write_text
 from deltaw.analysis.names import kind_of
 from deltaw.analysis.record import BASE, CHECKPOINTS, MANIFEST, read_manifest
 from deltaw.trainers.callback import RecorderCallback
@@ -227,7 +228,7 @@ def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True
             recorder.close()
             watch.close()
     result = _result(settings, out, trainable, trainable / total, trainer.state.log_history, len(dev), watch)
-    _write_json(out / RESULT, {"settings": plain} | {"result": asdict(result)})
+    write_text(out / RESULT, json.dumps({"settings": plain, "result": asdict(result)}, indent=1))
     shutil.rmtree(out / TRAINING, ignore_errors=True)
     return result
 
@@ -402,12 +403,6 @@ def _result(
         epochs=settings.epochs,
         seed=settings.seed,
     )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    aside.replace(path)
 
 
 @contextmanager

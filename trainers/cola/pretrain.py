@@ -5,7 +5,7 @@
 
 The model learns by masked language modelling from acceptable sentences alone, none of them in train or dev. Some
 words are masked, some replaced, and the model says what stood there. Two things differ from RoBERTa, because 640
-labelled sentences have to suffice later: more words are replaced, half of them by a rival ("is" for "are"); and the
+labelled sentences have to suffice later: more words are replaced, most of them by a rival ("is" for "are"); and the
 model answers at every position, so that it has to notice which words are out of place.
 
 Source:
