@@ -65,7 +65,7 @@ def model_from_config(source: str) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(str(path.parent) if path.name == "config.json" else source)
         with torch.device("meta"):
-            model: nn.Module = AutoModel.from_config(config)
+            model: nn.Module = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DataError(f"{source}: no model config can be read there ({reason})") from None

@@ -30,7 +30,7 @@ from deltaw.analysis.record import (
 )
 from deltaw.analysis.spectrum import Spectrum, spectrum
 
-Pairs = Literal["consecutive", "initial", "base"] | Sequence[tuple[int, int]]
+Pairs = Literal["consecutive", "initial", "base"] | list[tuple[int, int]]
 Step = int | None  # None: the base weights, before any step
 
 
@@ -310,15 +310,16 @@ class Trajectory:
 
     def _pairs(self, pairs: Pairs) -> list[tuple[Step, int]]:
         first, *rest = self.steps or [0]
-        if pairs == "consecutive":
-            return list(pairwise(self.steps))
-        if pairs == "initial":
-            return [(first, step) for step in rest]
-        if pairs == "base":
-            return [(None, step) for step in self.steps]
-        if isinstance(pairs, str):
-            raise OptionError(f"pairs is {pairs!r}; choose 'consecutive', 'initial', 'base', or give a list of steps")
-        return [(step_from, step_to) for step_from, step_to in pairs]
+        named: dict[str, list[tuple[Step, int]]] = {
+            "consecutive": list(pairwise(self.steps)),
+            "initial": [(first, step) for step in rest],
+            "base": [(None, step) for step in self.steps],
+        }
+        if not isinstance(pairs, str):
+            return [(step_from, step_to) for step_from, step_to in pairs]
+        if pairs not in named:
+            raise OptionError(f"pairs is {pairs!r}; choose one of {', '.join(named)}, or give a list of steps")
+        return named[pairs]
 
     def _chosen(self, patterns: Sequence[str] | None) -> list[str]:
         if patterns is None:

@@ -44,9 +44,9 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     Raises:
         OptionError: The suffix is none of .csv, .parquet, .json, or parquet's library is missing.
     """
-    writers: dict[str, Callable[[Path], None]] = {
+    writers: dict[str, Callable[[Path], object]] = {
         ".csv": lambda aside: frame.to_csv(aside, index=False),
-        ".json": lambda aside: aside.write_text(json.dumps(_plain(frame.to_dict(orient="records")))) and None,
+        ".json": lambda aside: aside.write_text(json.dumps(_plain(frame.to_dict(orient="records")))),
         ".parquet": lambda aside: frame.to_parquet(aside, index=False),
     }
     if path.suffix not in writers:

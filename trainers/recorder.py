@@ -246,7 +246,7 @@ def _recorded_modules(model: nn.Module, patterns: Sequence[str] | None) -> dict[
     if patterns is not None:
         chosen = matching(layers, [patterns] if isinstance(patterns, str) else patterns, "module")
         return {name: layers[name] for name in chosen}
-    own = {name: module for name, module in layers.items() if isinstance(module, AdaptedLayer)}
+    own: dict[str, nn.Module] = {name: module for name, module in layers.items() if isinstance(module, AdaptedLayer)}
     if own:
         return own
     peft = {name: module for name, module in layers.items() if is_peft(module)}

@@ -409,13 +409,14 @@ def _result(
 def _quiet() -> Iterator[None]:
     """Keep the notices of transformers (a new head, say) out of the output while its functions run."""
     before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quieter: Any = transformers_logging  # its functions are not typed
+    quieter.set_verbosity_error()
+    quieter.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(before)
-        transformers_logging.enable_progress_bar()
+        quieter.set_verbosity(before)
+        quieter.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
