@@ -91,9 +91,12 @@ class AdaptedLayer(nn.Module):
         self.method.observe(self)
         return self.method.factors(self._wide_base(), self.state())
 
-    @torch.compiler.disable  # compiled code takes a tensor's version for a constant, and would never see a step
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def parameters_changed(self) -> bool:
-        """Whether a trainable tensor was written to since the last call, as an optimizer step does."""
+        """Whether a trainable tensor was written to since the last call, as an optimizer step does.
+
+        Never compiled: compiled code takes a tensor's version for a constant, and would not see a step.
+        """
         seen, self._seen = self._seen, self._versions()
         return seen[0] == self._seen[0] and seen[1] != self._seen[1]
 

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_ENTRIES = 1 << 18  # of a matrix at a time: a block and its temporaries stay in a core's cache
-BLOCK_ENTRIES_ELSEWHERE = 1 << 23  # on other devices, where it is the count of kernels that costs
+BLOCK_ENTRIES = 1 << 18  # of a matrix at a time: a block and its temporaries stay in the processor's cache
+BLOCK_ENTRIES_ELSEWHERE = 1 << 23  # on other devices, where the number of kernels costs
 
 
 def kaiming_uniform(out_features: int, in_features: int, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -120,7 +120,7 @@ class _LowRankLinear(torch.autograd.Function):
         (g,), (x, weight, bias, A, B, rho, gamma, down, z) = gradients, ctx.saved_tensors
         inputs = (x, weight, bias, A, B, ctx.scaling, rho, gamma)
         wanted = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # a derivative of this one is wanted, which must not see what is kept or overwritten
+        if torch.is_grad_enabled():  # to be differentiated again: nothing kept, nothing overwritten
             chosen = [value for value, wants in zip(inputs, wanted, strict=True) if wants]
             found = iter(torch.autograd.grad(_composed(*inputs), chosen, g, create_graph=True))
             return tuple(next(found) if wants else None for wants in wanted)
@@ -201,28 +201,36 @@ class _WeightedColumnSquares(torch.autograd.Function):
         return None, torch.cat([b.to(gradient.dtype).square() @ gradient for _, b in row_blocks(weight)])
 
 
-def row_blocks(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of rows and the views of the matrix that they cut; one at least, even of an empty matrix."""
-    entries = BLOCK_ENTRIES if matrix.device.type == "cpu" else BLOCK_ENTRIES_ELSEWHERE
-    step = max(1, entries // max(1, matrix.shape[1]))
-    for start in range(0, max(1, matrix.shape[0]), step):
+def row_blocks(matrix: Tensor, times: int = 1) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of rows, of about equal length, and the views of the matrix that they cut; never none.
+
+    Arguments:
+        matrix: (rows, columns).
+        times: How many times the usual size a block may be.
+    """
+    entries = times * (BLOCK_ENTRIES if matrix.device.type == "cpu" else BLOCK_ENTRIES_ELSEWHERE)
+    rows, columns = matrix.shape
+    count = max(1, math.ceil(rows / max(1, entries // max(1, columns))))
+    step = max(1, math.ceil(rows / count))
+    for start in range(0, max(1, rows), step):
         yield slice(start, start + step), matrix[start : start + step]
 
 
 def product_blocks(weight: Tensor, A: Tensor, B: Tensor, scaling: float) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of rows and those rows of V = W₀ + s·B A, in the dtype of A; the next block overwrites the last."""
+    """Yield slices of rows and those rows of V = W₀ + s·B A, in the dtype of A, without a graph.
+
+    The next block overwrites the last, and the caller may do so as well.
+    """
+    B = scaling * B
     V = A.new_empty(0)
     for rows, block in row_blocks(weight):
         if V.shape != block.shape:
-            V = torch.empty_like(block, dtype=A.dtype, memory_format=torch.contiguous_format)
-        yield rows, V.copy_(block).addmm_(B[rows], A, alpha=scaling)
+            V = A.new_empty(block.shape)
+        yield rows, torch.mm(B[rows], A, out=V).add_(block)
 
 
 def row_squares(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ‖w_i‖² for every row of W (out, in), in ``dtype``."""
-    if weight.dtype == dtype:
-        squares: Tensor = torch.linalg.vecdot(weight, weight)
-        return squares
     return torch.cat([torch.linalg.vecdot(b, b) for b in (block.to(dtype) for _, block in row_blocks(weight))])
 
 

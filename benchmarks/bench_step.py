@@ -56,7 +56,7 @@ def stepper(net: nn.Module, tokens: int) -> Callable[[], None]:
 def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     """Seconds a step, the median of rounds in which every contender runs once, in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for name, step in steps.items():
+    for step in steps.values():
         step()
     for _ in range(rounds):
         for name, step in steps.items():
