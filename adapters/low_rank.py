@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK_ENTRIES = 1 << 18  # of a matrix at a time: a block and its temporaries stay in the processor's cache
+FEWEST_BLOCKS = 4
 BLOCK_ENTRIES_ELSEWHERE = 1 << 23  # on other devices, where the number of kernels costs
 
 
@@ -204,13 +205,15 @@ class _WeightedColumnSquares(torch.autograd.Function):
 def row_blocks(matrix: Tensor, times: int = 1) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of rows, of about equal length, and the views of the matrix that they cut; never none.
 
+    At least four, whatever the matrix' size, so that what is made of a block is never nearly a dense matrix.
+
     Arguments:
         matrix: (rows, columns).
         times: How many times the usual size a block may be.
     """
     entries = times * (BLOCK_ENTRIES if matrix.device.type == "cpu" else BLOCK_ENTRIES_ELSEWHERE)
     rows, columns = matrix.shape
-    count = max(1, math.ceil(rows / max(1, entries // max(1, columns))))
+    count = max(FEWEST_BLOCKS, math.ceil(rows / max(1, entries // max(1, columns))))
     step = max(1, math.ceil(rows / count))
     for start in range(0, max(1, rows), step):
         yield slice(start, start + step), matrix[start : start + step]
