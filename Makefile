@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench notebooks docs clean
@@ -20,11 +20,12 @@ help:
 # The libraries of Hugging Face must not look for a network: everything that is needed is in the package.
 demo test notebooks: export HF_HUB_OFFLINE = 1
 demo test notebooks bench: export TOKENIZERS_PARALLELISM = false
+# Small models, and two processes at a time: more threads would only wait for each other.
+test notebooks: export OMP_NUM_THREADS = 1
 
 demo: .venv/train.stamp
 	$(BIN)/deltaw reproduce bora --out demo
 
-test: export OMP_NUM_THREADS = 1
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 2
 
@@ -33,7 +34,7 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@rm -rf build
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typecheck .
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target build/typecheck .
 	@rm -rf build/lib build/bdist.*
 	cd build/typecheck && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 		--namespace-packages --explicit-package-bases deltaw
@@ -62,9 +63,11 @@ clean:
 	@touch $@
 
 .venv/train.stamp: .venv/pip.stamp pyproject.toml
+	@echo "installing deltaw and what it trains with into .venv; minutes, the first time"
 	$(PIP_INSTALL) --editable '.[train]'
 	@touch $@
 
 .venv/dev.stamp: .venv/pip.stamp pyproject.toml
+	@echo "installing deltaw and what its checks need into .venv; minutes, the first time"
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@

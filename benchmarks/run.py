@@ -1,0 +1,106 @@
+"""Run the benchmarks, print one table, and write it to benchmarks/results/ with a description of the machine.
+
+    python benchmarks/run.py                    all of them
+    python benchmarks/run.py change recording   bench_change.py and bench_recording.py
+
+Each module bench_NAME.py has rows(): a list of mappings with name, ours_seconds, other_name, other_seconds, ratio (the
+other over ours: above 1, ours is faster), goal (the ratio wanted at least, or None), met, and note where it needs one.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+HERE = Path(__file__).parent
+HEADERS = ["what", "deltaw", "against", "", "ratio", "goal", "met", "note"]
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on; no name of a host, no path."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def duration(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def line(row: dict[str, Any]) -> list[str]:
+    goal = row.get("goal")
+    return [
+        row["name"],
+        duration(row["ours_seconds"]),
+        row["other_name"],
+        duration(row["other_seconds"]),
+        f"{row['ratio']:.3g}",
+        "" if goal is None else f"≥ {goal:.3g}",
+        "" if row.get("met") is None else "yes" if row["met"] else "no",
+        row.get("note", ""),
+    ]
+
+
+def main() -> None:
+    there = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(there)}; default: all")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="default: benchmarks/results")
+    given = parser.parse_args()
+    if unknown := sorted(set(given.names) - set(there)):
+        parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(there)}")
+
+    about = machine()
+    sys.path.insert(0, str(HERE))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in given.names or there:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        found[name] = importlib.import_module(f"bench_{name}").rows()
+    lines = [line(row) for rows in found.values() for row in rows]
+    print(tabulate(lines, headers=HEADERS, disable_numparse=True))
+
+    given.out.mkdir(parents=True, exist_ok=True)
+    stem = "benchmarks" if not given.names else "-".join(given.names)
+    page = [
+        "# Benchmarks",
+        "",
+        ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items() if value is not None) + ".",
+        "",
+        "The ratio is the other's time over deltaw's: above 1, deltaw is faster. Made by `make bench`.",
+        "",
+        tabulate(lines, headers=HEADERS, disable_numparse=True, tablefmt="github"),
+        "",
+    ]
+    (given.out / f"{stem}.md").write_text("\n".join(page), encoding="utf-8")
+    (given.out / f"{stem}.json").write_text(
+        json.dumps({"machine": about, "rows": found}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()
