@@ -34,9 +34,9 @@ class DualLoRA(RankedMethod):
 
     All four matrices start Gaussian: a zero would either kill all four gradients (A or B) or not make the update zero
     (C or D). The paper starts from ΔW = 0 by "a warm-up strategy for the first few training steps", which is here the
-    ramp: after t optimizer steps the update counts min(t / warmup_steps, 1). The steps are counted by the layer itself,
-    from the changes of its parameters, so gradient accumulation and checkpointing do not disturb it, and the count is
-    part of what is saved and recorded. Trainable: (r₁ + r₂)·(out + in), here r₁ = r₂ = rank.
+    ramp: after t optimizer steps the update counts min(t / warmup_steps, 1). The layer counts the
+    steps that ``torch.optim`` makes on its parameters, so gradient accumulation and checkpointing do not disturb it,
+    and the count is part of what is saved and recorded. Trainable: (r₁ + r₂)·(out + in), here r₁ = r₂ = rank.
 
     Arguments:
         rank, alpha, dropout: See ``RankedMethod``; s = α/√(r₁ r₂).
@@ -121,10 +121,10 @@ class DualLoRA(RankedMethod):
         return result if layer.bias is None else result + layer.bias.to(result.dtype)
 
     def observe(self, layer: "AdaptedLayer") -> None:
-        """Count an optimizer step where the parameters have changed since the last look."""
-        if self.warmup_steps and layer.parameters_changed():
+        """Count the optimizer steps since the last look."""
+        if self.warmup_steps and (taken := layer.steps_taken()):
             with torch.no_grad():
-                layer.tensor("steps").add_(1).clamp_(max=self.warmup_steps)
+                layer.tensor("steps").add_(taken).clamp_(max=self.warmup_steps)
 
 
 class _Sign(torch.autograd.Function):

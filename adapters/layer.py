@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltaw.adapters.clock import Reading, read_clock, steps_between
 from deltaw.adapters.method import Method
 
 WIDENED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
@@ -50,7 +51,7 @@ class AdaptedLayer(nn.Module):
                 self.register_buffer(name, value)
         self._names = tuple(trainable) + tuple(method.frozen_shapes(self.out_features, self.in_features))
         self._trainable = tuple(trainable)
-        self._seen = self._versions()
+        self._clock = self._read_clock()
 
     @property
     def base(self) -> Tensor:
@@ -92,13 +93,13 @@ class AdaptedLayer(nn.Module):
         return self.method.factors(self._wide_base(), self.state())
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def parameters_changed(self) -> bool:
-        """Whether a trainable tensor was written to since the last call, as an optimizer step does.
+    def steps_taken(self) -> int:
+        """Return how many optimizer steps the method's parameters went through since the last call.
 
-        Never compiled: compiled code takes a tensor's version for a constant, and would not see a step.
+        Never compiled: compiled code takes a clock's reading for a constant, and would not see a step.
         """
-        seen, self._seen = self._seen, self._versions()
-        return seen[0] == self._seen[0] and seen[1] != self._seen[1]
+        before, self._clock = self._clock, self._read_clock()
+        return steps_between(before, self._clock)
 
     def extra_repr(self) -> str:
         """Shape and method, for ``print(model)``."""
@@ -108,9 +109,8 @@ class AdaptedLayer(nn.Module):
     def _wide_base(self) -> Tensor:
         return self.base.to(WIDENED.get(self.weight.dtype, self.weight.dtype))
 
-    def _versions(self) -> tuple[tuple[int, ...], int]:
-        tensors = [self.tensor(name) for name in self._trainable]
-        return tuple(map(id, tensors)), sum(t._version for t in tensors)
+    def _read_clock(self) -> Reading:
+        return read_clock(self.tensor(self._trainable[0]))
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.method.observe(self)  # what is saved is what the next forward would use
@@ -118,4 +118,4 @@ class AdaptedLayer(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._seen = self._versions()  # loading writes to the parameters, but is no step
+        self._clock = self._read_clock()  # loading writes to the parameters, but is no step

@@ -71,7 +71,7 @@ def move(model: nn.Module, size: float = 0.3) -> AdaptedLayer:
                 parameter += size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         if "steps" in layer.state():
             layer.tensor("steps").fill_(30)
-    layer.parameters_changed()
+    layer.steps_taken()
     return layer
 
 

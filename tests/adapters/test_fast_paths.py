@@ -149,7 +149,7 @@ def test_no_dense_product_in_forward_or_backward(method, options, monkeypatch):
 def test_compiled_dual_lora_counts_its_steps():
     torch._dynamo.reset()
     layer = layer_of("dual-lora", torch.float32)
-    layer.parameters_changed()
+    layer.steps_taken()
     optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=0.01)
     compiled = torch.compile(layer, backend="aot_eager")
     for steps in range(4):

@@ -38,6 +38,7 @@ def test_every_method_trains_and_is_recorded(method, small, tmp_path):
     assert run.steps == list(range(7))  # 48 sentences, batch 16, 2 epochs, and step 0
     assert len(run.modules) == MATRICES
     assert set(run.changes("initial").kind) == {"query", "value"}
+    assert run.spectra(run.steps[-1:]).frobenius.min() > 0  # every matrix has moved
     scalars = run.scalars()
     assert scalars["eval_mcc"].dropna().tolist()[-1] == result.final_mcc
     assert -1 <= result.best_mcc <= 1

@@ -385,11 +385,37 @@ def test_schedules():
             bad()
 
 
-def test_dual_lora_records_its_ramp(tmp_path):
+def by_hand(parameters):
+    """An optimizer of one's own, no class of torch's."""
+
+    class Plain:
+        def step(self):
+            with torch.no_grad():
+                for p in parameters:
+                    p -= 1e-2 * p.grad
+
+        def zero_grad(self):
+            for p in parameters:
+                p.grad = None
+
+    return Plain()
+
+
+@pytest.mark.parametrize(
+    "optimize",
+    [
+        lambda p: torch.optim.AdamW(p, lr=1e-2),
+        lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True),  # raises no version counter
+        lambda p: torch.optim.AdamW(p, lr=1e-2, foreach=True),
+        lambda p: torch.optim.SGD(p, lr=1e-2, weight_decay=0.1),
+        by_hand,
+    ],
+)
+def test_dual_lora_records_its_ramp(optimize, tmp_path):
     method = create("dual-lora", rank=2, warmup_steps=4)
     model = inject(nn.Sequential(nn.Linear(12, 10)).double(), method, targets=["0"])
     layer = adapted(model)["0"]
-    optimizer = torch.optim.AdamW([p for p in layer.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = optimize([p for p in layer.parameters() if p.requires_grad])
     ramps = []
     with Recorder(model, tmp_path / "run") as recorder:
         recorder.step(0)
