@@ -5,8 +5,8 @@ With d = b − a, for a vector a before and b after,
     ‖b‖ − ‖a‖ = (2⟨a,d⟩ + ‖d‖²) / (‖a‖ + ‖b‖)
     1 − cos(a, b) = (‖d‖² − (‖b‖ − ‖a‖)²) / (2 ‖a‖ ‖b‖),
 
-so three sums a vector are enough: ⟨a,a⟩, ⟨a,d⟩, ⟨d,d⟩. They are made in float64, for rows and columns in one pass, over
-blocks of rows that stay in the processor's cache. 1 − cos itself has no correct digit in float32 at ΔD = 1e-9.
+so three sums a vector are enough: ⟨a,a⟩, ⟨a,d⟩ and ⟨d,d⟩, made by ``sums`` in float64, for rows and columns in one
+pass. 1 − cos itself has no correct digit in float32 at ΔD = 1e-9.
 
 The sums come with a bound on their error. A vector whose result the bound does not vouch for (rescaled but hardly
 turned, turned but hardly rescaled, one end far shorter than the other) is done again, alone, in the slower way of
@@ -17,23 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
 from deltaw.analysis.compensated import difference_of_squares
+from deltaw.analysis.sums import AXES, Axis, Sums, sums
 
-Axis = Literal["row", "column"]
-AXES: tuple[Axis, ...] = get_args(Axis)
+__all__ = ["AXES", "Axis", "Change", "change", "changes"]
 
 _TOLERANCE = 1e-6  # what the error bound of the three sums has to vouch for; the promise is 1e-5
 _UNIT = 2.0**-53  # half a unit in the last place of float64
 _SQUARES = (1e-200, 1e300)  # float64 weights only: outside, squares lose digits or overflow
-_GRAIN = 32768  # torch hands a thread at least this many elements: a block of it takes 1.3 MB in float64
 _AGAIN = 2**17  # elements in a block of vectors done again
-_DEVICE_BLOCK = 2**22  # elements in a block on an accelerator, where only the launches count
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +65,8 @@ def change(before: Tensor, after: Tensor, axis: Axis, *, allow_nonfinite: bool =
 
     The relative error is at most 1e-5 in every magnitude, however much of ‖b‖ − ‖a‖ cancels (down to 1e-24 of the
     norms), and in every direction of 1e-12 or more, and so in ΔM and ΔD. Smaller directions are off by at most
-    1e-11·√direction + 1e-28. This holds for every floating dtype, whatever the size of the numbers, but for norms that
-    float64 cannot hold. Swapped arguments give the same up to rounding, equal vectors exactly 0.
+    1e-11·√direction + 1e-28. This holds for every floating dtype and whatever the size of the numbers; a norm beyond
+    float64's range is infinity. Swapped arguments give the same up to rounding, equal vectors exactly 0.
 
     Arguments:
         before, after: The matrix at two steps, (out, in), any floating dtype; 16 bits are widened first. On an
@@ -83,7 +80,7 @@ def change(before: Tensor, after: Tensor, axis: Axis, *, allow_nonfinite: bool =
     Raises:
         OptionError: ``axis`` is neither, or a matrix is not a dense floating tensor.
         ShapeError: The two differ in shape, are not matrices, or are empty.
-        NonFiniteError: A vector holds NaN or infinity, or its norm exceeds float64, and ``allow_nonfinite`` is not set.
+        NonFiniteError: A vector holds NaN or infinity, and ``allow_nonfinite`` is not set.
 
     Source:
         DoRA, equations 3 and 4 (one magnitude per column); BoRA, equations 5 and 6 (rows and columns).
@@ -130,10 +127,10 @@ def changes(
     after = after.to(before.device)
     if before.stride(0) < before.stride(1):  # stored transposed: its columns are the contiguous rows
         turned: dict[Axis, Axis] = {"row": "column", "column": "row"}
-        sums = {turned[axis]: found for axis, found in _sums(before.T, after.T, [turned[x] for x in axes]).items()}
+        found = {turned[axis]: of for axis, of in sums(before.T, after.T, [turned[axis] for axis in axes]).items()}
     else:
-        sums = _sums(before, after, axes)
-    return {axis: _change(before, after, axis, sums[axis], allow_nonfinite) for axis in axes}
+        found = sums(before, after, axes)
+    return {axis: _change(before, after, axis, found[axis], allow_nonfinite) for axis in axes}
 
 
 def _check(before: Tensor, after: Tensor, axes: Sequence[Axis]) -> None:
@@ -155,41 +152,9 @@ def _check(before: Tensor, after: Tensor, axes: Sequence[Axis]) -> None:
         )
 
 
-def _sums(before: Tensor, after: Tensor, axes: Sequence[Axis]) -> dict[Axis, tuple[Tensor, Tensor, Tensor]]:
-    """Return ⟨a,a⟩, ⟨a,d⟩ and ⟨d,d⟩ of every vector along each axis, from one pass over blocks of rows."""
-    height, width = before.shape
-    elements = _GRAIN * torch.get_num_threads() if before.device.type == "cpu" else _DEVICE_BLOCK
-    rows = min(height, max(1, elements // width))
-    both = before.new_empty(rows, 2, width, dtype=torch.float64)  # a and d, side by side for the 2×2 products
-    all_squares = squares = torch.zeros_like(both[:, 0])  # Σ a∘a over blocks, (rows, width)
-    all_products = products = torch.zeros_like(both)  # Σ a∘d and Σ d∘d over blocks, (rows, 2, width)
-    gram = both.new_empty(height, 2, 2)  # row i: [[⟨a,a⟩, ⟨a,d⟩], [⟨d,a⟩, ⟨d,d⟩]]
-    blocks = zip(*(torch.split(t, rows) for t in (before, after, gram)), strict=True)
-    for a_rows, b_rows, gram_rows in blocks:
-        if len(a_rows) < len(both):  # the last block
-            both, squares, products = (t[: len(a_rows)] for t in (both, squares, products))
-        a, d = both.unbind(1)
-        a.copy_(a_rows)
-        d.copy_(b_rows).sub_(a)  # widened first: a float32 difference would be rounded
-        if "column" in axes:
-            squares.addcmul_(a, a)
-            products.addcmul_(both, d[:, None])
-        if "row" in axes:
-            torch.bmm(both, both.mT, out=gram_rows)
-    found: dict[Axis, tuple[Tensor, Tensor, Tensor]] = {}
-    if "column" in axes:
-        ad_columns, dd_columns = all_products.sum(0)
-        found["column"] = (all_squares.sum(0), ad_columns, dd_columns)
-    if "row" in axes:
-        found["row"] = (gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1])
-    return found
-
-
-def _change(
-    before: Tensor, after: Tensor, axis: Axis, sums: tuple[Tensor, Tensor, Tensor], allow_nonfinite: bool
-) -> Change:
+def _change(before: Tensor, after: Tensor, axis: Axis, found: Sums, allow_nonfinite: bool) -> Change:
     """Put ΔM and ΔD together from the sums; do the vectors again whose error bound is too large."""
-    aa, ad, dd = sums
+    aa, ad, dd = found
     grown = 2 * ad + dd  # ‖b‖² − ‖a‖²
     bb = (aa + grown).clamp(min=0)
     a_norm, b_norm = aa.sqrt(), bb.sqrt()
@@ -249,7 +214,8 @@ def _magnitude(a: Tensor, b: Tensor) -> Tensor:
     scale = torch.minimum(_inverse_power_of_two(_top(a)), _inverse_power_of_two(_top(b)))  # exact; no square overflows
     a, b = a * scale[:, None], b * scale[:, None]
     total = torch.linalg.vector_norm(a, dim=1) + torch.linalg.vector_norm(b, dim=1)
-    return torch.where(total == 0, 0.0, (difference_of_squares(a, b) / total).abs() / scale)
+    grown = difference_of_squares(a, b)
+    return torch.where(total == 0, 0.0, (grown / total).abs() / scale)
 
 
 def _direction(a: Tensor, b: Tensor) -> Tensor:
@@ -262,7 +228,8 @@ def _direction(a: Tensor, b: Tensor) -> Tensor:
 
 def _top(vectors: Tensor) -> Tensor:
     """Return the largest absolute value of every row: NaN if the row has a NaN, 0 if it is zero."""
-    return torch.linalg.vector_norm(vectors, ord=torch.inf, dim=1)
+    top: Tensor = torch.linalg.vector_norm(vectors, ord=torch.inf, dim=1)
+    return top
 
 
 def _inverse_power_of_two(top: Tensor) -> Tensor:
