@@ -12,7 +12,7 @@ from deltaw.analysis.tables import open_runs, table
 @click.argument("figure", type=click.Choice(list(FIGURES)))
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", "path", required=True, type=click.Path(path_type=Path), help="A .png, .svg or .pdf file.")
-@click.option("--kind", default=None, help="The matrices shown: query, key, value, … Default: query.")
+@click.option("--kind", default=None, help="The matrices shown: query, key, value, … Default: query; for rank all.")
 def command(figure: str, runs: tuple[Path, ...], path: Path, kind: str | None) -> None:
     """Draw one of the papers' figures from recorded runs, one run a method.
 

@@ -96,12 +96,14 @@ def reproduce_bora(
     initial = table(runs, "initial", progress=progress)
     spectra = table(runs, "spectra", steps="last", progress=progress)
     frame = pd.DataFrame([asdict(result) for result in results])
-    outcomes = bora_claims(consecutive, initial, frame)
+    kinds = list(consecutive["kind"].unique())
+    kind = "query" if "query" in kinds else kinds[0]  # the paper's figures show the query matrices
+    outcomes = bora_claims(consecutive, initial, frame, kind=kind)
 
     pictures = []
     for stem, figure in {
-        "figure2_symmetry": symmetry(consecutive),
-        "figure3_updates": updates(initial),
+        "figure2_symmetry": symmetry(consecutive, kind=kind),
+        "figure3_updates": updates(initial, kind=kind),
         "rank_by_layer": rank(spectra),
     }.items():
         for suffix in FORMATS:

@@ -141,6 +141,10 @@ def test_train_and_its_mistakes(small, capsys, tmp_path):
     new = ["--out", tmp_path / "new", *common]
     for rank in (0, -3, 4096):
         assert "rank" in failed(capsys, 2, "train", "cola", "--method", "lora", "--rank", rank, *new)
+    dora = ["train", "cola", "--method", "dora"]
+    assert "NAME=VALUE" in failed(capsys, 2, *dora, "--option", "axis", *new)
+    assert "diagonal" in failed(capsys, 2, *dora, "--option", "axis=diagonal", *new)
+    assert "width" in failed(capsys, 2, *dora, "--option", "width=3", *new)
     assert "*.quary" in failed(capsys, 2, "train", "cola", "--method", "lora", "--targets", "*.quary", *new)
     assert "lorax" in failed(capsys, 2, "train", "cola", "--method", "lorax", *new)
     (tmp_path / "weightless").mkdir()
