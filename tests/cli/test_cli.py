@@ -104,11 +104,15 @@ def test_plot(figure, suffix, runs, capsys, tmp_path):
     path = tmp_path / f"{figure}.{suffix}"
     assert call(capsys, "plot", figure, *runs, "-o", path)[0] == 0
     assert path.stat().st_size > 5000
+    other = ["--scale", "linear"] if figure == "rank" else ["--scale", "log", "--share", "none"]
+    assert call(capsys, "plot", figure, *runs, "-o", tmp_path / f"b.{suffix}", *other)[0] == 0
+    assert (tmp_path / f"b.{suffix}").read_bytes() != path.read_bytes()
 
 
 def test_plot_mistakes(runs, capsys, tmp_path):
     assert "query" in failed(capsys, 2, "plot", "symmetry", runs[0], "-o", tmp_path / "a.png", "--kind", "gate")
     assert ".bmp" in failed(capsys, 2, "plot", "symmetry", runs[0], "-o", tmp_path / "a.bmp")
+    assert "--share" in failed(capsys, 2, "plot", "rank", runs[0], "-o", tmp_path / "a.png", "--share", "none")
     assert "symmetry" in failed(capsys, 2, "plot", "pie", runs[0], "-o", tmp_path / "a.png")
     assert not list(tmp_path.glob("a.*"))
 
