@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ __all__ = ["AXES", "Axis", "Change", "change", "changes"]
 _TOLERANCE = 1e-6  # what the error bound of the three sums has to vouch for; the promise is 1e-5
 _UNIT = 2.0**-53  # half a unit in the last place of float64
 _SQUARES = (1e-200, 1e300)  # float64 weights only: outside, squares lose digits or overflow
-_AGAIN = 2**17  # elements in a block of vectors done again
+_AGAIN = 32767  # elements in a block of vectors done again; as in ``sums``, torch splits what has more
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,18 +178,17 @@ def _change(before: Tensor, after: Tensor, axis: Axis, found: Sums, allow_nonfin
     undefined = nonfinite = 0
     for index, a, b in _vectors(before, after, axis, ~direction_settled):  # all with zeros, NaN or infinity among them
         direction[index] = _direction(a, b)
-        a_top, b_top = _top(a), _top(b)
-        broken = ~(a_top.isfinite() & b_top.isfinite())
+        broken = ~(a.top.isfinite() & b.top.isfinite())
         if bool(broken.any()) and not allow_nonfinite:
             first = int(broken.nonzero()[0, 0])
-            names = [name for name, top in (("before", a_top), ("after", b_top)) if not bool(top[first].isfinite())]
+            names = [name for name, t in (("before", a), ("after", b)) if not bool(t.top[first].isfinite())]
             raise NonFiniteError(
                 f"NaN or infinity in {' and in '.join(names)}, {axis} {int(index[first])}; "
                 "mend the weights, or pass allow_nonfinite=True to leave such vectors out"
             )
         magnitude[index[broken]] = torch.nan
         nonfinite += int(broken.sum())
-        undefined += int((~broken & ((a_top == 0) != (b_top == 0))).sum())
+        undefined += int((~broken & ((a.top == 0) != (b.top == 0))).sum())
     magnitude, direction = magnitude.cpu(), direction.cpu()
     return Change(
         axis=axis,
@@ -201,39 +201,51 @@ def _change(before: Tensor, after: Tensor, axis: Axis, found: Sums, allow_nonfin
     )
 
 
-def _vectors(before: Tensor, after: Tensor, axis: Axis, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield the wanted vectors, a block at a time: indices, a and b, (vectors, length) in float64."""
-    length = before.shape[1 if axis == "row" else 0]
-    for index in torch.split(wanted.nonzero()[:, 0], max(1, _AGAIN // length)):
-        a, b = (t[index] if axis == "row" else t[:, index].T.contiguous() for t in (before, after))
-        yield index, a.double(), b.double()
+class _Scaled(NamedTuple):
+    """Vectors times a power of two each, which is exact and keeps squares within float64."""
+
+    vectors: Tensor  # (vectors, length), largest entry in [½, 1), or all 0
+    scale: Tensor  # (vectors,), what they were multiplied by
+    top: Tensor  # (vectors,), the largest absolute value before that; NaN if there is one
 
 
-def _magnitude(a: Tensor, b: Tensor) -> Tensor:
+def _vectors(before: Tensor, after: Tensor, axis: Axis, wanted: Tensor) -> Iterator[tuple[Tensor, _Scaled, _Scaled]]:
+    """Yield the wanted vectors, a block at a time, with their indices."""
+    if axis == "column":
+        before, after = before.T, after.T
+    places, block = wanted.nonzero()[:, 0], max(1, _AGAIN // before.shape[1])
+    for start in range(0, len(places), block):
+        index = places[start : start + block]
+        yield index, _scaled(_take(before, index)), _scaled(_take(after, index))
+
+
+def _take(matrix: Tensor, index: Tensor) -> Tensor:
+    """Return some rows in float64; by slices, as torch splits indexing over threads whatever its size."""
+    first, last = int(index[0]), int(index[-1])
+    if last - first + 1 == len(index):
+        rows = matrix[first : last + 1]
+    else:
+        rows = torch.stack([matrix[i] for i in index.tolist()])
+    return rows.to(torch.float64, memory_format=torch.contiguous_format)
+
+
+def _scaled(vectors: Tensor) -> _Scaled:
+    top = vectors.abs().amax(1)
+    exponent = torch.frexp(top).exponent.long()
+    scale = ((1023 - exponent).clamp(1, 2046) << 52).view(torch.float64)  # 2^−exponent from the bits, within float64
+    return _Scaled(vectors * scale[:, None], scale, top)
+
+
+def _magnitude(a: _Scaled, b: _Scaled) -> Tensor:
     """Return |‖b_i‖ − ‖a_i‖| for every row i, from ‖b‖² − ‖a‖² summed in twice the digits."""
-    scale = torch.minimum(_inverse_power_of_two(_top(a)), _inverse_power_of_two(_top(b)))  # exact; no square overflows
-    a, b = a * scale[:, None], b * scale[:, None]
-    total = torch.linalg.vector_norm(a, dim=1) + torch.linalg.vector_norm(b, dim=1)
-    grown = difference_of_squares(a, b)
-    return torch.where(total == 0, 0.0, (grown / total).abs() / scale)
+    scale = torch.minimum(a.scale, b.scale)
+    x, y = (t.vectors * (scale / t.scale)[:, None] for t in (a, b))
+    total = x.square().sum(1).sqrt() + y.square().sum(1).sqrt()
+    return torch.where(total == 0, 0.0, (difference_of_squares(x, y) / total).abs() / scale)
 
 
-def _direction(a: Tensor, b: Tensor) -> Tensor:
+def _direction(a: _Scaled, b: _Scaled) -> Tensor:
     """Return 1 − cos(a_i, b_i) = ½‖a_i/‖a_i‖ − b_i/‖b_i‖‖² for every row i; 0 for two zero rows, NaN for one."""
-    both_zero = (_top(a) == 0) & (_top(b) == 0)
-    a, b = (t * _inverse_power_of_two(_top(t))[:, None] for t in (a, b))
-    a, b = (t / torch.linalg.vector_norm(t, dim=1, keepdim=True) for t in (a, b))  # 0/0 is the NaN wanted
-    return torch.where(both_zero, 0.0, ((a - b).square().sum(1) / 2).clamp(max=2.0))
-
-
-def _top(vectors: Tensor) -> Tensor:
-    """Return the largest absolute value of every row: NaN if the row has a NaN, 0 if it is zero."""
-    top: Tensor = torch.linalg.vector_norm(vectors, ord=torch.inf, dim=1)
-    return top
-
-
-def _inverse_power_of_two(top: Tensor) -> Tensor:
-    """Return 2^−e with 2^(e−1) ≤ top < 2^e, kept within [2^−1022, 2^1023], from the bits, so that it is exact."""
-    exponent: Tensor = torch.frexp(top).exponent.long()
-    inverse: Tensor = ((1023 - exponent).clamp(1, 2046) << 52).view(torch.float64)
-    return inverse
+    x, y = (t.vectors / t.vectors.square().sum(1, keepdim=True).sqrt() for t in (a, b))  # 0/0 is the NaN wanted
+    apart = ((x - y).square().sum(1) / 2).clamp(max=2.0)
+    return torch.where((a.top == 0) & (b.top == 0), 0.0, apart)

@@ -179,6 +179,16 @@ def test_both_axes_in_one_pass_are_the_two_alone(name):
         torch.testing.assert_close(found.direction, alone.direction, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5, 64])
+def test_threads_make_no_difference(threads, monkeypatch):
+    before, after = random(1001, 1003).requires_grad_(), random(1001, 1003, seed=1)
+    wanted = longdouble(before.detach(), after, "row"), longdouble(before.detach(), after, "column")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for found, (dm, dd) in zip(changes(before, after).values(), wanted, strict=True):
+        np.testing.assert_allclose(found.magnitude.numpy(), dm.astype(float), rtol=PROMISE)
+        np.testing.assert_allclose(found.direction.numpy(), dd.astype(float), rtol=PROMISE)
+
+
 def close(one, two, scale=1.0):
     """Equal up to what the promise allows."""
     torch.testing.assert_close(one.magnitude, two.magnitude * scale, rtol=PROMISE, atol=0)
