@@ -152,7 +152,7 @@ def column_dots(a: Tensor, b: Tensor) -> Tensor:
     """Return Σ_t a_tj b_tj for every column j, a block of rows at a time."""
     if torch.compiler.is_compiling():  # blocks would tie the compiled code to one number of tokens
         return (a * b).sum(0)
-    return torch.stack([(a[rows] * block).sum(0) for rows, block in row_blocks(b)]).sum(0)
+    return torch.stack([(a[rows] * block).sum(0) for rows, block in row_blocks(b, fewest=1)]).sum(0)
 
 
 def add_product(result: Tensor, down: Tensor, B: Tensor, scaling: float) -> Tensor:
@@ -202,18 +202,19 @@ class _WeightedColumnSquares(torch.autograd.Function):
         return None, torch.cat([b.to(gradient.dtype).square() @ gradient for _, b in row_blocks(weight)])
 
 
-def row_blocks(matrix: Tensor, times: int = 1) -> Iterator[tuple[slice, Tensor]]:
+def row_blocks(matrix: Tensor, times: int = 1, fewest: int = FEWEST_BLOCKS) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of rows, of about equal length, and the views of the matrix that they cut; never none.
 
-    At least four, whatever the matrix' size, so that what is made of a block is never nearly a dense matrix.
+    At least four of a weight, whatever its size, so that what is made of a block is never nearly a dense matrix.
 
     Arguments:
         matrix: (rows, columns).
         times: How many times the usual size a block may be.
+        fewest: The least number of blocks.
     """
     entries = times * (BLOCK_ENTRIES if matrix.device.type == "cpu" else BLOCK_ENTRIES_ELSEWHERE)
     rows, columns = matrix.shape
-    count = max(FEWEST_BLOCKS, math.ceil(rows / max(1, entries // max(1, columns))))
+    count = max(fewest, math.ceil(rows / max(1, entries // max(1, columns))))
     step = max(1, math.ceil(rows / count))
     for start in range(0, max(1, rows), step):
         yield slice(start, start + step), matrix[start : start + step]
