@@ -13,7 +13,7 @@ from deltaw.analysis.tables import open_runs, table
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", "path", required=True, type=click.Path(path_type=Path), help="A .png, .svg or .pdf file.")
 @click.option("--kind", default=None, help="The matrices shown: query, key, value, … Default: query; for rank all.")
-@click.option("--scale", type=click.Choice(["linear", "log"]), default=None, help="Of the values. Default: linear; rank: log.")
+@click.option("--scale", type=click.Choice(["linear", "log"]), default=None, help="Default: linear; rank: log.")
 @click.option(
     "--share",
     type=click.Choice(["all", "adapters", "none"]),
