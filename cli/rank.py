@@ -6,7 +6,7 @@ from typing import Literal
 import click
 
 from deltaw.analysis.tables import open_runs, table
-from deltaw.cli.output import emit_table, json_option, out_option
+from deltaw.cli.output import emit_table, json_option, out_option, write_table
 
 SHOWN = ["run", "module", "step", "group", "rank", "full_rank", "stable_rank", "effective_rank", "energy_rank_90"]
 
@@ -37,11 +37,6 @@ def command(
     """
     wanted: tuple[int, ...] | Literal["last"] | None = None if all_steps else (steps or "last")
     frame = table(open_runs(runs), "spectra", steps=wanted, modules=modules or None, progress=not as_json)
-    if as_json or path is not None:
-        emit_table(frame if as_json else frame[SHOWN], as_json, None)
-        if path is not None:
-            from deltaw.cli.output import write_table
-
-            write_table(frame, path)
-        return
-    emit_table(frame[SHOWN], as_json, None)
+    if path is not None:
+        write_table(frame, path)
+    emit_table(frame if as_json else frame[SHOWN], as_json, None)
