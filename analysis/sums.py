@@ -1,15 +1,13 @@
 """The three sums that say how a vector changed: ⟨a,a⟩, ⟨a,d⟩, ⟨d,d⟩ with d = b − a, for all rows and columns at once.
 
-Float64 sums of float32 matrices are bound by memory: written plainly they make a dozen passes over matrices of twice
-the size. Here the matrices are read once, in blocks of rows that stay in a core's cache until all is done with them.
-
-A block is as large as torch hands to its threads at once. That is fastest on a machine that has nothing else to do; on
-one where other work keeps the cores busy, the threads wait for each other at every block, as in any torch code.
+Float64 sums of float32 matrices are bound by memory: written plainly in torch they make a dozen passes over matrices of
+twice the size. Here the matrices are read once, by a compiled loop, at the speed of reading them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -18,7 +16,8 @@ from torch import Tensor
 Axis = Literal["row", "column"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 
-_GRAIN = 32768  # torch hands a thread at least this many elements: a block of it takes 1.3 MB in float64
+_BLOCKS = 16  # of rows, shared out over torch's number of threads; fixed, so that the sums do not depend on it
+_ALONE = 2**17  # entries below which one thread is faster
 _DEVICE_BLOCK = 2**22  # elements in a block on an accelerator, where only the launches count
 
 
@@ -49,32 +48,32 @@ def sums(before: Tensor, after: Tensor, axes: Sequence[Axis]) -> dict[Axis, Sums
         [25.0, 8.0, 4.0]
     """
     before, after = before.detach(), after.detach()
-    rows, columns = _in_blocks(before, after, axes) if before.device.type == "cpu" else _on_device(before, after)
+    rows, columns = _in_blocks(before, after) if before.device.type == "cpu" else _on_device(before, after)
     found: dict[Axis, Sums] = {"row": Sums(*rows.unbind()), "column": Sums(*columns.unbind())}
     return {axis: found[axis] for axis in axes}
 
 
-def _in_blocks(before: Tensor, after: Tensor, axes: Sequence[Axis]) -> tuple[Tensor, Tensor]:
+def _in_blocks(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sums of rows, (3, out), and columns, (3, in), from one pass over blocks of rows."""
+    from deltaw.analysis.kernels import add_sums  # a quarter of a second, for those who want no sums
+
     height, width = before.shape
-    block = min(height, max(1, _GRAIN * torch.get_num_threads() // width))
-    both = before.new_empty(block, 2, width, dtype=torch.float64)  # a and d, side by side for the 2×2 products
-    all_squares = squares = torch.zeros_like(both[:, 0])  # Σ a∘a over blocks, (block, width)
-    all_products = products = torch.zeros_like(both)  # Σ a∘d and Σ d∘d over blocks, (block, 2, width)
-    gram = both.new_zeros(height, 2, 2)  # row i: [[⟨a,a⟩, ⟨a,d⟩], [⟨d,a⟩, ⟨d,d⟩]]
-    for a_rows, b_rows, gram_rows in zip(*(torch.split(t, block) for t in (before, after, gram)), strict=True):
-        if len(a_rows) < len(both):  # the last block
-            both, squares, products = (t[: len(a_rows)] for t in (both, squares, products))
-        a, d = both.unbind(1)
-        a.copy_(a_rows)
-        d.copy_(b_rows).sub_(a)
-        if "column" in axes:
-            squares.addcmul_(a, a)
-            products.addcmul_(both, d[:, None])
-        if "row" in axes:
-            torch.bmm(both, both.mT, out=gram_rows)
-    rows = torch.stack((gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]))
-    return rows, torch.stack((all_squares.sum(0), *all_products.sum(0)))
+    block = -(-height // _BLOCKS) if height * width > _ALONE else height
+    wide = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32
+    rows = torch.empty(3, height, dtype=torch.float64)
+    columns = torch.zeros(-(-height // block), 3, width, dtype=torch.float64)
+
+    def add(first: int) -> None:
+        a, b = (t[first : first + block].to(wide).contiguous().numpy() for t in (before, after))
+        add_sums(a, b, rows[:, first : first + block].numpy(), columns[first // block].numpy())
+
+    starts = range(0, height, block)
+    if len(starts) == 1:
+        add(0)
+    else:
+        with ThreadPoolExecutor(min(len(starts), torch.get_num_threads())) as threads:
+            list(threads.map(add, starts))  # the list raises what a thread raised
+    return rows, columns.sum(0)
 
 
 def _on_device(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:

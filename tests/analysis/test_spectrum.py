@@ -108,6 +108,15 @@ def test_factors_are_their_product(name):
     assert agree((u, v)).rank == rank
 
 
+@pytest.mark.parametrize("condition", [1, 1e3, 1e6, 1e8, 1e10, 1e15, math.inf])
+def test_factors_of_any_condition_keep_their_singular_values(condition):
+    q = torch.linalg.qr(random(300, 8)).Q
+    sigma = torch.tensor([1 / condition ** (k / 7) if k else 1.0 for k in range(8)], dtype=torch.float64)
+    for u in (q * sigma, (q * sigma) @ torch.linalg.qr(random(8, 8, seed=2)).Q, 1e-200 * q * sigma, 1e200 * q * sigma):
+        found = spectrum(factors=(u, torch.linalg.qr(random(200, 8, seed=1)).Q.T)).singular_values
+        torch.testing.assert_close(found, sigma * torch.linalg.matrix_norm(u, 2), rtol=0, atol=1e-14 * float(found[0]))
+
+
 def test_zero_rows_and_columns_of_factors():
     found = spectrum(factors=(one_hot(4, 30).T, random(4, 20)))
     assert (found.zero_rows, found.zero_columns) == (26 / 30, 0)
