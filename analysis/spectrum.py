@@ -243,9 +243,10 @@ def _zero_rows(factor: Tensor, triangle: Tensor | None, size: int) -> Tensor:
     """
     if triangle is None:
         readable = factor if factor.dtype in (torch.float32, torch.float64) else factor.float()
-        return readable.abs().amax(1).eq(0)
+        largest: Tensor = readable.abs().amax(1)
+        return largest == 0
     wide = factor.to(triangle.device).double()
-    bound = wide.abs() @ torch.linalg.vector_norm(triangle, dim=0)
+    bound: Tensor = wide.abs() @ torch.linalg.vector_norm(triangle, dim=0)
     norms: Tensor = torch.linalg.vector_norm(wide @ triangle.T, dim=1)
     return norms <= size * _EPS * bound
 

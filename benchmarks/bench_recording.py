@@ -27,7 +27,7 @@ from deltaw.trainers import Recorder, every
 BATCH, TOKENS = 32, 16
 TARGETS = ["*.query", "*.value"]
 CASES = [  # (name, method, steps between checkpoints, blocks with and without, the share that may be added)
-    ("bora, rank 8", True, 20, 8, 0.02),
+    ("bora, rank 8", True, 20, 16, 0.02),
     ("bora, rank 8", True, 1, 40, 0.10),
     ("ft, whole matrices", False, 20, 4, None),
     ("ft, whole matrices", False, 1, 20, None),
