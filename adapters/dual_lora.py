@@ -1,7 +1,7 @@
 """Dual LoRA: the update is a ReLU of one low-rank product times the sign of another."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,8 @@ class DualLoRA(RankedMethod):
 
     warmup_steps: int = 100
     init_std: float = 0.02
+
+    moving: ClassVar[tuple[str, ...]] = ("steps",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

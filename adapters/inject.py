@@ -2,29 +2,31 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from deltaw.adapters.errors import DataError, OptionError, ShapeError, TargetError
-from deltaw.adapters.layer import AdaptedLayer
-from deltaw.adapters.method import Method
+from deltaw.adapters.errors import DataError, NonFiniteError, OptionError, ShapeError, TargetError
+from deltaw.adapters.layer import WIDENED, AdaptedLayer, identity
+from deltaw.adapters.method import Method, Shape
 
 FILE_FORMAT = "deltaw-adapters-1"
 
 
 def inject(
     model: nn.Module,
-    method: Method,
-    targets: Sequence[str] | str,
+    method: Method | Mapping[str, Method],
+    targets: Sequence[str] | str = (),
     *,
     trainable: Sequence[str] | str = (),
     seed: int = 0,
+    context: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """Put ``method`` on every linear layer that a pattern names, in place, and freeze the rest.
 
@@ -33,17 +35,20 @@ def inject(
 
     Arguments:
         model: Any model.
-        method: For example ``BoRA(rank=8, alpha=16)``.
-        targets: Glob patterns over full module names, ``["*.query", "*.value"]``.
+        method: For example ``BoRA(rank=8, alpha=16)``. Or, where not all modules get the same, patterns with their
+            methods, of which the last that fits counts: ``{"*.query": DoRA(rank=8), "*.dense": Magnitude()}``.
+        targets: Glob patterns over full module names, ``["*.query", "*.value"]``; none with a mapping.
         trainable: Patterns over module or parameter names that stay trainable, for example ``["classifier*"]``.
         seed: Seed of the method's random start.
+        context: For a method that starts from data (CorDA): the covariance (in, in) of the inputs of each module, from
+            ``input_covariances``.
 
     Returns:
         The model.
 
     Raises:
         TargetError: A pattern matches nothing, or no ``nn.Linear`` or ``Conv1D``; the message lists near names.
-        OptionError: The rank does not fit a matrix.
+        OptionError: The rank does not fit a matrix, or a method that starts from data is given none.
 
     Example:
         >>> import torch
@@ -53,30 +58,73 @@ def inject(
         >>> list(adapted(model))
         ['query']
     """
-    if not isinstance(method, Method):
-        raise OptionError(f"method must be a method such as LoRA(rank=8), not {method!r}")
     modules = dict(model.named_modules())
-    chosen = matching(modules, _patterns(targets), "target", _is_adaptable)
+    chosen = _methods_by_module(modules, method, targets)
     kept = matching({**modules, **dict(model.named_parameters())}, _patterns(trainable), "trainable", lambda _: True)
-    for name in chosen:  # everything is checked before anything is changed
+    shapes: dict[Method, list[tuple[int, int]]] = {}
+    for name, wanted in chosen.items():  # everything is checked before anything is changed
         source = modules[name]
         if isinstance(source, AdaptedLayer):
             raise TargetError(f"{name!r} already carries {source.method.name!r}; call merge(model) first")
         rows, columns = linear_shape(source)
-        method.check_shape(rows, columns, name)
-    if not method.injects:
+        wanted.check_shape(rows, columns, name)
+        if wanted.needs_context:
+            _check_covariance(wanted, name, columns, context)
+        shapes.setdefault(wanted, []).append((rows, columns))
+    if not all(wanted.injects for wanted in shapes):
+        if len(shapes) > 1:
+            raise OptionError("full fine-tuning goes with no other method; pass it alone")
         return model
 
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    for name in chosen:
-        _replace(model, name, AdaptedLayer(modules[name], method, generator, is_conv1d(modules[name])))
+    shared = {wanted: wanted.shared(of, generator) for wanted, of in shapes.items()}
+    for name, wanted in chosen.items():
+        source = modules[name]
+        weight = source.get_parameter("weight")
+        given = shared[wanted]
+        for key, value in given.items():  # on the first layer's device and in its dtype; then nothing is copied again
+            given[key] = value.to(weight.device, WIDENED.get(weight.dtype, weight.dtype))
+        if wanted.needs_context and context is not None:
+            given = given | {"covariance": context[name]}
+        _replace(model, name, AdaptedLayer(source, wanted, generator, is_conv1d(source), given))
     for name, parameter in model.named_parameters():
         owners = {name} | {name.rsplit(".", k)[0] for k in range(1, name.count(".") + 1)}
         if owners & set(kept):
             parameter.requires_grad_(True)
     return model
+
+
+def _methods_by_module(
+    modules: dict[str, nn.Module], method: Method | Mapping[str, Method], targets: Sequence[str] | str
+) -> dict[str, Method]:
+    """Return the method of every module that is to be adapted, in the model's order."""
+    by_pattern = method if isinstance(method, Mapping) else dict.fromkeys(_patterns(targets), method)
+    for given in [method] if not isinstance(method, Mapping) else method.values():
+        if not isinstance(given, Method):
+            raise OptionError(f"method must be a method such as LoRA(rank=8), not {given!r}")
+    if isinstance(method, Mapping) and targets:
+        raise OptionError("targets are the keys of the mapping of methods; leave the argument out")
+    if not by_pattern:
+        raise TargetError("no target is given; pass glob patterns over module names, as ['*.query', '*.value']")
+    found: dict[str, Method] = {}
+    for pattern, wanted in by_pattern.items():
+        found.update(dict.fromkeys(matching(modules, [pattern], "target", _is_adaptable), wanted))
+    return {name: found[name] for name in modules if name in found}
+
+
+def _check_covariance(method: Method, name: str, columns: int, context: Mapping[str, Tensor] | None) -> None:
+    if context is None or name not in context:
+        raise OptionError(
+            f"{method.name} starts from data, and there is no covariance for module {name!r}; "
+            "pass context=input_covariances(model, targets, batches)"
+        )
+    shape = tuple(context[name].shape)
+    if shape != (columns, columns):
+        raise ShapeError(f"the covariance for module {name!r} has shape {shape}, not {(columns, columns)}")
+    if not bool(context[name].isfinite().all()):
+        raise NonFiniteError(f"the covariance for module {name!r} holds NaN or infinity; look at the batches")
 
 
 def adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
@@ -110,9 +158,21 @@ def save_adapters(model: nn.Module, path: str | Path) -> None:
     for name, layer in layers.items():
         layer.method.observe(layer)
         methods[name] = {"method": layer.method.name, "options": layer.method.options()}
-        for key, value in layer.state().items():
-            tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
-    save_file(tensors, str(path), metadata={"format": FILE_FORMAT, "methods": json.dumps(methods)})
+        tensors |= {f"{name}.{key}": value.detach() for key, value in layer.state().items()}
+    same = repeated(tensors)
+    kept = {name: value.cpu().contiguous() for name, value in tensors.items() if name not in same}
+    header = {"format": FILE_FORMAT, "methods": json.dumps(methods), "same": json.dumps(same)}
+    save_file(kept, str(path), metadata=header)
+
+
+def repeated(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return, for every tensor that is the very same memory as an earlier one, that one's name."""
+    first: dict[Any, str] = {}
+    return {
+        name: first[identity(value)]
+        for name, value in tensors.items()
+        if first.setdefault(identity(value), name) != name and value.numel()
+    }
 
 
 def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
@@ -131,17 +191,24 @@ def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            tensors |= {key: tensors[kept] for key, kept in json.loads(header.get("same", "{}")).items()}
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read as a safetensors file ({error})") from None
     if header.get("format") != FILE_FORMAT:
         raise DataError(f"{path}: is no file of save_adapters (its format is {header.get('format')!r})")
     methods = json.loads(header["methods"])
     if not adapted(model):
+        layers = {}  # all of them before the first is put in: an error leaves the model as it is
         for name, entry in methods.items():
             plain = _find(model, name, str(path))
             method = create(entry["method"], **entry["options"])
-            method.check_shape(*linear_shape(plain), name)
-            _replace(model, name, AdaptedLayer(plain, method, torch.Generator(), is_conv1d(plain)))
+            rows, columns = linear_shape(plain)
+            method.check_shape(rows, columns, name)
+            wanted = method.shapes(rows, columns) | method.frozen_shapes(rows, columns)
+            state = _fitting(tensors, name, wanted, str(path))
+            layers[name] = AdaptedLayer(plain, method, torch.Generator(), is_conv1d(plain), state=state)
+        for name, layer in layers.items():
+            _replace(model, name, layer)
         own = {id(layer.tensor(k)) for layer in adapted(model).values() for k in layer._trainable}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in own)
@@ -152,15 +219,22 @@ def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
         layer = layers[name]
         if (layer.method.name, layer.method.options()) != (entry["method"], entry["options"]):
             raise OptionError(f"{path}: {name!r} was saved as {entry}, but the model has {layer.method!r}")
-        state = {key: tensors.get(f"{name}.{key}") for key in layer.state()}
-        for key, value in state.items():
-            if value is None or value.shape != layer.tensor(key).shape:
-                found = "nothing" if value is None else tuple(value.shape)
-                raise ShapeError(
-                    f"{path}: {name}.{key} has shape {found}, the model's has {tuple(layer.tensor(key).shape)}"
-                )
+        shapes = {key: tuple(value.shape) for key, value in layer.state().items()}
+        state = _fitting(tensors, name, shapes, str(path))
         layer.load_state_dict({**layer.state_dict(), **state})
     return model
+
+
+def _fitting(tensors: dict[str, Tensor], name: str, shapes: Mapping[str, Shape], path: str) -> dict[str, Tensor]:
+    """Return a module's tensors, each in the shape that the model has for it."""
+    state = {}
+    for key, shape in shapes.items():
+        value = tensors.get(f"{name}.{key}")
+        if value is None or tuple(value.shape) != shape:
+            found = "nothing" if value is None else tuple(value.shape)
+            raise ShapeError(f"{path}: {name}.{key} has shape {found}, the model's has {shape}")
+        state[key] = value
+    return state
 
 
 def matching(

@@ -1,14 +1,24 @@
 """The layer that takes the place of a linear layer: a frozen base, the method's tensors, the method's forward."""
 
-from typing import Any
+import weakref
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from deltaw.adapters.clock import Reading, read_clock, steps_between
-from deltaw.adapters.method import Method
+from deltaw.adapters.method import Method, State
+
+_MOVED: weakref.WeakValueDictionary[Any, Tensor] = weakref.WeakValueDictionary()  # what moved, by what it was
 
 WIDENED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
+
+def identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what is equal for two tensors that are the same part of the same memory."""
+    place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+    return (*place, tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
 
 
 class AdaptedLayer(nn.Module):
@@ -23,12 +33,22 @@ class AdaptedLayer(nn.Module):
         method: The method.
         generator: Source of the initial random numbers, on the CPU.
         transposed: Whether ``source.weight`` is [in, out].
+        given: What the method's start rests on beside W₀ (``Method.start``).
+        state: The method's tensors, if they are known already; then nothing is drawn.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
 
-    def __init__(self, source: nn.Module, method: Method, generator: torch.Generator, transposed: bool = False) -> None:
+    def __init__(
+        self,
+        source: nn.Module,
+        method: Method,
+        generator: torch.Generator,
+        transposed: bool = False,
+        given: State | None = None,
+        state: State | None = None,
+    ) -> None:
         super().__init__()
         self.method = method
         self.transposed = transposed
@@ -41,10 +61,12 @@ class AdaptedLayer(nn.Module):
         self.train(source.training)
 
         dtype = WIDENED.get(self.weight.dtype, self.weight.dtype)
-        on_cpu = self.base.detach().to("cpu", dtype)
         trainable = method.shapes(self.out_features, self.in_features)
-        for name, initial in method.initial(on_cpu, generator).items():
-            value = initial.to(self.weight.device)
+        if state is None:
+            on_cpu = self.base.detach().to("cpu", dtype)
+            state = method.start(on_cpu, generator, given or {})
+        for name, initial in state.items():
+            value = initial.to(self.weight.device, dtype if initial.is_floating_point() else None)
             if name in trainable:
                 self.register_parameter(name, nn.Parameter(value))
             else:
@@ -111,6 +133,24 @@ class AdaptedLayer(nn.Module):
 
     def _read_clock(self) -> Reading:
         return read_clock(self.tensor(self._trainable[0]))
+
+    def constants(self) -> list[str]:
+        """Return the names of the tensors that never change."""
+        return self.method.constants(self.out_features, self.in_features)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the layer; what it has in common with other layers stays in common."""
+        before = {name: self.tensor(name) for name in self.constants()}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            moved = self.tensor(name)
+            if moved.untyped_storage().data_ptr() == old.untyped_storage().data_ptr():
+                continue
+            key = (identity(old), moved.dtype, moved.device)
+            kept = _MOVED.setdefault(key, moved)
+            if kept is not moved and torch.equal(kept, moved):
+                setattr(self, name, kept)
+        return self
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.method.observe(self)  # what is saved is what the next forward would use

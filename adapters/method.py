@@ -6,7 +6,7 @@ very code that defines it for a model in training.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,6 +28,8 @@ class Method(ABC):
 
     injects: ClassVar[bool] = True  # False: the method trains the layers as they are
     scales_base: ClassVar[bool] = False  # True: its tensors multiply W₀, so their rounding moves all of W'
+    needs_context: ClassVar[bool] = False  # True: it starts from the covariance of each layer's inputs
+    moving: ClassVar[tuple[str, ...]] = ()  # frozen tensors that change in training all the same, as a count of steps
 
     @property
     @abstractmethod
@@ -67,6 +69,34 @@ class Method(ABC):
             base: W₀, (out, in), on the CPU, in the dtype of the parameters.
             generator: The only source of random numbers.
         """
+
+    def shared(self, shapes: Sequence[tuple[int, int]], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return, on the CPU in float32, what all adapted layers of a model have in common, stored once.
+
+        Arguments:
+            shapes: (out, in) of every layer that is adapted.
+            generator: The only source of random numbers.
+        """
+        del shapes, generator
+        return {}
+
+    def start(self, base: Tensor, generator: torch.Generator, given: State) -> dict[str, Tensor]:
+        """Return the initial tensors from W₀ and what is given beside it; by default ``initial`` of W₀ alone.
+
+        Arguments:
+            base, generator: See ``initial``.
+            given: The tensors of ``shared``, and "covariance" (in, in) where the method needs context.
+        """
+        del given
+        return self.initial(base, generator)
+
+    def rate_factors(self) -> dict[str, float]:
+        """Return by tensor the factor on the learning rate, where it is not 1."""
+        return {}
+
+    def constants(self, out_features: int, in_features: int) -> list[str]:
+        """Return the names of the frozen tensors that never change; a record keeps them once."""
+        return [name for name in self.frozen_shapes(out_features, in_features) if name not in self.moving]
 
     @abstractmethod
     def weight(self, base: Tensor, state: State) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from deltaw.adapters.errors import RecordError
 
 FORMAT = "deltaw-trajectory"
-VERSION = 1
+VERSION = 2  # 1 had no constants: they stood in every checkpoint
 MANIFEST, BASE, INDEX, SCALARS, CHECKPOINTS = (
     "manifest.json",
     "base.safetensors",
@@ -54,12 +54,17 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run is, apart from its checkpoints."""
+    """What a run is, apart from its checkpoints.
+
+    ``constants`` says for every tensor of a method that never changes (``MODULE.NAME``) under which name the file of
+    the base has it; layers that have it in common share one.
+    """
 
     run_id: str
     method: str
     modules: dict[str, ModuleEntry]
     base: FileEntry
+    constants: dict[str, str] = field(default_factory=dict)
     created: str = ""
     deltaw: str = ""
     info: dict[str, Any] = field(default_factory=dict)
@@ -76,6 +81,7 @@ class Manifest:
                 "deltaw": self.deltaw,
                 "info": self.info,
                 "base": vars(self.base),
+                "constants": self.constants,
                 "modules": {
                     name: {"shape": list(e.shape), "dtype": e.dtype, "method": e.method, "options": e.options}
                     for name, e in self.modules.items()
@@ -132,6 +138,7 @@ def read_manifest(folder: Path) -> Manifest:
             method=_string(raw["method"]),
             modules={_string(name): _module(entry) for name, entry in raw["modules"].items()},
             base=_file(raw["base"]),
+            constants={_string(name): _string(kept) for name, kept in raw.get("constants", {}).items()},
             created=_string(raw.get("created", "")),
             deltaw=_string(raw.get("deltaw", "")),
             info=dict(raw.get("info", {})),

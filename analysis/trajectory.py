@@ -124,7 +124,10 @@ class Trajectory:
             raise OptionError(f"{self.path}: step {step} was not recorded; near it there are {sorted(near)}")
         path = checkpoint_path(self.path, step)
         wanted = {"weight": shape} if method is None else method.shapes(*shape) | method.frozen_shapes(*shape)
-        state = read_tensors(path, {key: f"{module}.{key}" for key in wanted})
+        constants = self.manifest.constants
+        once = {key: constants[f"{module}.{key}"] for key in wanted if f"{module}.{key}" in constants}
+        state = read_tensors(self.path / BASE, once) if once else {}
+        state |= read_tensors(path, {key: f"{module}.{key}" for key in wanted if key not in once})
         for key, value in state.items():
             if tuple(value.shape) != tuple(wanted[key]):
                 raise RecordError(f"{path}: {module}.{key} is {tuple(value.shape)}, it should be {tuple(wanted[key])}")

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deltaw.adapters import AdaptedLayer, RecordError, TargetError, base_weight, effective_weight
-from deltaw.adapters.inject import is_peft, linear_modules, matching
+from deltaw.adapters.inject import is_peft, linear_modules, matching, repeated
 from deltaw.analysis.files import append_line, disk_errors, write_text, written_aside
 from deltaw.analysis.record import (
     BASE,
@@ -98,6 +98,7 @@ class Recorder:
         self._info = dict(info or {})
         self._resume = resume
         self._entries: list[CheckpointEntry] = []
+        self._constants: set[str] = set()  # what the base's file holds and no checkpoint
         self._rewind = False
         self._lock: FileLock | None = None
 
@@ -166,6 +167,7 @@ class Recorder:
             last = f"after step {self.steps[-1]}" if self.steps else "as the first"
             raise RecordError(f"{self.path}: step {step} {last}; steps must rise from 0 on")
         tensors = {f"{name}.{key}": value for name, m in self.modules.items() for key, value in _state(m).items()}
+        tensors = {name: value for name, value in tensors.items() if name not in self._constants}
         entry = CheckpointEntry(step, _write_tensors(checkpoint_path(self.path, step), tensors))
         append_line(self.path / INDEX, entry.to_json(), durable=True)
         self._entries.append(entry)
@@ -175,16 +177,20 @@ class Recorder:
         with disk_errors(self.path):
             (self.path / CHECKPOINTS).mkdir(exist_ok=True)
         base = {name: base_weight(module) for name, module in self.modules.items()}
+        constants = _constants(self.modules)
+        same = repeated(constants)
         manifest = Manifest(
             run_id=uuid.uuid4().hex,
             method=self._method,
             modules={name: _entry(module, base[name]) for name, module in self.modules.items()},
-            base=_write_tensors(self.path / BASE, base),
+            base=_write_tensors(self.path / BASE, base | {k: v for k, v in constants.items() if k not in same}),
+            constants={name: same.get(name, name) for name in constants},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             deltaw=_version(),
             info=self._info,
         )
         write_text(self.path / MANIFEST, manifest.to_json())
+        self._constants = set(manifest.constants)
 
     def _continue(self) -> None:
         manifest = read_manifest(self.path)
@@ -205,11 +211,13 @@ class Recorder:
         check_sum(self.path / BASE, manifest.base)
         # A plain layer has no base of its own to compare: what it holds now has moved away from W₀.
         frozen = {name: name for name, m in self.modules.items() if isinstance(m, AdaptedLayer) or is_peft(m)}
-        for name, there in read_tensors(self.path / BASE, frozen).items():
-            if not torch.equal(there, base[name].cpu()):
+        here = base | _constants(self.modules)
+        for name, there in read_tensors(self.path / BASE, frozen | manifest.constants).items():
+            if not torch.equal(there, here[name].detach().cpu()):
                 raise RecordError(f"{self.path}: cannot be resumed, its base of {name!r} is not this model's")
         for log in (INDEX, SCALARS):
             self._drop_cut_line(self.path / log)
+        self._constants = set(manifest.constants)
         self._entries = read_index(self.path)
         self.steps = [entry.step for entry in self._entries]
         self._rewind = True
@@ -280,6 +288,12 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
         module.method.observe(module)
         return module.state()
     return {"weight": effective_weight(module)}
+
+
+def _constants(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """What the methods of the modules draw once and never change."""
+    layers = {name: module for name, module in modules.items() if isinstance(module, AdaptedLayer)}
+    return {f"{name}.{key}": layer.tensor(key) for name, layer in layers.items() for key in layer.constants()}
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileEntry:

@@ -285,7 +285,7 @@ def test_a_cut_last_line_announces_nothing(run_folder):
 
 def damage_newer(path):
     raw = json.loads((path / MANIFEST).read_text())
-    (path / MANIFEST).write_text(json.dumps(raw | {"version": 2}))
+    (path / MANIFEST).write_text(json.dumps(raw | {"version": 99}))
 
 
 def damage_truncated(path):
