@@ -5,7 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from deltaw.adapters.asylora import AsyLoRA
 from deltaw.adapters.bora import BoRA
+from deltaw.adapters.corda import CorDA, input_covariances
+from deltaw.adapters.delta_lora import DeltaLoRA
 from deltaw.adapters.dora import DoRA
 from deltaw.adapters.dual_lora import DualLoRA
 from deltaw.adapters.effective import base_weight, effective_weight
@@ -20,21 +23,45 @@ from deltaw.adapters.errors import (
     WriteError,
 )
 from deltaw.adapters.full import FullFineTuning
+from deltaw.adapters.galore import GaLore, galore_optimizer
+from deltaw.adapters.hira import HiRA
 from deltaw.adapters.inject import adapted, inject, load_adapters, merge, save_adapters
 from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.lora import LoRA
+from deltaw.adapters.lora_fa import LoRAFA
+from deltaw.adapters.lora_plus import LoRAPlus, parameter_groups
+from deltaw.adapters.magnitude import Magnitude
 from deltaw.adapters.method import Method
+from deltaw.adapters.mora import MoRA
+from deltaw.adapters.oa import OrthogonalAdaptation
+from deltaw.adapters.pissa import PiSSA
+from deltaw.adapters.randlora import RandLoRA
 from deltaw.adapters.sbora import SBoRA
+from deltaw.adapters.vera import DVoRA, VeRA
 
 METHODS: dict[str, Callable[..., Method]] = {
     "ft": FullFineTuning,
+    "galore": GaLore,
     "lora": LoRA,
+    "lora+": LoRAPlus,
     "rslora": partial(LoRA, rank_stabilized=True),
+    "lora-fa": LoRAFA,
+    "asylora": AsyLoRA,
+    "oa": OrthogonalAdaptation,
+    "pissa": PiSSA,
+    "corda": CorDA,
+    "delta-lora": DeltaLoRA,
+    "vera": VeRA,
     "dora": DoRA,
     "dora-row": partial(DoRA, axis="row"),
+    "magnitude": Magnitude,
+    "dvora": DVoRA,
     "bora": BoRA,
     "sbora-fa": SBoRA,
     "sbora-fb": partial(SBoRA, variant="FB"),
+    "mora": MoRA,
+    "hira": HiRA,
+    "randlora": RandLoRA,
     "dual-lora": DualLoRA,
 }
 
@@ -62,27 +89,44 @@ def create(name: str, **options: Any) -> Method:
 __all__ = [
     "METHODS",
     "AdaptedLayer",
+    "AsyLoRA",
     "BoRA",
+    "CorDA",
+    "DVoRA",
     "DataError",
+    "DeltaLoRA",
     "DeltawError",
     "DoRA",
     "DualLoRA",
     "FullFineTuning",
+    "GaLore",
+    "HiRA",
     "LoRA",
+    "LoRAFA",
+    "LoRAPlus",
+    "Magnitude",
     "Method",
+    "MoRA",
     "NonFiniteError",
     "OptionError",
+    "OrthogonalAdaptation",
+    "PiSSA",
+    "RandLoRA",
     "RecordError",
     "SBoRA",
     "ShapeError",
     "TargetError",
+    "VeRA",
     "WriteError",
     "adapted",
     "base_weight",
     "create",
     "effective_weight",
+    "galore_optimizer",
     "inject",
+    "input_covariances",
     "load_adapters",
     "merge",
+    "parameter_groups",
     "save_adapters",
 ]

@@ -160,9 +160,9 @@ def save_adapters(model: nn.Module, path: str | Path) -> None:
         methods[name] = {"method": layer.method.name, "options": layer.method.options()}
         tensors |= {f"{name}.{key}": value.detach() for key, value in layer.state().items()}
     same = repeated(tensors)
-    kept = {name: value.cpu().contiguous() for name, value in tensors.items() if name not in same}
+    copies = {name: value.to("cpu", copy=True).contiguous() for name, value in tensors.items() if name not in same}
     header = {"format": FILE_FORMAT, "methods": json.dumps(methods), "same": json.dumps(same)}
-    save_file(kept, str(path), metadata=header)
+    save_file(copies, str(path), metadata=header)
 
 
 def repeated(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -139,7 +139,7 @@ class AdaptedLayer(nn.Module):
         return self.method.constants(self.out_features, self.in_features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert the layer; what it has in common with other layers stays in common."""
+        """Move or convert the layer; what it has in common with other layers of its shape stays in common."""
         before = {name: self.tensor(name) for name in self.constants()}
         super()._apply(fn, recurse)
         for name, old in before.items():

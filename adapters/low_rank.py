@@ -92,7 +92,8 @@ class _LowRankLinear(torch.autograd.Function):
         A: s·(g' B)ᵀ x γ                 B: s·g'ᵀ (x' Aᵀ)
 
     What each step may write over is written over, and x' is not kept: γ goes to the small side of the gradient of A.
-    Only z is, where there is a ρ. The thin products stand with r as the rows where they can, which is faster.
+    Only z is, where there is a ρ; and x not even, where neither A nor γ is trained (LoRA-FA). The thin products stand
+    with r as the rows where they can, which is faster.
     """
 
     @staticmethod
@@ -110,7 +111,8 @@ class _LowRankLinear(torch.autograd.Function):
         scaled = x if gamma is None else x * gamma
         down = A @ scaled.T  # (r, tokens)
         z = F.linear(scaled, weight, bias if rho is None else None).addmm_(down.T, B.T, alpha=scaling)
-        ctx.save_for_backward(x, weight, bias, A, B, rho, gamma, down, None if rho is None else z)
+        kept = x if gamma is not None or ctx.needs_input_grad[1] or ctx.needs_input_grad[3] else None
+        ctx.save_for_backward(kept, weight, bias, A, B, rho, gamma, down, None if rho is None else z)
         ctx.scaling = scaling
         if rho is None:
             return z
@@ -122,6 +124,8 @@ class _LowRankLinear(torch.autograd.Function):
         inputs = (x, weight, bias, A, B, ctx.scaling, rho, gamma)
         wanted = ctx.needs_input_grad
         if torch.is_grad_enabled():  # to be differentiated again: nothing kept, nothing overwritten
+            if x is None:
+                raise RuntimeError("with a frozen A no input is kept, so its gradient has no gradient of its own")
             chosen = [value for value, wants in zip(inputs, wanted, strict=True) if wants]
             found = iter(torch.autograd.grad(_composed(*inputs), chosen, g, create_graph=True))
             return tuple(next(found) if wants else None for wants in wanted)

@@ -71,7 +71,7 @@ class Method(ABC):
         """
 
     def shared(self, shapes: Sequence[tuple[int, int]], generator: torch.Generator) -> dict[str, Tensor]:
-        """Return, on the CPU in float32, what all adapted layers of a model have in common, stored once.
+        """Return, on the CPU in float32 or float64, what all adapted layers of a model have in common, stored once.
 
         Arguments:
             shapes: (out, in) of every layer that is adapted.

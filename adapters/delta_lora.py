@@ -1,0 +1,115 @@
+"""Delta-LoRA: LoRA whose base moves with the change of its product."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from deltaw.adapters.errors import OptionError
+from deltaw.adapters.lora import LowRankPair
+from deltaw.adapters.low_rank import low_rank_linear
+from deltaw.adapters.method import Shape, State
+
+if TYPE_CHECKING:
+    from deltaw.adapters.layer import AdaptedLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaLoRA(LowRankPair):
+    r"""LoRA in which W moves by the delta of the low-rank product after every optimizer step.
+
+        W_{t+1} = W_t + λ·s·(B_{t+1} A_{t+1} − B_t A_t)    from step K on,    W'_t = W_t + s·B_t A_t
+
+    The sum over the steps telescopes, so the moving base is known in closed form and need not be written over W₀:
+
+        W_t = W₀ + λ·s·(B_t A_t − B_K A_K),    W'_t = W₀ + (1 + λ)·s·B_t A_t − λ·s·B_K A_K.
+
+    So ΔW has rank at most 2r (r where K = 0, as B₀ = 0), other than the paper's "high-rank" suggests; ``base_weight``
+    stays W₀. The gradient of A and B is LoRA's: W_t is a constant in each step.
+
+    B starts at zero, so W' = W₀ at the start. Trainable: r·(out + in).
+
+    Arguments:
+        rank, alpha, dropout, rank_stabilized: See ``LowRankPair``. The paper has no dropout.
+        ratio: λ, the paper's update ratio (its GLUE runs: 2).
+        start_step: K, the optimizer steps before the base begins to move.
+
+    Raises:
+        OptionError: ``ratio`` is not above 0 or ``start_step`` is negative.
+
+    Source:
+        Zi et al. 2023, "Delta-LoRA", equations 5 to 7 and algorithm 1.
+    """
+
+    ratio: float = 2.0
+    start_step: int = 0
+
+    moving: ClassVar[tuple[str, ...]] = ("anchor_A", "anchor_B", "steps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.ratio < float("inf"):
+            raise OptionError(f"ratio must be a number above 0, not {self.ratio!r}")
+        if isinstance(self.start_step, bool) or not isinstance(self.start_step, int) or self.start_step < 0:
+            raise OptionError(f"start_step must be a whole number of at least 0, not {self.start_step!r}")
+
+    @property
+    def name(self) -> str:
+        """``delta-lora``."""
+        return "delta-lora"
+
+    def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
+        """A and B at step K, and the count of optimizer steps up to K."""
+        return {"anchor_A": (self.rank, in_features), "anchor_B": (out_features, self.rank), "steps": ()}
+
+    def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """LoRA's, which is also the first anchor."""
+        state = super().initial(base, generator)
+        anchors = {"anchor_A": state["lora_A"].clone(), "anchor_B": state["lora_B"].clone()}
+        return state | anchors | {"steps": torch.zeros((), dtype=torch.int64)}
+
+    def weight(self, base: Tensor, state: State) -> Tensor:
+        """W_t + s·B A; W_t is a constant."""
+        moved = state["lora_B"].detach() @ state["lora_A"].detach() - state["anchor_B"] @ state["anchor_A"]
+        ratio = self.ratio if int(state["steps"]) >= self.start_step else 0.0
+        return base + ratio * self.scaling * moved + self.product(state)
+
+    def update(self, base: Tensor, state: State) -> Tensor:
+        """(1 + λ)·s·B A − λ·s·B_K A_K."""
+        U, V = self.factors(base, state)
+        return U @ V
+
+    def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """U = s·[(1 + λ) B, −λ B_K] and V = [A; A_K]; before step K, and without an anchor, U = s·(1 + λ)·B, V = A."""
+        del base
+        A, B = state["lora_A"], self.scaling * state["lora_B"]
+        if int(state["steps"]) < self.start_step:
+            return B, A
+        B = (1 + self.ratio) * B
+        if not bool(state["anchor_B"].any()):
+            return B, A
+        return torch.cat((B, -self.ratio * self.scaling * state["anchor_B"]), dim=1), torch.cat((A, state["anchor_A"]))
+
+    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+        """LoRA's forward with the pair [A; A; A_K], [B, λ B, −λ B_K], of which only the first is differentiated."""
+        state = layer.state()
+        A, B = state["lora_A"], state["lora_B"]
+        ratio = (state["steps"] >= self.start_step).to(B.dtype) * self.ratio
+        pairs = [(A, B), (A.detach(), ratio * B.detach())]
+        if self.start_step:
+            pairs.append((state["anchor_A"], -ratio * state["anchor_B"]))
+        stacked, wide = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
+        dropout = self.dropout if layer.training else 0.0
+        return low_rank_linear(x, layer.base, layer.bias, stacked, wide, self.scaling, dropout)
+
+    def observe(self, layer: "AdaptedLayer") -> None:
+        """Count the optimizer steps up to K, and keep A and B as they are then."""
+        if not self.start_step or not (taken := layer.steps_taken()):
+            return
+        with torch.no_grad():
+            steps = layer.tensor("steps")
+            if int(steps) < self.start_step:
+                steps.add_(taken).clamp_(max=self.start_step)
+                for anchor, name in (("anchor_A", "lora_A"), ("anchor_B", "lora_B")):
+                    layer.tensor(anchor).copy_(layer.tensor(name))

@@ -1,0 +1,77 @@
+"""LoRA-FA: LoRA whose A stays as it was drawn. And what all methods with a frozen A share."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deltaw.adapters.low_rank import kaiming_uniform, low_rank_linear
+from deltaw.adapters.method import RankedMethod, Shape, State
+
+if TYPE_CHECKING:
+    from deltaw.adapters.layer import AdaptedLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenDown(RankedMethod):
+    """W' = W₀ + s·B A with A (r, in) frozen and B (out, r) trained from zero.
+
+    Only x Aᵀ (tokens, r) is kept for the backward pass, not x (tokens, in): nothing else needs a gradient.
+    """
+
+    def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
+        """B (out, r)."""
+        del in_features
+        return {"lora_B": (out_features, self.rank)}
+
+    def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
+        """A (r, in)."""
+        del out_features
+        return {"lora_A": (self.rank, in_features)}
+
+    def weight(self, base: Tensor, state: State) -> Tensor:
+        """W₀ + s·B A."""
+        return base + self.update(base, state)
+
+    def update(self, base: Tensor, state: State) -> Tensor:
+        """s·B A."""
+        U, V = self.factors(base, state)
+        return U @ V
+
+    def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """U = s·B and V = A."""
+        del base
+        return self.scaling * state["lora_B"], state["lora_A"]
+
+    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+        """X W₀ᵀ + b + s·(x Aᵀ) Bᵀ."""
+        dropout = self.dropout if layer.training else 0.0
+        A, B = layer.tensor("lora_A"), layer.tensor("lora_B")
+        return low_rank_linear(x, layer.base, layer.bias, A, B, self.scaling, dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAFA(FrozenDown):
+    r"""Low-rank adaptation with a frozen A.
+
+        W' = W₀ + s·B A,    A uniform in ±1/√in (Kaiming) and frozen, B = 0 at the start
+
+    Trainable: r·out.
+
+    Arguments:
+        rank, alpha, dropout: See ``RankedMethod``.
+
+    Source:
+        Zhang et al. 2023, "LoRA-FA", equation 2; SBoRA, §3.1.
+    """
+
+    @property
+    def name(self) -> str:
+        """``lora-fa``."""
+        return "lora-fa"
+
+    def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """B zero, A uniform."""
+        A = kaiming_uniform(self.rank, base.shape[1], base, generator)
+        return {"lora_B": base.new_zeros(base.shape[0], self.rank), "lora_A": A}

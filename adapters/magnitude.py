@@ -1,0 +1,79 @@
+"""Magnitude alone: DoRA's magnitudes without its directional update, for some modules beside DoRA on others."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltaw.adapters.errors import OptionError
+from deltaw.adapters.low_rank import ratio
+from deltaw.adapters.method import Method, Shape, State
+
+if TYPE_CHECKING:
+    from deltaw.adapters.layer import AdaptedLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitude(Method):
+    r"""The magnitudes of W₀'s columns or rows, and nothing else.
+
+        W' = W₀ diag(m / ‖W₀‖_columns)      axis = "column", m (in,)
+        W' = diag(m / ‖W₀‖_rows) W₀         axis = "row",    m (out,)
+
+    DoRA's Table 6 trains this on some modules and DoRA on the others:
+
+        inject(model, {"*.query": DoRA(rank=8), "*.dense": Magnitude()})
+
+    m starts as the norms of W₀, so W' = W₀ at the start. Trainable: in (column) or out (row).
+
+    Arguments:
+        axis: "column" or "row", along which the magnitudes stand.
+
+    Raises:
+        OptionError: The axis is neither.
+
+    Source:
+        DoRA, §5.6 and Table 6.
+    """
+
+    axis: Literal["row", "column"] = "column"
+
+    scales_base: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.axis not in ("row", "column"):
+            raise OptionError(f"axis must be 'row' or 'column', not {self.axis!r}")
+
+    @property
+    def name(self) -> str:
+        """``magnitude``."""
+        return "magnitude"
+
+    def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
+        """The magnitudes."""
+        return {"magnitude": (in_features if self.axis == "column" else out_features,)}
+
+    def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
+        """The norms of W₀."""
+        return {"norm": self.shapes(out_features, in_features)["magnitude"]}
+
+    def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The norms of W₀, to train and to divide by."""
+        del generator
+        norm = torch.linalg.vector_norm(base, dim=0 if self.axis == "column" else 1)
+        return {"magnitude": norm, "norm": norm.clone()}
+
+    def weight(self, base: Tensor, state: State) -> Tensor:
+        """M W₀ / ‖W₀‖."""
+        return base * ratio(state["magnitude"], state["norm"]).unsqueeze(0 if self.axis == "column" else 1)
+
+    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+        """Scale the input (column) or the output (row) of the linear map."""
+        scale = ratio(layer.tensor("magnitude"), layer.tensor("norm"))
+        if self.axis == "column":
+            return F.linear(x * scale.to(x.dtype), layer.base, layer.bias)
+        result = F.linear(x, layer.base)
+        result = result * scale.to(result.dtype)
+        return result if layer.bias is None else result + layer.bias.to(result.dtype)

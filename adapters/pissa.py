@@ -1,0 +1,121 @@
+"""PiSSA: LoRA that starts from the principal singular triples of W₀. And what it shares with CorDA."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deltaw.adapters.errors import OptionError
+from deltaw.adapters.low_rank import low_rank_linear
+from deltaw.adapters.method import RankedMethod, Shape, State
+
+if TYPE_CHECKING:
+    from deltaw.adapters.layer import AdaptedLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualPair(RankedMethod):
+    """LoRA's pair on the residual W₀ − s·B₀ A₀ of its own start.
+
+        W' = (W₀ − s·B₀ A₀) + s·B A = W₀ + s·[B, −B₀] [A; A₀]
+
+    The papers write the residual over W₀. Here W₀ stays as it is and A₀, B₀ are kept beside it: the same W', without
+    the residual's rounding, and ΔW = W' − W₀ of rank up to 2r is at hand, not just its difference from the residual.
+    """
+
+    def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
+        """A (r, in), B (out, r)."""
+        return {"lora_A": (self.rank, in_features), "lora_B": (out_features, self.rank)}
+
+    def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
+        """What A and B were at the start."""
+        return {"start_A": (self.rank, in_features), "start_B": (out_features, self.rank)}
+
+    def weight(self, base: Tensor, state: State) -> Tensor:
+        """The residual and s·B A."""
+        residual = base - self.scaling * (state["start_B"] @ state["start_A"])
+        return residual + self.scaling * (state["lora_B"] @ state["lora_A"])
+
+    def update(self, base: Tensor, state: State) -> Tensor:
+        """s·(B A − B₀ A₀)."""
+        U, V = self.factors(base, state)
+        return U @ V
+
+    def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """U = s·[B, −B₀] (out, 2r) and V = [A; A₀] (2r, in)."""
+        del base
+        left = torch.cat((state["lora_B"], -state["start_B"]), dim=1)
+        return self.scaling * left, torch.cat((state["lora_A"], state["start_A"]))
+
+    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+        """LoRA's forward with the stacked pair."""
+        state = layer.state()
+        A = torch.cat((state["lora_A"], state["start_A"]))
+        B = torch.cat((state["lora_B"], -state["start_B"]), dim=1)
+        dropout = self.dropout if layer.training else 0.0
+        return low_rank_linear(x, layer.base, layer.bias, A, B, self.scaling, dropout)
+
+    def started_at(self, A: Tensor, B: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the tensors of a start whose product s·B A is A (r, in) times B (out, r)."""
+        root = self.scaling**-0.5
+        A, B = (root * A).to(dtype), (root * B).to(dtype)
+        return {"lora_A": A, "lora_B": B, "start_A": A.clone(), "start_B": B.clone()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PiSSA(ResidualPair):
+    r"""Principal singular values and singular vectors adaptation.
+
+        W₀ = U S Vᵀ,    A₀ = √S_r V_rᵀ / √s,    B₀ = U_r √S_r / √s        the r largest singular triples
+        W' = (W₀ − s·B₀ A₀) + s·B A
+
+    A and B start as A₀ and B₀, so W' = W₀ at the start. Trainable: r·(out + in).
+
+    PEFT's ``get_delta_weight`` gives s·B A, which is the difference from the residual; ``update()`` here is W' − W₀.
+
+    Arguments:
+        rank, alpha, dropout: See ``RankedMethod``. The paper has s = 1.
+        iterations: ``None`` for the exact SVD; else power iterations of the fast SVD (Halko et al. 2011; the paper's
+            Table 4 tries 1 to 16).
+
+    Raises:
+        OptionError: ``iterations`` is negative.
+
+    Source:
+        Meng et al. 2024, "PiSSA", equations 2 to 5.
+    """
+
+    iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterations is not None and (not isinstance(self.iterations, int) or self.iterations < 0):
+            raise OptionError(f"iterations must be None or a whole number of at least 0, not {self.iterations!r}")
+
+    @property
+    def name(self) -> str:
+        """``pissa``."""
+        return "pissa"
+
+    def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The principal pair, twice: to train and to subtract."""
+        if self.iterations is None:
+            U, S, Vh = torch.linalg.svd(base, full_matrices=False)
+        else:
+            U, S, Vh = fast_svd(base, self.rank, self.iterations, generator)
+        root = S[: self.rank].sqrt()
+        return self.started_at(root[:, None] * Vh[: self.rank], U[:, : self.rank] * root, base.dtype)
+
+
+def fast_svd(
+    matrix: Tensor, rank: int, iterations: int, generator: torch.Generator, spare: int = 8
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return about the largest singular triples U (out, k), S (k,), Vᵀ (k, in) (Halko et al. 2011, algorithm 4.4)."""
+    width = min(rank + spare, *matrix.shape)
+    start = torch.randn(matrix.shape[1], width, generator=generator, dtype=torch.float64).to(matrix.dtype)
+    Q = torch.linalg.qr(matrix @ start).Q
+    for _ in range(iterations):
+        Q = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ Q).Q).Q
+    U, S, Vh = torch.linalg.svd(Q.T @ matrix, full_matrices=False)
+    return Q @ U, S, Vh

@@ -1,0 +1,203 @@
+"""VeRA: two trained vectors around two frozen random matrices that all layers share; and DVoRA, VeRA inside DoRA."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltaw.adapters.errors import OptionError
+from deltaw.adapters.low_rank import constant_norms, low_rank_linear, ratio, row_norms
+from deltaw.adapters.method import RankedMethod, Shape, State
+
+if TYPE_CHECKING:
+    from deltaw.adapters.layer import AdaptedLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPair(RankedMethod):
+    """What VeRA and DVoRA share: s·diag(b) B diag(d) A with frozen A, B.
+
+    A (r, largest in) and B (largest out, r) are drawn once for a model, uniform with Kaiming's variance 2/fan_in, and
+    every layer uses their first columns and rows. d (r,) starts at ``d_initial``, b (out,) at zero.
+
+    The rank may be above both sides of the matrix: it costs one number a layer.
+
+    Arguments:
+        rank, alpha, dropout: See ``RankedMethod``. The papers have no scaling: alpha = ``None`` gives s = 1.
+        d_initial: Where d starts.
+    """
+
+    rank: int = 256
+    d_initial: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.d_initial) or self.d_initial == 0:
+            raise OptionError(f"d_initial must be a number other than 0, not {self.d_initial!r}")
+
+    def check_shape(self, out_features: int, in_features: int, where: str) -> None:
+        """Any rank fits."""
+        del out_features, in_features, where
+
+    def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
+        """d (r,) and b (out,)."""
+        del in_features
+        return {"vera_d": (self.rank,), "vera_b": (out_features,)}
+
+    def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
+        """A (r, in), B (out, r)."""
+        return {"vera_A": (self.rank, in_features), "vera_B": (out_features, self.rank)}
+
+    def shared(self, shapes: Sequence[tuple[int, int]], generator: torch.Generator) -> dict[str, Tensor]:
+        """A and B, large enough for every layer."""
+        rows, columns = (max(sides) for sides in zip(*shapes, strict=True))
+        drawn = {}
+        for name, shape in (("vera_A", (self.rank, columns)), ("vera_B", (rows, self.rank))):
+            unit = torch.rand(shape, generator=generator, dtype=torch.float64)
+            drawn[name] = (2 * unit - 1) * math.sqrt(6 / shape[1])
+        return drawn
+
+    def start(self, base: Tensor, generator: torch.Generator, given: State) -> dict[str, Tensor]:
+        """The layer's part of A and B, d constant, b zero."""
+        given = given or self.shared([(base.shape[0], base.shape[1])], generator)
+        return {
+            "vera_d": base.new_full((self.rank,), self.d_initial),
+            "vera_b": base.new_zeros(base.shape[0]),
+            "vera_A": given["vera_A"][:, : base.shape[1]].to(base.dtype),
+            "vera_B": given["vera_B"][: base.shape[0]].to(base.dtype),
+        }
+
+    def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The start of a layer that shares with none."""
+        return self.start(base, generator, {})
+
+    def pair(self, state: State) -> tuple[Tensor, Tensor]:
+        """Return diag(d) A (r, in) and diag(b) B (out, r)."""
+        return state["vera_d"][:, None] * state["vera_A"], state["vera_b"][:, None] * state["vera_B"]
+
+    def product(self, state: State) -> Tensor:
+        """Return s·diag(b) B diag(d) A, (out, in), dense: for definitions, not for forwards."""
+        A, B = self.pair(state)
+        return self.scaling * (B @ A)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VeRA(SharedPair):
+    r"""Vector-based random matrix adaptation.
+
+        W' = W₀ + s·diag(b) B diag(d) A,    A, B random, frozen and shared by all layers
+
+    b starts at zero, so W' = W₀ at the start. Trainable: r + out.
+
+    Arguments:
+        rank, alpha, dropout, d_initial: See ``SharedPair``.
+
+    Source:
+        Kopiczko et al. 2024, "VeRA", equation 2.
+    """
+
+    @property
+    def name(self) -> str:
+        """``vera``."""
+        return "vera"
+
+    def weight(self, base: Tensor, state: State) -> Tensor:
+        """W₀ + s·diag(b) B diag(d) A."""
+        return base + self.product(state)
+
+    def update(self, base: Tensor, state: State) -> Tensor:
+        """s·diag(b) B diag(d) A."""
+        del base
+        return self.product(state)
+
+    def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
+        """U = s·diag(b) B and V = diag(d) A; ``None`` where r is above both sides and they would be the larger form."""
+        if self.rank > min(base.shape):
+            return None
+        A, B = self.pair(state)
+        return self.scaling * B, A
+
+    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+        """X W₀ᵀ + bias + s·(((x Aᵀ) ∘ d) Bᵀ) ∘ b."""
+        state = layer.state()
+        result = F.linear(x, layer.base, layer.bias)  # (…, out)
+        path = F.dropout(x, self.dropout) if layer.training and self.dropout else x
+        down = F.linear(path.to(state["vera_A"].dtype), state["vera_A"]) * state["vera_d"]  # (…, r)
+        up = F.linear(down, state["vera_B"])  # (…, out)
+        b = state["vera_b"] if self.scaling == 1 else self.scaling * state["vera_b"]
+        return torch.addcmul(result, up.to(result.dtype), b.to(result.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DVoRA(SharedPair):
+    r"""DoRA with VeRA for its directional update.
+
+        V  = W₀ + s·diag(b) B diag(d) A
+        W' = V diag(m / ‖V‖_columns)      axis = "column", m (in,)
+        W' = diag(m / ‖V‖_rows) V         axis = "row",    m (out,)
+
+    m starts as the norms of W₀, b at zero, so W' = W₀ at the start. Trainable: r + out + in (column) or + out (row).
+
+    Arguments:
+        rank, alpha, dropout, d_initial: See ``SharedPair``.
+        axis, detach_norm: See ``DoRA``.
+
+    Raises:
+        OptionError: The axis is neither.
+
+    Source:
+        DoRA, §5.4 (its Table 5) with equation 5.
+    """
+
+    axis: Literal["row", "column"] = "column"
+    detach_norm: bool = True
+
+    scales_base: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.axis not in ("row", "column"):
+            raise OptionError(f"axis must be 'row' or 'column', not {self.axis!r}")
+
+    @property
+    def name(self) -> str:
+        """``dvora``."""
+        return "dvora"
+
+    def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
+        """VeRA's, and the magnitudes."""
+        length = in_features if self.axis == "column" else out_features
+        return super().shapes(out_features, in_features) | {"magnitude": (length,)}
+
+    def start(self, base: Tensor, generator: torch.Generator, given: State) -> dict[str, Tensor]:
+        """VeRA's, and m = ‖W₀‖ along the axis."""
+        norm = torch.linalg.vector_norm(base, dim=0 if self.axis == "column" else 1)
+        return super().start(base, generator, given) | {"magnitude": norm}
+
+    def weight(self, base: Tensor, state: State) -> Tensor:
+        """M V / ‖V‖, dense."""
+        V = base + self.product(state)
+        dim = 0 if self.axis == "column" else 1
+        norm = torch.linalg.vector_norm(V.detach() if self.detach_norm else V, dim=dim)
+        return V * ratio(state["magnitude"], norm).unsqueeze(dim)
+
+    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+        """DoRA's forward with VeRA's pair."""
+        state = layer.state()
+        with torch.autocast(x.device.type, enabled=False):
+            A, B = self.pair(state)
+            scale = ratio(state["magnitude"], self._norm(layer.base, A, B))
+        rho, gamma = (scale, None) if self.axis == "row" else (None, scale)
+        dropout = self.dropout if layer.training else 0.0
+        return low_rank_linear(x, layer.base, layer.bias, A, B, self.scaling, dropout, rho=rho, gamma=gamma)
+
+    def _norm(self, base: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        if self.detach_norm or not torch.is_grad_enabled():
+            return constant_norms(base, A, B, self.scaling, self.axis)
+        if self.axis == "row":
+            return row_norms(base, A, B, self.scaling)
+        return row_norms(base.T, B.T, A.T, self.scaling)
