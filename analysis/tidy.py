@@ -8,13 +8,27 @@ from deltaw.adapters import METHODS, OptionError
 
 NAMES = {
     "ft": "Full FT",
+    "galore": "GaLore",
     "lora": "LoRA",
+    "lora+": "LoRA+",
     "rslora": "rsLoRA",
+    "lora-fa": "LoRA-FA",
+    "asylora": "AsyLoRA",
+    "oa": "OA",
+    "pissa": "PiSSA",
+    "corda": "CorDA",
+    "delta-lora": "Delta-LoRA",
+    "vera": "VeRA",
     "dora": "DoRA (column)",
     "dora-row": "DoRA (row)",
+    "magnitude": "Magnitude only",
+    "dvora": "DVoRA",
     "bora": "BoRA",
     "sbora-fa": "SBoRA-FA",
     "sbora-fb": "SBoRA-FB",
+    "mora": "MoRA",
+    "hira": "HiRA",
+    "randlora": "RandLoRA",
     "dual-lora": "Dual LoRA",
 }
 

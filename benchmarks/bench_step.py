@@ -85,7 +85,7 @@ GOALS = [  # (ours, other, tokens, the ratio other / ours that is wanted at leas
 def rows(rounds: int = 15) -> list[dict[str, Any]]:
     """The comparisons, each with its goal."""
     base, result = model(), []
-    names = [name for name in METHODS if name != "ft"]
+    names = [name for name in METHODS if create(name).injects]
     for tokens in (256, 1024):
         nets = {name: ours(base, name) for name in names}
         nets |= {"bora full gradient": ours(base, "bora", detach_norm=False)}

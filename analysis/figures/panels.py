@@ -90,7 +90,7 @@ def draw_panels(
 def _group(method: str, share: Share) -> str:
     """Return the name of the group of methods that share their scales."""
     if share == "adapters":
-        return "ft" if method == "ft" else "adapters"
+        return "ft" if method in ("ft", "galore") else "adapters"  # what trains the matrices themselves
     return "all" if share == "all" else method
 
 

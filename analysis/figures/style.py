@@ -16,13 +16,27 @@ BLUE, GREEN = "#0072B2", "#009E73"  # Okabe and Ito's; the papers' two colours: 
 # light for a line on white; wine and olive are Paul Tol's.
 METHOD_STYLES = {
     "ft": ("#000000", "s"),
+    "galore": ("#666666", "s"),
     "lora": (BLUE, "o"),
+    "lora+": (BLUE, "P"),
     "rslora": ("#56B4E9", "p"),
+    "lora-fa": ("#56B4E9", "v"),
+    "asylora": ("#56B4E9", "^"),
+    "oa": ("#56B4E9", "D"),
+    "pissa": ("#332288", "o"),
+    "corda": ("#332288", "X"),
+    "delta-lora": (BLUE, "d"),
+    "vera": ("#117733", "o"),
     "dora": (GREEN, "D"),
     "dora-row": ("#E69F00", "v"),
+    "magnitude": ("#E69F00", "o"),
+    "dvora": ("#117733", "D"),
     "bora": ("#CC79A7", "^"),
     "sbora-fa": ("#882255", "<"),
     "sbora-fb": ("#999933", ">"),
+    "mora": ("#AA4499", "h"),
+    "hira": ("#661100", "8"),
+    "randlora": ("#888888", "P"),
     "dual-lora": ("#D55E00", "P"),
 }
 OTHER_STYLES = (("0.5", "X"), ("0.5", "d"), ("0.5", "h"), ("0.5", "8"))

@@ -21,13 +21,15 @@ def record(folder, method, steps=7, dtype=torch.float32, corrupt=None):
     torch.manual_seed(0)
     layers = [nn.ModuleDict({"query": nn.Linear(9, 7), "value": nn.Linear(9, 7)}) for _ in range(2)]
     model = nn.ModuleDict({"layers": nn.ModuleList(layers)}).to(dtype)
-    options = {} if method == "ft" else {"rank": 2}
+    options = {} if method in ("ft", "magnitude") else {"rank": 2}
     if method == "dual-lora":
         options["warmup_steps"] = 3
-    inject(model, create(method, **options), targets=["*.query", "*.value"])
+    targets = ["*.query", "*.value"]
+    context = {f"layers.{i}.{kind}": torch.eye(9) for i in range(2) for kind in ("query", "value")}
+    inject(model, create(method, **options), targets, context=context)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=3e-2)
-    with Recorder(model, folder, when=every(2)) as recorder:
+    with Recorder(model, folder, when=every(2), method=method) as recorder:
         for step in range(steps):
             recorder.step(step)
             x = torch.randn(5, 9, dtype=dtype)

@@ -44,7 +44,7 @@ def test_every_method_trains_and_is_recorded(method, small, tmp_path):
     assert -1 <= result.best_mcc <= 1
     assert result.best_mcc == scalars["eval_mcc"].max()
     assert scalars["loss"].notna().sum() == 6
-    if method == "ft":
+    if not settings(small, method).make_method().injects:
         assert result.share == 1
     else:
         layer = run.manifest.modules[run.modules[0]].shape
@@ -59,7 +59,7 @@ def test_every_method_trains_and_is_recorded(method, small, tmp_path):
     assert again == result  # read, not trained
 
 
-@pytest.mark.parametrize("method", ["bora", "dual-lora", "ft"])
+@pytest.mark.parametrize("method", ["bora", "dual-lora", "ft", "galore", "lora+", "vera", "corda", "delta-lora"])
 def test_an_interrupted_run_goes_on_to_the_same_weights(method, small, tmp_path, monkeypatch):
     chosen = settings(small, method, epochs=3)
     train_cola(chosen, tmp_path / "whole", progress=False)
@@ -86,6 +86,35 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(method, small, tmp_path,
     assert result.best_mcc == json.loads((tmp_path / "whole/result.json").read_text())["result"]["best_mcc"]
     frames = [run.scalars()["loss"].dropna().tolist() for run in (whole, broken)]
     assert frames[0] == frames[1]
+
+
+def test_a_method_that_starts_from_data_gets_the_first_batches(small, tmp_path, monkeypatch):
+    import deltaw.adapters
+
+    seen = []
+    covariances = deltaw.adapters.input_covariances
+
+    def spy(model, targets, batches):
+        batches = list(batches)
+        seen.extend(batches)
+        return covariances(model, targets, batches)
+
+    monkeypatch.setattr(deltaw.adapters, "input_covariances", spy)
+    chosen = settings(small, "corda", epochs=1, context_batches=2)
+    train_cola(chosen, tmp_path / "run", progress=False)
+    assert [len(batch["input_ids"]) for batch in seen] == [16, 16]
+    assert Trajectory.open(tmp_path / "run").manifest.info["settings"]["context_batches"] == 2
+    train_cola(settings(small, "corda", epochs=1, context_batches=9), tmp_path / "all", progress=False)
+    assert len(seen) == 2 + 3  # 48 sentences are three batches
+    train_cola(settings(small, "lora", epochs=1), tmp_path / "lora", progress=False)
+    assert "context_batches" not in Trajectory.open(tmp_path / "lora").manifest.info["settings"]
+
+
+def test_defaults_are_given_to_methods_that_have_them():
+    for name in METHODS:
+        options = ColaSettings(method=name).make_method().options()
+        assert options.get("rank", 8) == 8
+        assert options.get("alpha", 8.0) == 8.0
 
 
 def test_interrupted_before_the_first_state_it_begins_again(small, tmp_path, monkeypatch):
@@ -129,7 +158,7 @@ def test_what_cannot_be_used_is_named_before_anything_is_written(small, tmp_path
 
 @pytest.mark.parametrize(
     "bad", [{"epochs": 0}, {"batch_size": 0}, {"record_every": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan},
-            {"warmup_ratio": 1.0}, {"model": None}]
+            {"warmup_ratio": 1.0}, {"context_batches": 0}, {"model": None}]
 )  # fmt: skip
 def test_bad_settings_are_named(bad):
     with pytest.raises(OptionError, match=next(iter(bad))):

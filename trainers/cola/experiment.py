@@ -1,10 +1,11 @@
 """Fine-tune a model on CoLA with any method, and record how its weights move."""
 
+import inspect
 import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,8 +28,21 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from deltaw.adapters import DataError, Method, OptionError, RecordError, TargetError, create, inject
-from deltaw.adapters.inject import linear_modules, matching
+from deltaw.adapters import (
+    METHODS,
+    DataError,
+    GaLore,
+    Method,
+    OptionError,
+    RecordError,
+    TargetError,
+    create,
+    galore_optimizer,
+    inject,
+    parameter_groups,
+)
+from deltaw.adapters.galore import load_galore
+from deltaw.adapters.inject import linear_modules, linear_shape, matching, repeated
 from deltaw.analysis.files import write_text
 from deltaw.analysis.names import kind_of
 from deltaw.analysis.record import BASE, CHECKPOINTS, MANIFEST, read_manifest
@@ -39,8 +53,9 @@ from deltaw.trainers.recorder import LOCK
 from deltaw.trainers.schedules import every
 
 RESULT, TRAINING = "result.json", "training"
+DEFAULTS: dict[str, Any] = {"rank": 8, "alpha": 8.0}  # of the methods that have such options
 
-# Learning rates where none is given: (full fine-tuning, adapters).
+# Learning rates where none is given: (where all weights train, adapters).
 LEARNING_RATES = {
     "builtin": (3e-4, 2e-3),  # found on the built-in model; see docs/builtin.md
     "other": (2e-5, 4e-4),  # RoBERTa's own grid for GLUE; LoRA, Table 9, for RoBERTa-base on CoLA
@@ -63,6 +78,7 @@ class ColaSettings:
         targets: Glob patterns of the adapted modules; ``None`` for all query and value matrices.
         learning_rate: ``None`` for the default of the method: see ``LEARNING_RATES``.
         max_length: Longer sentences are cut to this many tokens.
+        context_batches: Batches of training sentences from which a method that starts from data (CorDA) starts.
         record_every: Steps between checkpoints.
         record_modules: Glob patterns of the recorded modules; ``None`` for the targets.
         save_every: Epochs between the states from which an interrupted run goes on.
@@ -80,13 +96,14 @@ class ColaSettings:
     warmup_ratio: float = 0.06
     weight_decay: float = 0.0
     max_length: int = 128
+    context_batches: int = 8
     record_every: int = 20
     record_modules: tuple[str, ...] | None = None
     save_every: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "record_every", "save_every", "max_length"):
+        for name in ("epochs", "batch_size", "record_every", "save_every", "max_length", "context_batches"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)!r}")
         if not 0 <= self.warmup_ratio < 1:
@@ -97,21 +114,25 @@ class ColaSettings:
             raise OptionError(f"data {self.data!r} needs a model: give its name or folder, for example roberta-base")
 
     def make_method(self) -> Method:
-        """The method with its options; rank 8 and alpha 8 where nothing else is said.
+        """The method with its options; rank 8 and alpha 8 where nothing else is said and it has them.
 
         Raises:
             OptionError: The method has no such option, or not with this value.
         """
-        if self.method == "ft":
-            return create("ft", **self.options)
-        return create(self.method, **({"rank": 8, "alpha": 8.0} | self.options))
+        known = options_of(self.method)
+        return create(self.method, **{name: value for name, value in DEFAULTS.items() if name in known} | self.options)
 
     def rate(self) -> float:
         """The learning rate that is used."""
         if self.learning_rate is not None:
             return self.learning_rate
         full, adapters = LEARNING_RATES["builtin" if self.model is None else "other"]
-        return full if self.method == "ft" else adapters
+        return adapters if self.make_method().injects else full
+
+
+def options_of(method: str) -> tuple[str, ...]:
+    """The names of a method's options; of an unknown method there are none."""
+    return tuple(inspect.signature(METHODS[method]).parameters) if method in METHODS else ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +151,7 @@ class ColaResult:
         seconds_per_epoch: Median time of an epoch of training, without evaluation.
         peak_megabytes: Peak memory of the process (or of the GPU) during the run.
         learning_rate, epochs, seed: As they were used.
+        rank: As it was used; None for a method without one.
     """
 
     method: str
@@ -145,6 +167,7 @@ class ColaResult:
     learning_rate: float
     epochs: int
     seed: int
+    rank: int | None = None
 
 
 def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True) -> ColaResult:
@@ -160,15 +183,16 @@ def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True
 
     Raises:
         RecordError: The folder holds another run.
-        DataError: The data or the model cannot be used.
+        DataError: The data or the model cannot be used, or the method's library is missing.
         OptionError, TargetError: As ``inject``.
     """
     out = Path(out)
-    plain = _plain(settings)
-    finished = _finished(out, plain)
+    finished = finished_cola(settings, out)
     if finished is not None:
         return finished
+    plain = _plain(settings)
     method = settings.make_method()
+    _check_library(method)
     corpus = load_corpus(settings.data)
     with _quiet():
         tokenizer = _tokenizer(settings.model)
@@ -176,12 +200,14 @@ def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True
         model = _model(settings.model)
     targets = _targets(model, settings.targets)
     total = sum(p.numel() for p in model.parameters())
-    inject(model, method, targets, trainable=_heads(model), seed=settings.seed)
+    train, dev = (_encode(tokenizer, part, settings.max_length) for part in (corpus.train, corpus.dev))
+    collator = DataCollatorWithPadding(tokenizer)
+    context = _context(model, targets, train, collator, settings) if method.needs_context else None
+    inject(model, method, targets, trainable=_heads(model), seed=settings.seed, context=context)
     trainable = _trainable_parameters(model, method)
 
-    train, dev = (_encode(tokenizer, part, settings.max_length) for part in (corpus.train, corpus.dev))
     steps_per_epoch = math.ceil(len(train) / settings.batch_size)
-    watch = _Watch(settings, steps_per_epoch, progress)
+    watch = _Watch(settings, steps_per_epoch, progress, out.name)
     recorder = RecorderCallback(
         out,
         settings.record_modules or targets,
@@ -211,15 +237,16 @@ def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True
     )
     reset_peak()
     with _quiet():
-        trainer = Trainer(
+        trainer = _Trainer(
             model=model,
             args=arguments,
             train_dataset=train,
             eval_dataset=dev,
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=collator,
             compute_metrics=_matthews,
             callbacks=[recorder, watch],
         )
+        trainer.make_optimizer = _optimizer_of(method, model, targets, arguments)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         try:
@@ -233,20 +260,105 @@ def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True
     return result
 
 
+def check_cola(runs: Sequence[ColaSettings]) -> None:
+    """Raise what would stop one of these runs before it trains: its options, shapes, targets, library, data or model.
+
+    Arguments:
+        runs: They differ in method, options and seed alone; data and model are loaded once.
+
+    Raises:
+        OptionError, TargetError, DataError: As ``train_cola``.
+    """
+    if not runs:
+        return
+    methods = [run.make_method() for run in runs]
+    for method in methods:
+        _check_library(method)
+    load_corpus(runs[0].data)
+    with _quiet():
+        _tokenizer(runs[0].model)
+        model = _model(runs[0].model)
+    modules = dict(model.named_modules())
+    for name in _targets(model, runs[0].targets):
+        for method in dict.fromkeys(methods):
+            try:
+                method.check_shape(*linear_shape(modules[name]), name)
+            except OptionError as error:
+                raise OptionError(f"{method.name}: {error}") from None
+
+
+def finished_cola(settings: ColaSettings, out: Path) -> ColaResult | None:
+    """Return the result of a finished run with these settings; None where there is work to do.
+
+    Raises:
+        RecordError: The folder holds something else.
+    """
+    return _finished(out, _plain(settings))
+
+
+class _Trainer(Trainer):
+    """A Trainer for any method: with the method's optimizer where it has one, and for layers that share tensors.
+
+    The learning-rate schedule scales every group of the optimizer.
+    """
+
+    make_optimizer: Callable[[], torch.optim.Optimizer] | None = None
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.make_optimizer is not None:
+            self.optimizer = self.make_optimizer()
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        # transformers refuses to write a tensor under two names; once is enough, as the layers still share it when
+        # the state is loaded again.
+        whole = {} if self.model is None else self.model.state_dict()
+        same = repeated(whole)
+        if same and state_dict is None:
+            state_dict = {name: value for name, value in whole.items() if name not in same}
+        super()._save(output_dir, state_dict)
+
+
+def _optimizer_of(
+    method: Method, model: nn.Module, targets: Sequence[str], arguments: TrainingArguments
+) -> Callable[[], torch.optim.Optimizer] | None:
+    """What makes the method's own optimizer; None where the Trainer's does."""
+    if isinstance(method, GaLore):
+        return lambda: galore_optimizer(
+            model,
+            method,
+            targets,
+            arguments.learning_rate,
+            betas=(arguments.adam_beta1, arguments.adam_beta2),
+            eps=arguments.adam_epsilon,
+            weight_decay=arguments.weight_decay,
+        )
+    if method.rate_factors():
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        return lambda: kind(parameter_groups(model, arguments.learning_rate, arguments.weight_decay), **options)
+    return None
+
+
+def _check_library(method: Method) -> None:
+    if isinstance(method, GaLore):
+        load_galore()
+
+
 class _Watch(TrainerCallback):
     """Times the epochs, without their evaluation, saves a state to go on from, and shows one progress bar."""
 
-    def __init__(self, settings: ColaSettings, steps_per_epoch: int, progress: bool) -> None:
+    def __init__(self, settings: ColaSettings, steps_per_epoch: int, progress: bool, label: str) -> None:
         self.seconds: list[float] = []
         self._start = 0.0
-        self._settings, self._steps, self._progress = settings, steps_per_epoch, progress
+        self._settings, self._steps, self._progress, self._label = settings, steps_per_epoch, progress, label
         self._bar: tqdm[Any] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar = tqdm(
             total=self._settings.epochs * self._steps,
             initial=state.global_step,
-            desc=self._settings.method,
+            desc=self._label,
             unit="step",
             disable=not self._progress,
         )
@@ -276,6 +388,8 @@ class _Watch(TrainerCallback):
 def _plain(settings: ColaSettings) -> dict[str, Any]:
     """The settings as they are kept and compared: what is None stands for what is used."""
     plain = asdict(settings) | {"options": settings.make_method().options(), "learning_rate": settings.rate()}
+    if not settings.make_method().needs_context:
+        del plain["context_batches"]
     if settings.data not in ("builtin", "hub"):
         plain["data"] = Path(settings.data).resolve().name  # no path of this machine goes into a record
     if settings.model is not None and Path(settings.model).is_dir():
@@ -289,7 +403,8 @@ def _finished(out: Path, plain: dict[str, Any]) -> ColaResult | None:
     if (out / RESULT).is_file():
         try:
             kept = json.loads((out / RESULT).read_text(encoding="utf-8"))
-            there, result = kept["settings"], ColaResult(**kept["result"])
+            there = kept["settings"]
+            result = ColaResult(**{"rank": there["options"].get("rank")} | kept["result"])
         except (ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{out / RESULT}: is damaged ({error})") from None
         _same_settings(out, there, plain)
@@ -367,6 +482,20 @@ def _trainable_parameters(model: nn.Module, method: Method) -> int:
     return sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and not n.startswith(heads))
 
 
+def _context(
+    model: nn.Module, targets: Sequence[str], train: list[dict[str, Any]], collator: Any, settings: ColaSettings
+) -> dict[str, torch.Tensor]:
+    """The covariance of every target's inputs over training sentences, chosen by the seed, under the model as it is."""
+    from deltaw.adapters import input_covariances
+
+    size = settings.batch_size
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    starts = range(0, min(len(order), settings.context_batches * size), size)
+    return input_covariances(
+        model, targets, (collator([train[i] for i in order[start : start + size]]) for start in starts)
+    )
+
+
 def _encode(tokenizer: Any, part: tuple[list[str], list[int]], max_length: int) -> list[dict[str, Any]]:
     sentences, labels = part
     limit = min(max_length, tokenizer.model_max_length)
@@ -402,6 +531,7 @@ def _result(
         learning_rate=settings.rate(),
         epochs=settings.epochs,
         seed=settings.seed,
+        rank=settings.make_method().options().get("rank"),
     )
 
 
