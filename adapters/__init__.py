@@ -34,7 +34,9 @@ from deltaw.adapters.magnitude import Magnitude
 from deltaw.adapters.method import Method
 from deltaw.adapters.mora import MoRA
 from deltaw.adapters.oa import OrthogonalAdaptation
+from deltaw.adapters.peft_format import load_peft, save_peft
 from deltaw.adapters.pissa import PiSSA
+from deltaw.adapters.quantized import quantize
 from deltaw.adapters.randlora import RandLoRA
 from deltaw.adapters.sbora import SBoRA
 from deltaw.adapters.vera import DVoRA, VeRA
@@ -126,7 +128,10 @@ __all__ = [
     "inject",
     "input_covariances",
     "load_adapters",
+    "load_peft",
     "merge",
     "parameter_groups",
+    "quantize",
     "save_adapters",
+    "save_peft",
 ]

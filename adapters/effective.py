@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 from deltaw.adapters.errors import ShapeError, TargetError
 from deltaw.adapters.inject import is_conv1d, is_peft
 from deltaw.adapters.layer import WIDENED, AdaptedLayer
+from deltaw.adapters.quantized import dequantized, is_quantized
 
 
 @torch.no_grad()
@@ -21,7 +22,7 @@ def effective_weight(module: nn.Module) -> Tensor:
             for its own forward of the identity, which is exact up to that forward's rounding.
 
     Returns:
-        W', detached; a plain layer's is its own storage, not a copy.
+        W', detached; a plain layer's is its own storage, not a copy. A layer in 4 bits is dequantised.
 
     Raises:
         TargetError: The module has no such matrix.
@@ -55,6 +56,8 @@ def base_weight(module: nn.Module) -> Tensor:
 
 
 def _stored(module: nn.Module) -> Tensor:
+    if is_quantized(module):
+        return dequantized(module)
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         raise TargetError(f"a {type(module).__name__} has no weight matrix")

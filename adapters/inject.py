@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from deltaw.adapters.errors import DataError, NonFiniteError, OptionError, ShapeError, TargetError
 from deltaw.adapters.layer import WIDENED, AdaptedLayer, identity
-from deltaw.adapters.method import Method, Shape
+from deltaw.adapters.method import Method, Shape, State
+from deltaw.adapters.quantized import QuantizedLayer, compute_dtype, is_quantized, quantized_shape
 
 FILE_FORMAT = "deltaw-adapters-1"
 
@@ -34,7 +35,7 @@ def inject(
     Full fine-tuning (``METHODS["ft"]()``) checks the patterns, injects nothing and freezes nothing.
 
     Arguments:
-        model: Any model.
+        model: Any model. A layer in 4 bits, from ``quantize`` or transformers' ``BitsAndBytesConfig``, stays in 4 bits.
         method: For example ``BoRA(rank=8, alpha=16)``. Or, where not all modules get the same, patterns with their
             methods, of which the last that fits counts: ``{"*.query": DoRA(rank=8), "*.dense": Magnitude()}``.
         targets: Glob patterns over full module names, ``["*.query", "*.value"]``; none with a mapping.
@@ -49,6 +50,7 @@ def inject(
     Raises:
         TargetError: A pattern matches nothing, or no ``nn.Linear`` or ``Conv1D``; the message lists near names.
         OptionError: The rank does not fit a matrix, or a method that starts from data is given none.
+        DataError: A layer is in 4 bits, and bitsandbytes is not installed.
 
     Example:
         >>> import torch
@@ -68,6 +70,8 @@ def inject(
             raise TargetError(f"{name!r} already carries {source.method.name!r}; call merge(model) first")
         rows, columns = linear_shape(source)
         wanted.check_shape(rows, columns, name)
+        if is_quantized(source) and not wanted.injects:
+            raise OptionError(f"{wanted.name} cannot train {name!r}, which is in 4 bits; choose a method that injects")
         if wanted.needs_context:
             _check_covariance(wanted, name, columns, context)
         shapes.setdefault(wanted, []).append((rows, columns))
@@ -75,6 +79,9 @@ def inject(
         if len(shapes) > 1:
             raise OptionError("full fine-tuning goes with no other method; pass it alone")
         return model
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point() and _owners(name) & set(kept):
+            raise TargetError(f"trainable holds {name!r}, which is in 4 bits and cannot be trained; leave it out")
 
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -83,17 +90,33 @@ def inject(
     for name, wanted in chosen.items():
         source = modules[name]
         weight = source.get_parameter("weight")
+        dtype = compute_dtype(source) if is_quantized(source) else weight.dtype
         given = shared[wanted]
         for key, value in given.items():  # on the first layer's device and in its dtype; then nothing is copied again
-            given[key] = value.to(weight.device, WIDENED.get(weight.dtype, weight.dtype))
+            given[key] = value.to(weight.device, WIDENED.get(dtype, dtype))
         if wanted.needs_context and context is not None:
             given = given | {"covariance": context[name]}
-        _replace(model, name, AdaptedLayer(source, wanted, generator, is_conv1d(source), given))
+        _replace(model, name, _over(source, wanted, generator, given))
     for name, parameter in model.named_parameters():
-        owners = {name} | {name.rsplit(".", k)[0] for k in range(1, name.count(".") + 1)}
-        if owners & set(kept):
+        if _owners(name) & set(kept):
             parameter.requires_grad_(True)
     return model
+
+
+def _over(
+    source: nn.Module,
+    method: Method,
+    generator: torch.Generator,
+    given: State | None = None,
+    state: State | None = None,
+) -> AdaptedLayer:
+    kind = QuantizedLayer if is_quantized(source) else AdaptedLayer
+    return kind(source, method, generator, is_conv1d(source), given, state)
+
+
+def _owners(name: str) -> set[str]:
+    """Return a parameter's name and those of the modules that it is in."""
+    return {name} | {name.rsplit(".", k)[0] for k in range(1, name.count(".") + 1)}
 
 
 def _methods_by_module(
@@ -135,7 +158,8 @@ def adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
 def merge(model: nn.Module) -> nn.Module:
     """Put W' into plain layers of the original class, in the base's dtype, in place.
 
-    A base of lower precision rounds the update; see ``deltaw inspect`` for how much of it survives.
+    A base of lower precision rounds the update; see ``deltaw inspect`` for how much of it survives. A layer in 4 bits
+    becomes an ``nn.Linear`` in the dtype it computes in, and is not quantised again: that would round the update away.
 
     Returns:
         The model, without a trace of the method.
@@ -206,7 +230,7 @@ def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
             method.check_shape(rows, columns, name)
             wanted = method.shapes(rows, columns) | method.frozen_shapes(rows, columns)
             state = _fitting(tensors, name, wanted, str(path))
-            layers[name] = AdaptedLayer(plain, method, torch.Generator(), is_conv1d(plain), state=state)
+            layers[name] = _over(plain, method, torch.Generator(), state=state)
         for name, layer in layers.items():
             _replace(model, name, layer)
         own = {id(layer.tensor(k)) for layer in adapted(model).values() for k in layer._trainable}
@@ -263,8 +287,8 @@ def _no_match(pattern: str, what: str, hits: list[str], lookup: dict[str, object
     if hits:
         kind = type(lookup[hits[0]]).__name__
         return (
-            f"{what} {pattern!r} matches {hits[0]!r}, which is a {kind}; only nn.Linear and transformers' Conv1D "
-            "can be adapted (subclasses may bypass their own weight)"
+            f"{what} {pattern!r} matches {hits[0]!r}, which is a {kind}; only nn.Linear, transformers' Conv1D "
+            "and bitsandbytes' Linear4bit can be adapted (subclasses may bypass their own weight)"
         )
     usable = [name for name in lookup if name and callable(accept) and accept(lookup[name])]
     tails = {name.rsplit(".", 1)[-1] for name in usable}
@@ -286,12 +310,15 @@ def is_conv1d(module: object) -> bool:
 
 
 def _is_adaptable(module: object) -> bool:
-    return type(module) in (nn.Linear, AdaptedLayer) or is_conv1d(module)
+    return type(module) is nn.Linear or isinstance(module, AdaptedLayer) or is_conv1d(module) or is_quantized(module)
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """Return (out, in) of a linear layer."""
-    rows, columns = module.get_parameter("base_layer.weight" if is_peft(module) else "weight").shape
+    module = module.get_submodule("base_layer") if is_peft(module) else module
+    if is_quantized(module):
+        return quantized_shape(module)
+    rows, columns = module.get_parameter("weight").shape
     return (columns, rows) if is_conv1d(module) else (rows, columns)
 
 
@@ -308,7 +335,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _plain(layer: AdaptedLayer) -> nn.Module:
-    weight = layer.effective_weight().to(layer.weight.dtype)
+    weight = layer.effective_weight().to(layer.base_dtype)
     plain: nn.Module
     if layer.transposed:
         from transformers.pytorch_utils import Conv1D

@@ -52,15 +52,11 @@ class AdaptedLayer(nn.Module):
         super().__init__()
         self.method = method
         self.transposed = transposed
-        weight = source.get_parameter("weight")
-        weight.requires_grad_(False)
-        self.register_parameter("weight", weight)
-        bias = getattr(source, "bias", None)
-        self.register_parameter("bias", None if bias is None else bias.requires_grad_(False))
+        self._adopt(source)
         self.out_features, self.in_features = self.base.shape
         self.train(source.training)
 
-        dtype = WIDENED.get(self.weight.dtype, self.weight.dtype)
+        dtype = WIDENED.get(self.base_dtype, self.base_dtype)
         trainable = method.shapes(self.out_features, self.in_features)
         if state is None:
             on_cpu = self.base.detach().to("cpu", dtype)
@@ -75,10 +71,23 @@ class AdaptedLayer(nn.Module):
         self._trainable = tuple(trainable)
         self._clock = self._read_clock()
 
+    def _adopt(self, source: nn.Module) -> None:
+        """Take over the original's parameters."""
+        weight = source.get_parameter("weight")
+        weight.requires_grad_(False)
+        self.register_parameter("weight", weight)
+        bias = getattr(source, "bias", None)
+        self.register_parameter("bias", None if bias is None else bias.requires_grad_(False))
+
     @property
     def base(self) -> Tensor:
         """W₀, (out, in)."""
         return self.weight.T if self.transposed else self.weight
+
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """The dtype of W₀."""
+        return self.weight.dtype
 
     def tensor(self, name: str) -> Tensor:
         """Return one of the method's tensors."""
@@ -129,7 +138,7 @@ class AdaptedLayer(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.method.name}({options})"
 
     def _wide_base(self) -> Tensor:
-        return self.base.to(WIDENED.get(self.weight.dtype, self.weight.dtype))
+        return self.base.to(WIDENED.get(self.base_dtype, self.base_dtype))
 
     def _read_clock(self) -> Reading:
         return read_clock(self.tensor(self._trainable[0]))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
@@ -76,8 +75,8 @@ class SharedPair(RankedMethod):
         return self.start(base, generator, {})
 
     def pair(self, state: State) -> tuple[Tensor, Tensor]:
-        """Return diag(d) A (r, in) and diag(b) B (out, r)."""
-        return state["vera_d"][:, None] * state["vera_A"], state["vera_b"][:, None] * state["vera_B"]
+        """Return A (r, in) and diag(b) B diag(d) (out, r): with A frozen, no input is kept for its gradient."""
+        return state["vera_A"], state["vera_b"][:, None] * (state["vera_B"] * state["vera_d"])
 
     def product(self, state: State) -> Tensor:
         """Return s·diag(b) B diag(d) A, (out, in), dense: for definitions, not for forwards."""
@@ -115,21 +114,17 @@ class VeRA(SharedPair):
         return self.product(state)
 
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
-        """U = s·diag(b) B and V = diag(d) A; ``None`` where r is above both sides and they would be the larger form."""
+        """U = s·diag(b) B diag(d) and V = A; ``None`` where r is above a side and they would be the larger form."""
         if self.rank > min(base.shape):
             return None
         A, B = self.pair(state)
         return self.scaling * B, A
 
     def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
-        """X W₀ᵀ + bias + s·(((x Aᵀ) ∘ d) Bᵀ) ∘ b."""
-        state = layer.state()
-        result = F.linear(x, layer.base, layer.bias)  # (…, out)
-        path = F.dropout(x, self.dropout) if layer.training and self.dropout else x
-        down = F.linear(path.to(state["vera_A"].dtype), state["vera_A"]) * state["vera_d"]  # (…, r)
-        up = F.linear(down, state["vera_B"])  # (…, out)
-        b = state["vera_b"] if self.scaling == 1 else self.scaling * state["vera_b"]
-        return torch.addcmul(result, up.to(result.dtype), b.to(result.dtype))
+        """LoRA's forward with A and diag(b) B diag(d)."""
+        A, B = self.pair(layer.state())
+        dropout = self.dropout if layer.training else 0.0
+        return low_rank_linear(x, layer.base, layer.bias, A, B, self.scaling, dropout)
 
 
 @dataclass(frozen=True, kw_only=True)

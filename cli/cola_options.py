@@ -31,6 +31,13 @@ _OPTIONS = [
     click.option(
         "--targets", multiple=True, help="Glob pattern; may be repeated. Default: all query and value matrices."
     ),
+    click.option(
+        "--base",
+        type=click.Choice(["full", "nf4"]),
+        default="full",
+        show_default=True,
+        help="nf4: the targets in 4 bits (QLoRA, QBoRA, …).",
+    ),
     click.option("--record-every", type=int, default=20, show_default=True, help="Steps between checkpoints."),
     click.option("--save-every", type=int, default=10, show_default=True, help="Epochs between states to go on from."),
 ]
@@ -71,7 +78,7 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _handing_on(chosen: list[Callable[..., Any]], function: Callable[..., Any]) -> Callable[..., Any]:
     names = ["model", "data", "epochs", "learning_rate", "batch_size", "warmup_ratio", "weight_decay", "max_length"]
-    names += ["record_every", "save_every"]
+    names += ["record_every", "save_every", "base"]
     own = ["alpha", "dropout"]
     if chosen is not _OPTIONS:
         names, own = [*names, "seed"], ["rank", *own]

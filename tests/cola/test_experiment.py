@@ -110,6 +110,29 @@ def test_a_method_that_starts_from_data_gets_the_first_batches(small, tmp_path, 
     assert "context_batches" not in Trajectory.open(tmp_path / "lora").manifest.info["settings"]
 
 
+@pytest.mark.parametrize("method", ["lora", "dora", "bora", "sbora-fa", "sbora-fb", "dual-lora"])
+def test_a_base_in_four_bits(method, small, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    train_cola(settings(small, method, base="nf4"), tmp_path / "four", progress=False)
+    train_cola(settings(small, method), tmp_path / "full", progress=False)
+    four, full = Trajectory.open(tmp_path / "four"), Trajectory.open(tmp_path / "full")
+    assert four.method == method
+    module = four.modules[0]
+    away = (four.base(module) - full.base(module)).norm() / full.base(module).norm()
+    assert 0.05 < away < 0.15  # NF4 rounds weights of a normal distribution by 9 percent
+    assert four.update(module, 6).norm() > 0
+    with pytest.raises(RecordError, match="base"):
+        train_cola(settings(small, method), tmp_path / "four", progress=False)
+
+
+def test_what_trains_the_matrices_themselves_needs_them_whole(small, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(OptionError, match="ft trains the matrices themselves"):
+        train_cola(settings(small, "ft", base="nf4"), tmp_path / "run", progress=False)
+    with pytest.raises(OptionError, match="base"):
+        settings(small, base="int8")
+
+
 def test_defaults_are_given_to_methods_that_have_them():
     for name in METHODS:
         options = ColaSettings(method=name).make_method().options()

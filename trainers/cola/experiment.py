@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,9 +40,11 @@ from deltaw.adapters import (
     galore_optimizer,
     inject,
     parameter_groups,
+    quantize,
 )
 from deltaw.adapters.galore import load_galore
 from deltaw.adapters.inject import linear_modules, linear_shape, matching, repeated
+from deltaw.adapters.quantized import load_bitsandbytes
 from deltaw.analysis.files import write_text
 from deltaw.analysis.names import kind_of
 from deltaw.analysis.record import BASE, CHECKPOINTS, MANIFEST, read_manifest
@@ -79,6 +81,7 @@ class ColaSettings:
         learning_rate: ``None`` for the default of the method: see ``LEARNING_RATES``.
         max_length: Longer sentences are cut to this many tokens.
         context_batches: Batches of training sentences from which a method that starts from data (CorDA) starts.
+        base: "full" for the weights as they are, "nf4" for targets in 4 bits (QLoRA, QDoRA, QBoRA, …).
         record_every: Steps between checkpoints.
         record_modules: Glob patterns of the recorded modules; ``None`` for the targets.
         save_every: Epochs between the states from which an interrupted run goes on.
@@ -97,6 +100,7 @@ class ColaSettings:
     weight_decay: float = 0.0
     max_length: int = 128
     context_batches: int = 8
+    base: Literal["full", "nf4"] = "full"
     record_every: int = 20
     record_modules: tuple[str, ...] | None = None
     save_every: int = 10
@@ -106,6 +110,8 @@ class ColaSettings:
         for name in ("epochs", "batch_size", "record_every", "save_every", "max_length", "context_batches"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)!r}")
+        if self.base not in ("full", "nf4"):
+            raise OptionError(f"base must be 'full' or 'nf4', not {self.base!r}")
         if not 0 <= self.warmup_ratio < 1:
             raise OptionError(f"warmup_ratio must lie in [0, 1), not {self.warmup_ratio!r}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -192,7 +198,7 @@ def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True
         return finished
     plain = _plain(settings)
     method = settings.make_method()
-    _check_library(method)
+    _check_library(method, settings)
     corpus = load_corpus(settings.data)
     with _quiet():
         tokenizer = _tokenizer(settings.model)
@@ -202,6 +208,8 @@ def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True
     total = sum(p.numel() for p in model.parameters())
     train, dev = (_encode(tokenizer, part, settings.max_length) for part in (corpus.train, corpus.dev))
     collator = DataCollatorWithPadding(tokenizer)
+    if settings.base == "nf4":
+        quantize(model.to("cuda" if torch.cuda.is_available() else "cpu"), targets)  # where the Trainer has it, too
     context = _context(model, targets, train, collator, settings) if method.needs_context else None
     inject(model, method, targets, trainable=_heads(model), seed=settings.seed, context=context)
     trainable = _trainable_parameters(model, method)
@@ -273,7 +281,7 @@ def check_cola(runs: Sequence[ColaSettings]) -> None:
         return
     methods = [run.make_method() for run in runs]
     for method in methods:
-        _check_library(method)
+        _check_library(method, runs[0])
     load_corpus(runs[0].data)
     with _quiet():
         _tokenizer(runs[0].model)
@@ -340,9 +348,13 @@ def _optimizer_of(
     return None
 
 
-def _check_library(method: Method) -> None:
+def _check_library(method: Method, settings: ColaSettings) -> None:
     if isinstance(method, GaLore):
         load_galore()
+    if settings.base == "nf4":
+        load_bitsandbytes()
+        if not method.injects:
+            raise OptionError(f"{method.name} trains the matrices themselves, which a base in 4 bits cannot be")
 
 
 class _Watch(TrainerCallback):
@@ -390,6 +402,8 @@ def _plain(settings: ColaSettings) -> dict[str, Any]:
     plain = asdict(settings) | {"options": settings.make_method().options(), "learning_rate": settings.rate()}
     if not settings.make_method().needs_context:
         del plain["context_batches"]
+    if settings.base == "full":
+        del plain["base"]  # there were runs before there was a choice
     if settings.data not in ("builtin", "hub"):
         plain["data"] = Path(settings.data).resolve().name  # no path of this machine goes into a record
     if settings.model is not None and Path(settings.model).is_dir():
@@ -419,7 +433,8 @@ def _finished(out: Path, plain: dict[str, Any]) -> ColaResult | None:
 
 
 def _same_settings(out: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for name, value in wanted.items():
+    for name in dict.fromkeys([*wanted, *there]):
+        value = wanted.get(name)
         if there.get(name) != value:
             raise RecordError(
                 f"{out}: holds another run ({name} is {there.get(name)!r}, not {value!r}); choose another folder"
