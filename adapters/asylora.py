@@ -39,4 +39,5 @@ def orthonormal_rows(rows: int, columns: int, generator: torch.Generator) -> Ten
     # Row by row: a longer draw at once would not begin with the numbers of a shorter one.
     gaussian = [torch.randn(columns, generator=generator, dtype=torch.float64) for _ in range(rows)]
     Q, R = torch.linalg.qr(torch.stack(gaussian, dim=1))
-    return (Q * R.diagonal().sign()).T  # with R's diagonal positive, Q is unique, and uniform (Mezzadri 2007)
+    rows_of_it: Tensor = (Q * R.diagonal().sign()).T
+    return rows_of_it  # with R's diagonal positive, Q is unique, and uniform (Mezzadri 2007)

@@ -115,7 +115,7 @@ class DualLoRA(RankedMethod):
 
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """A (r₁, in) and B (out, r₁), C (r₂, in) and D (out, r₂)."""
-        first = {"lora_A": (self.rank, in_features), "lora_B": (out_features, self.rank)}
+        first: dict[str, Shape] = {"lora_A": (self.rank, in_features), "lora_B": (out_features, self.rank)}
         if self.sign == "fixed":
             return first
         return first | {"lora_C": (self.second_rank, in_features), "lora_D": (out_features, self.second_rank)}

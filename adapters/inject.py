@@ -178,7 +178,8 @@ def save_adapters(model: nn.Module, path: str | Path) -> None:
     layers = adapted(model)
     if not layers:
         raise TargetError("the model has no adapted layer to save; call inject(model, method, targets) first")
-    tensors, methods = {}, {}
+    tensors: dict[str, Tensor] = {}
+    methods: dict[str, Any] = {}
     for name, layer in layers.items():
         layer.method.observe(layer)
         methods[name] = {"method": layer.method.name, "options": layer.method.options()}

@@ -150,7 +150,7 @@ class AdaptedLayer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the layer; what it has in common with other layers of its shape stays in common."""
         before = {name: self.tensor(name) for name in self.constants()}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             moved = self.tensor(name)
             if moved.untyped_storage().data_ptr() == old.untyped_storage().data_ptr():

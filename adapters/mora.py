@@ -120,7 +120,7 @@ class MoRA(RankedMethod):
         side, rows, columns = len(M), layer.out_features, layer.in_features
         missing = -columns % side
         padded = torch.cat((path, path[..., :missing]), dim=-1) if missing else path
-        chunks = padded.unflatten(-1, (-1, side))  # (…, n, r̂)
+        chunks = padded.reshape(*x.shape[:-1], -1, side)  # (…, n, r̂)
         if self.variant == "sharing":
             outputs = F.linear(chunks.sum(-2), M)  # (…, r̂)
         else:
@@ -145,7 +145,7 @@ def _rotation(chunk: int, side: int, like: Tensor) -> Tensor:
 
 def _rotated(chunks: Tensor) -> Tensor:
     """Return each chunk k turned by R_k, (…, n, r̂)."""
-    angles = _angles(*chunks.shape[-2:], chunks)
+    angles = _angles(chunks.shape[-2], chunks.shape[-1], chunks)
     cos, sin = angles.cos().to(chunks.dtype), angles.sin().to(chunks.dtype)
     first, second = chunks.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

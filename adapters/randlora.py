@@ -95,7 +95,7 @@ class RandLoRA(RankedMethod):
     def update(self, base: Tensor, state: State) -> Tensor:
         """The sum over the bases, dense."""
         A, gamma = state["randlora_A"], state["randlora_gamma"]
-        terms = zip(state["randlora_B"].split(self.rank), state["randlora_lambda"], gamma, strict=True)
+        terms = zip(torch.split(state["randlora_B"], self.rank), state["randlora_lambda"], gamma, strict=True)
         total = base.new_zeros(max(base.shape), min(base.shape))
         for B_j, lambda_j, gamma_j in terms:
             total = total + (B_j.T * lambda_j) @ (A * gamma_j)

@@ -189,6 +189,24 @@ def bora_claims(
     return [_decide(check) for check in checks]
 
 
+def score_outcome(claim: Claim, results: pd.DataFrame, better: str, worse: str) -> Outcome:
+    """Hold the claim that one method scores higher than another against results; the rule is that of the module's head.
+
+    Arguments:
+        claim: The claim.
+        results: One row a run: method, or any label that tells apart what is compared; best_mcc; n_dev.
+        better, worse: Two of these labels.
+
+    Example:
+        >>> results = pd.DataFrame([("a", 0.6, 400), ("b", 0.3, 400)], columns=["method", "best_mcc", "n_dev"])
+        >>> score_outcome(Claim("SBoRA", "Table 4", "a scores higher than b"), results, "a", "b").verdict
+        'agrees'
+    """
+    paper = math.inf if claim.paper_number is None else claim.paper_number
+    measure = partial(_score, results, better, worse, paper)
+    return _decide(_Check(claim, f"best Matthews correlation, {better} − {worse}", _POSITIVE, measure))
+
+
 def _decide(check: _Check) -> Outcome:
     rule = f"{check.measured}: {check.rule.text}"
     try:

@@ -22,7 +22,7 @@ from deltaw.adapters import create, inject
 TARGETS = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
 GLOBS = ["*.query", "*.key", "*.value", "*.dense"]
 SEQUENCE = 64
-OPTIONS = {"randlora": {"alpha": None}, "dora-row full gradient": {"detach_norm": False}}
+OPTIONS = {"pissa": {"iterations": 1}, "dora-row full gradient": {"detach_norm": False}}
 
 
 def model() -> nn.Module:

@@ -1,13 +1,33 @@
 """``deltaw reproduce``: a paper's weight picture from training to verdict."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltaw.cli.cola_options import cola_options
+from deltaw.adapters import METHODS
+from deltaw.cli.cola_options import cola_options, grid_options, several
 from deltaw.cli.output import emit_json, json_option
+
+if TYPE_CHECKING:
+    from deltaw.trainers.reproduce import Report
+
+_out = click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Where everything goes.")
+_seeds = click.option("--seed", "seeds", multiple=True, callback=several(click.INT), metavar="LIST", help="Default: 0.")
+
+
+def _methods(*default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "--methods",
+        multiple=True,
+        callback=several(click.Choice(list(METHODS))),
+        default=[",".join(default)],
+        show_default=True,
+        metavar="LIST",
+        help="Separated by commas.",
+    )
 
 
 @click.group("reproduce")
@@ -16,14 +36,14 @@ def command() -> None:
 
 
 @command.command("bora")
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Where everything goes.")
-@click.option("--methods", default="ft,lora,dora,dora-row,bora", show_default=True, help="Separated by commas.")
-@click.option("--ft-lr", "full_learning_rate", type=float, help="Learning rate of ft; --lr is the adapters'.")
+@_out
+@_methods("ft", "lora", "dora", "dora-row", "bora")
+@click.option("--ft-lr", "full_learning_rate", type=float, help="Learning rate of ft, galore; --lr is the adapters'.")
 @cola_options
 @json_option
 def bora(
     out: Path,
-    methods: str,
+    methods: list[str],
     full_learning_rate: float | None,
     cola: dict[str, Any],
     options: dict[str, Any],
@@ -38,18 +58,98 @@ def bora(
       deltaw reproduce bora --out demo
       deltaw reproduce bora --model roberta-base --data hub --out bora-roberta
     """
-    from deltaw.analysis.claims import claims_json
     from deltaw.trainers.cola import ColaSettings
     from deltaw.trainers.reproduce import reproduce_bora
 
     settings = ColaSettings(method="bora", options=options, **cola)
-    report = reproduce_bora(
-        out,
-        settings,
-        [name.strip() for name in methods.split(",") if name.strip()],
-        full_learning_rate=full_learning_rate,
-        progress=not as_json,
-    )
+    _emit(reproduce_bora(out, settings, methods, full_learning_rate=full_learning_rate, progress=not as_json), as_json)
+
+
+@command.command("sbora", context_settings={"default_map": {"epochs": 40}})
+@_out
+@_methods("lora", "dora", "sbora-fa", "sbora-fb")
+@click.option(
+    "--rank",
+    "ranks",
+    multiple=True,
+    callback=several(click.INT),
+    default=["8,16"],
+    show_default=True,
+    metavar="LIST",
+    help="Of the adapters.",
+)
+@_seeds
+@grid_options
+@json_option
+def sbora(
+    out: Path,
+    methods: list[str],
+    ranks: list[int],
+    seeds: list[int],
+    cola: dict[str, Any],
+    options: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """SBoRA's Figures 2 to 4 on CoLA: which region of ΔW moves, and time and memory by method and rank.
+
+    Offline with the built-in model and data this takes minutes. What is finished is not done again; more methods, ranks
+    or seeds add to it. Time is this machine's: let it do nothing else meanwhile. Memory says something on a GPU only.
+
+    \b
+    Example:
+      deltaw reproduce sbora --out sbora
+      deltaw reproduce sbora --model roberta-base --data hub --rank 32,64 --out sbora-roberta
+    """
+    from deltaw.trainers.cola import ColaSettings
+    from deltaw.trainers.reproduce import reproduce_sbora
+
+    settings = ColaSettings(method="sbora-fa", options=options, **cola)
+    _emit(reproduce_sbora(out, settings, methods, ranks, seeds or [0], progress=not as_json), as_json)
+
+
+@command.command("dual-lora", context_settings={"default_map": {"epochs": 40}})
+@_out
+@click.option("--rank", type=int, default=8, show_default=True, help="r: r₁ + r₂ = 2r; LoRA and DoRA have rank 2r.")
+@click.option(
+    "--ratios",
+    type=int,
+    default=5,
+    show_default=True,
+    help="How many r₁ : r₂, evenly from 6 % to 94 % for r₁, and the middle. The paper has 15.",
+)
+@_seeds
+@grid_options
+@json_option
+def dual_lora(
+    out: Path,
+    rank: int,
+    ratios: int,
+    seeds: list[int],
+    cola: dict[str, Any],
+    options: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Dual LoRA's Figures 2 and 3 on CoLA: the score by r₁ : r₂, and the rank of its groups by layer.
+
+    Offline with the built-in model and data this takes minutes. What is finished is not done again; more ratios or
+    seeds add to it.
+
+    \b
+    Example:
+      deltaw reproduce dual-lora --out dual
+      deltaw reproduce dual-lora --ratios 15 --seed 0,1,2 --out dual
+      deltaw reproduce dual-lora --model roberta-base --data hub --rank 16 --out dual-roberta
+    """
+    from deltaw.trainers.cola import ColaSettings
+    from deltaw.trainers.reproduce import reproduce_dual_lora
+
+    settings = ColaSettings(method="dual-lora", options=options, **cola)
+    _emit(reproduce_dual_lora(out, settings, rank, ratios, seeds or [0], progress=not as_json), as_json)
+
+
+def _emit(report: "Report", as_json: bool) -> None:
+    from deltaw.analysis.claims import claims_json
+
     if as_json:
         emit_json({"results": [asdict(r) for r in report.results], "claims": claims_json(report.outcomes)})
         return

@@ -20,6 +20,7 @@ COLUMNS = ("run", "method", "module", "layer", "kind", "step", "group", "rank", 
 
 _GROUPS = {"magnitude": "magnitude group", "direction": "direction group", "update": "overall"}
 _GROUP_MARKERS = {"magnitude": "+", "direction": "x"}
+_NEAR = 0.03  # relative: points as near as this lie on each other
 _DASH = 4  # in line widths
 
 
@@ -123,7 +124,7 @@ def _draw(
             line,
             color=color,
             marker=marker,
-            markevery=(turn % len(line), turns) if turns <= len(line) else 1,
+            markevery=_marked(line, [other for key, other in lines.items() if key != (method, group)], turn, turns),
             linestyle="-" if turns == 1 else (turn * _DASH, (_DASH, (turns - 1) * _DASH)),
             dash_capstyle="butt",
             label=labels[-1],
@@ -175,3 +176,11 @@ def _rank_axis(ax: Axes, lines: "list[pd.Series[float]]", full: float, scale: Sc
     ax.yaxis.set_major_locator(FixedLocator([*shown[:: 1 + len(shown) // 12], full]))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _marked(line: "pd.Series[float]", others: "list[pd.Series[float]]", turn: int, turns: int) -> list[int]:
+    """Return which points of a line get a marker: those by themselves, and every so many of those on another line."""
+    if not others:
+        return list(range(len(line)))
+    near = pd.concat([(other.reindex(line.index) / line - 1).abs() < _NEAR for other in others], axis=1).any(axis=1)
+    return [place for place, covered in enumerate(near) if not covered or place % turns == turn or turns > len(line)]

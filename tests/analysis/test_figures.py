@@ -313,7 +313,7 @@ def test_lines_on_each_other_take_turns() -> None:
     (ax,) = rank(spectra(["ft", "lora", "dora", "bora"])).axes
     lines = {line.get_label(): line for line in ax.lines}
     stacked = [lines[name] for name in ("Full FT (64)", "DoRA (column) (64)", "BoRA (64)")]
-    assert [line.get_markevery() for line in stacked] == [(0, 3), (1, 3), (2, 3)]
+    assert [line.get_markevery() for line in stacked] == [[0, 3], [1], [2]]
     assert lines["LoRA (8)"].get_linestyle() == "-"
     assert all(line.get_linestyle() == "--" for line in stacked)
     assert len({to_hex(line.get_color()) for line in ax.lines}) == 5

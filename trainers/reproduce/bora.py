@@ -1,0 +1,70 @@
+"""BoRA: do rows and columns of the weights move alike?"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from deltaw.analysis.claims import bora_claims
+from deltaw.analysis.figures import rank, symmetry, updates
+from deltaw.analysis.tables import open_runs, table
+from deltaw.trainers.cola.experiment import ColaSettings, train_cola
+from deltaw.trainers.cola.grid import grid_runs
+from deltaw.trainers.reproduce.common import Report, results_frame, results_table, write_report
+
+BORA_METHODS = ("ft", "lora", "dora", "dora-row", "bora")
+
+
+def reproduce_bora(
+    out: str | Path,
+    settings: ColaSettings,
+    methods: Sequence[str] = BORA_METHODS,
+    *,
+    full_learning_rate: float | None = None,
+    progress: bool = True,
+) -> Report:
+    """Train every method on CoLA, draw BoRA's Figures 2 and 3 and the ranks, and check BoRA's claims.
+
+    What is finished is not done again; a run that was interrupted goes on.
+
+    Arguments:
+        out: The folder: runs/METHOD, tables, pictures.
+        settings: Everything but the method; see ``ColaSettings``. ``settings.learning_rate`` is the adapters', and of
+            ``settings.options`` rank, alpha and dropout go to the methods that have them.
+        methods: Names of ``METHODS``; the claims want BoRA's five.
+        full_learning_rate: The learning rate of the methods that train all weights, ``ft`` and ``galore``; ``None`` for
+            the default.
+        progress: Show progress bars.
+
+    Raises:
+        RecordError: A run folder holds another run.
+        OptionError, DataError, TargetError: As ``train_cola``.
+
+    Source:
+        BoRA, §3.3, Figures 2 and 3, Tables 10 and 11.
+    """
+    out = Path(out)
+    results = []
+    for run in grid_runs(settings, methods=methods).values():
+        rate = settings.learning_rate if run.make_method().injects else full_learning_rate
+        results.append(train_cola(replace(run, learning_rate=rate), out / "runs" / run.method, progress=progress))
+
+    runs = open_runs([out / "runs" / result.out for result in results])
+    consecutive = table(runs, "consecutive", progress=progress)
+    initial = table(runs, "initial", progress=progress)
+    spectra = table(runs, "spectra", steps="last", progress=progress)
+    frame = results_frame(results)
+    kinds = list(consecutive["kind"].unique())
+    kind = "query" if "query" in kinds else kinds[0]  # the paper's figures show the query matrices
+    figures = {
+        "figure2_symmetry": symmetry(consecutive, kind=kind),
+        "figure3_updates": updates(initial, kind=kind),
+        "rank_by_layer": rank(spectra),
+    }
+    tables = {
+        "results.csv": frame.to_csv(index=False),
+        "changes_consecutive.csv": consecutive.to_csv(index=False),
+        "changes_from_start.csv": initial.to_csv(index=False),
+        "ranks.csv": spectra.to_csv(index=False),
+    }
+    outcomes = bora_claims(consecutive, initial, frame, kind=kind)
+    return write_report(out, "BoRA", results, outcomes, figures, tables, results_table(results))
