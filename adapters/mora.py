@@ -124,7 +124,7 @@ class MoRA(RankedMethod):
         if self.variant == "sharing":
             outputs = F.linear(chunks.sum(-2), M)  # (…, r̂)
         else:
-            outputs = F.linear(_rotated(chunks), M).flatten(-2)  # (…, n·r̂)
+            outputs = torch.einsum("...ni,noi->...no", chunks, _turned(M, chunks.shape[-2])).flatten(-2)  # (…, n·r̂)
         times = -(-rows // outputs.shape[-1])
         tiled = outputs.repeat(*[1] * (outputs.ndim - 1), times) if times > 1 else outputs
         return result.add_(tiled[..., :rows].to(result.dtype), alpha=self.scaling)
@@ -143,9 +143,9 @@ def _rotation(chunk: int, side: int, like: Tensor) -> Tensor:
     return torch.cat((torch.cat((cos, -sin), dim=1), torch.cat((sin, cos), dim=1)))
 
 
-def _rotated(chunks: Tensor) -> Tensor:
-    """Return each chunk k turned by R_k, (…, n, r̂)."""
-    angles = _angles(chunks.shape[-2], chunks.shape[-1], chunks)
-    cos, sin = angles.cos().to(chunks.dtype), angles.sin().to(chunks.dtype)
-    first, second = chunks.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+def _turned(M: Tensor, chunks: int) -> Tensor:
+    """Return M R_k for every chunk k, (n, r̂, r̂): smaller than the inputs that would be turned else."""
+    angles = _angles(chunks, len(M), M)[:, None]  # (n, 1, r̂/2)
+    cos, sin = angles.cos().to(M.dtype), angles.sin().to(M.dtype)
+    first, second = M.chunk(2, dim=-1)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from deltaw.adapters.low_rank import add_product
 from deltaw.adapters.method import RankedMethod, Shape, State
 
 if TYPE_CHECKING:
@@ -104,16 +105,17 @@ class RandLoRA(RankedMethod):
     def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
         """X W₀ᵀ + b + s·(x Xᵀ) Bᵀ with the bases stacked: X_j = Λ_j A Γ_j (n·r, smaller side)."""
         state = layer.state()
-        result = F.linear(x, layer.base, layer.bias)
-        path = F.dropout(x, self.dropout) if layer.training and self.dropout else x
+        flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        result = F.linear(flat, layer.base, layer.bias)
+        path = F.dropout(flat, self.dropout) if layer.training and self.dropout else flat
         B = state["randlora_B"]
         scaled: Tensor = _Scaled.apply(state["randlora_A"], state["randlora_lambda"], state["randlora_gamma"])  # type: ignore[no-untyped-call]
         path = path.to(B.dtype)
         if layer.out_features >= layer.in_features:
-            added = F.linear(F.linear(path, scaled), B.T)
+            result = add_product(result, F.linear(path, scaled), B.T, self.scaling)
         else:
-            added = F.linear(F.linear(path, B), scaled.T)
-        return result.add_(added.to(result.dtype), alpha=self.scaling)
+            result = add_product(result, F.linear(path, B), scaled.T, self.scaling)
+        return result.view(*x.shape[:-1], -1)
 
 
 class _Scaled(torch.autograd.Function):
@@ -125,7 +127,7 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, A: Tensor, lambda_: Tensor, gamma: Tensor) -> Tensor:
         ctx.save_for_backward(A, lambda_, gamma)
-        return ((lambda_[:, :, None] * A) * gamma[:, None]).flatten(0, 1)
+        return (lambda_[:, :, None] * A).mul_(gamma[:, None]).flatten(0, 1)
 
     @staticmethod
     @once_differentiable
