@@ -23,7 +23,8 @@ from deltaw.trainers import Recorder, at, epochs, every, geometric
 def make(method="bora", dtype=torch.float32):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 10), nn.Dropout(0.3), nn.Linear(10, 2)).to(dtype)
-    return inject(model, create(method, **({} if method == "ft" else {"rank": 2})), targets=["0"], trainable=["2"])
+    chosen = create(method, **({} if method in ("ft", "magnitude") else {"rank": 2}))
+    return inject(model, chosen, targets=["0"], trainable=["2"], context={"0": torch.eye(12)})
 
 
 def train(model, recorder=None, steps=6):
@@ -47,7 +48,7 @@ def test_recording_changes_nothing_and_reads_back_bit_for_bit(method, tmp_path):
     losses = train(plain)
     model = make(method)
     seen = {}
-    with Recorder(model, tmp_path / "run", modules=["0"], when=every(2)) as recorder:
+    with Recorder(model, tmp_path / "run", modules=["0"], when=every(2), method=method) as recorder:
         recorder.step(0)
         original = recorder.record
 
