@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.lora import LowRankPair
-from deltaw.adapters.low_rank import constant_norms, low_rank_linear, ratio, row_norms
+from deltaw.adapters.low_rank import low_rank_linear, norms, ratio
 from deltaw.adapters.method import Shape, State
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class DoRA(LowRankPair):
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """LoRA's, and m = ‖W₀‖ along the axis."""
         state = super().initial(base, generator)
-        return state | {"magnitude": self._norm(base, state)}
+        norm = torch.linalg.vector_norm(base, dim=0 if self.axis == "column" else 1)
+        return state | {"magnitude": norm}
 
     def weight(self, base: Tensor, state: State) -> Tensor:
         """M V / ‖V‖, dense."""
@@ -81,7 +82,7 @@ class DoRA(LowRankPair):
         """Scale the input (column) or the output (row) of LoRA's forward by m / ‖V‖."""
         state = layer.state()
         with torch.autocast(x.device.type, enabled=False):
-            norm = self._norm(layer.base, state)
+            norm = norms(layer.base, state["lora_A"], state["lora_B"], self.scaling, self.axis, self.detach_norm)
             scale = ratio(state["magnitude"], norm)
         return low_rank_linear(
             x,
@@ -94,12 +95,3 @@ class DoRA(LowRankPair):
             rho=scale if self.axis == "row" else None,
             gamma=scale if self.axis == "column" else None,
         )
-
-    def _norm(self, base: Tensor, state: State) -> Tensor:
-        """‖W₀ + s·B A‖ along the axis: a constant, or with the graph that ``detach_norm=False`` asks for."""
-        A, B = state["lora_A"], state["lora_B"]
-        if self.detach_norm or not torch.is_grad_enabled():
-            return constant_norms(base, A, B, self.scaling, self.axis)
-        if self.axis == "row":
-            return row_norms(base, A, B, self.scaling)
-        return row_norms(base.T, B.T, A.T, self.scaling)

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Axis = Literal["row", "column"]
+
 BLOCK_ENTRIES = 1 << 18  # of a matrix at a time: a block and its temporaries stay in the processor's cache
 FEWEST_BLOCKS = 4
 BLOCK_ENTRIES_ELSEWHERE = 1 << 23  # on other devices, where the number of kernels costs
@@ -248,7 +250,7 @@ def weighted_column_squares(weight: Tensor, q: Tensor) -> Tensor:
     return result
 
 
-def constant_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float, axis: Literal["row", "column"]) -> Tensor:
+def constant_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float, axis: Axis) -> Tensor:
     """Return the norms of the rows (out,) or the columns (in,) of V = W₀ + s·B A, without a graph."""
     with torch.no_grad():
         blocks = product_blocks(weight, A, B, scaling)
@@ -289,6 +291,21 @@ def row_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
     cross = torch.linalg.vecdot(frozen_product(weight, A.T), B)
     own = torch.linalg.vecdot(B @ (A @ A.T), B)
     return safe_sqrt(squares + (2 * scaling) * cross + scaling**2 * own)
+
+
+def norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float, axis: Axis, constant: bool) -> Tensor:
+    """Return ‖W₀ + s·B A‖ of the rows (out,) or the columns (in,): a constant, or with the graph of the full gradient.
+
+    Arguments:
+        weight, A, B, scaling: See ``row_norms``.
+        axis: Along which the norms stand.
+        constant: Whether the backward pass takes them for constants (DoRA, §4.3).
+    """
+    if constant or not torch.is_grad_enabled():
+        return constant_norms(weight, A, B, scaling, axis)
+    if axis == "row":
+        return row_norms(weight, A, B, scaling)
+    return row_norms(weight.T, B.T, A.T, scaling)
 
 
 def weighted_column_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float, p: Tensor) -> Tensor:

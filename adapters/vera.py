@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.low_rank import constant_norms, low_rank_linear, ratio, row_norms
+from deltaw.adapters.low_rank import low_rank_linear, norms, ratio
 from deltaw.adapters.method import RankedMethod, Shape, State
 
 if TYPE_CHECKING:
@@ -185,14 +185,7 @@ class DVoRA(SharedPair):
         state = layer.state()
         with torch.autocast(x.device.type, enabled=False):
             A, B = self.pair(state)
-            scale = ratio(state["magnitude"], self._norm(layer.base, A, B))
+            scale = ratio(state["magnitude"], norms(layer.base, A, B, self.scaling, self.axis, self.detach_norm))
         rho, gamma = (scale, None) if self.axis == "row" else (None, scale)
         dropout = self.dropout if layer.training else 0.0
         return low_rank_linear(x, layer.base, layer.bias, A, B, self.scaling, dropout, rho=rho, gamma=gamma)
-
-    def _norm(self, base: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        if self.detach_norm or not torch.is_grad_enabled():
-            return constant_norms(base, A, B, self.scaling, self.axis)
-        if self.axis == "row":
-            return row_norms(base, A, B, self.scaling)
-        return row_norms(base.T, B.T, A.T, self.scaling)
