@@ -42,8 +42,9 @@ def low_rank_linear(
     dropout: float = 0.0,
     rho: Tensor | None = None,
     gamma: Tensor | None = None,
+    start: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Return x W'ᵀ + b for W' = diag(ρ) (W₀ + s·B A) diag(γ), (…, out).
+    """Return x W'ᵀ + b for W' = diag(ρ) (W₀ − s·B₀ A₀ + s·B A) diag(γ), (…, out).
 
     Arguments:
         x: (…, in).
@@ -52,13 +53,14 @@ def low_rank_linear(
         scaling: s.
         dropout: Probability of dropping an entry of γ∘x on the low-rank path; 0 outside training.
         rho, gamma: Factors of the outputs (out,) and of the inputs (in,); ``None`` for ones.
+        start: Constants A₀ (r, in) and B₀ (out, r), which dropout spares as it does W₀; ``None`` for none.
     """
     flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
     one_dtype = all(t is None or t.dtype == flat.dtype for t in (weight, bias, A, B, rho, gamma))
     if dropout or not one_dtype or torch.is_autocast_enabled(x.device.type):
-        result = _composed(flat, weight, bias, A, B, scaling, rho, gamma, dropout)
+        result = _composed(flat, weight, bias, A, B, scaling, rho, gamma, start, dropout)
     else:
-        result = _LowRankLinear.apply(flat, weight, bias, A, B, scaling, rho, gamma)  # type: ignore[no-untyped-call]
+        result = _LowRankLinear.apply(flat, weight, bias, A, B, scaling, rho, gamma, start)  # type: ignore[no-untyped-call]
     return result.view(*x.shape[:-1], result.shape[-1])
 
 
@@ -71,12 +73,15 @@ def _composed(
     scaling: float,
     rho: Tensor | None,
     gamma: Tensor | None,
+    start: tuple[Tensor, Tensor] | None,
     dropout: float = 0.0,
 ) -> Tensor:
     """Return ``low_rank_linear`` of x (tokens, in) from PyTorch's own operations, for any mixture of dtypes."""
     if gamma is not None:
         x = x * gamma.to(x.dtype)
     result = F.linear(x, weight, bias if rho is None else None)  # (tokens, out)
+    if start is not None:
+        result = add_product(result, F.linear(x.to(start[0].dtype), start[0]), start[1], -scaling)
     path = F.dropout(x, dropout) if dropout else x
     result = add_product(result, F.linear(path.to(A.dtype), A), B, scaling)
     if rho is not None:
@@ -109,13 +114,16 @@ class _LowRankLinear(torch.autograd.Function):
         scaling: float,
         rho: Tensor | None,
         gamma: Tensor | None,
+        start: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         scaled = x if gamma is None else x * gamma
         down = A @ scaled.T  # (r, tokens)
         z = F.linear(scaled, weight, bias if rho is None else None).addmm_(down.T, B.T, alpha=scaling)
+        if start is not None:
+            z.addmm_(scaled @ start[0].T, start[1].T, alpha=-scaling)
         kept = x if gamma is not None or ctx.needs_input_grad[1] or ctx.needs_input_grad[3] else None
         ctx.save_for_backward(kept, weight, bias, A, B, rho, gamma, down, None if rho is None else z)
-        ctx.scaling = scaling
+        ctx.scaling, ctx.start = scaling, start
         if rho is None:
             return z
         return z * rho if bias is None else torch.addcmul(bias, z, rho)
@@ -123,7 +131,7 @@ class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g,), (x, weight, bias, A, B, rho, gamma, down, z) = gradients, ctx.saved_tensors
-        inputs = (x, weight, bias, A, B, ctx.scaling, rho, gamma)
+        inputs = (x, weight, bias, A, B, ctx.scaling, rho, gamma, ctx.start)
         wanted = ctx.needs_input_grad
         if torch.is_grad_enabled():  # to be differentiated again: nothing kept, nothing overwritten
             if x is None:
@@ -148,6 +156,8 @@ class _LowRankLinear(torch.autograd.Function):
             result[3] = up.T @ x if gamma is None else (up.T @ x).mul_(gamma)
         if wanted[0] or wanted[7]:
             grad_x = (g @ weight).addmm_(up, A)
+            if ctx.start is not None:
+                grad_x.addmm_(g @ ctx.start[1], ctx.start[0], alpha=-ctx.scaling)
             if wanted[7]:
                 result[7] = column_dots(x, grad_x)
             result[0] = grad_x if gamma is None else grad_x.mul_(gamma)

@@ -49,17 +49,16 @@ class ResidualPair(RankedMethod):
         return self.scaling * left, torch.cat((state["lora_A"], state["start_A"]))
 
     def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
-        """LoRA's forward with the stacked pair."""
-        state = layer.state()
-        A = torch.cat((state["lora_A"], state["start_A"]))
-        B = torch.cat((state["lora_B"], -state["start_B"]), dim=1)
+        """LoRA's forward, less the start's."""
+        A, B = layer.tensor("lora_A"), layer.tensor("lora_B")
+        start = layer.tensor("start_A"), layer.tensor("start_B")
         dropout = self.dropout if layer.training else 0.0
-        return low_rank_linear(x, layer.base, layer.bias, A, B, self.scaling, dropout)
+        return low_rank_linear(x, layer.base, layer.bias, A, B, self.scaling, dropout, start=start)
 
     def started_at(self, A: Tensor, B: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return the tensors of a start whose product s·B A is A (r, in) times B (out, r)."""
         root = self.scaling**-0.5
-        A, B = (root * A).to(dtype), (root * B).to(dtype)
+        A, B = (root * A).to(dtype).contiguous(), (root * B).to(dtype).contiguous()
         return {"lora_A": A, "lora_B": B, "start_A": A.clone(), "start_B": B.clone()}
 
 

@@ -64,11 +64,13 @@ def test_row_blocks_cut_the_matrix_once(shape, entries, monkeypatch):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("scale_in", [True, False])
 @pytest.mark.parametrize("scale_out", [True, False])
-def test_the_one_function_is_the_composition(bias, scale_in, scale_out):
+@pytest.mark.parametrize("started", [True, False])
+def test_the_one_function_is_the_composition(bias, scale_in, scale_out, started):
     """Values, gradients by every argument (an unfrozen weight and bias, too), and second derivatives."""
     torch.manual_seed(0)
     shapes = [(TOKENS, IN), (OUT, IN), (OUT,), (RANK, IN), (OUT, RANK), (OUT,), (IN,)]
     x, weight, b, A, B, rho, gamma = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
+    start = (torch.randn_like(A).detach(), torch.randn_like(B).detach()) if started else None
     arguments = (x, weight, b if bias else None, A, B, rho if scale_out else None, gamma if scale_in else None)
 
     def of(function):
@@ -77,7 +79,7 @@ def test_the_one_function_is_the_composition(bias, scale_in, scale_out):
         def run(*values):
             given = iter(values)
             x, weight, b, A, B, rho, gamma = (None if a is None else next(given) for a in arguments)
-            return function(x, weight, b, A, B, 1.7, rho, gamma)
+            return function(x, weight, b, A, B, 1.7, rho, gamma, start)
 
         return run, present
 
