@@ -153,6 +153,8 @@ class AdaptedLayer(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             moved = self.tensor(name)
+            if "meta" in (old.device.type, moved.device.type):
+                continue  # holds no values that could be the same
             if moved.untyped_storage().data_ptr() == old.untyped_storage().data_ptr():
                 continue
             key = (identity(old), moved.dtype, moved.device)

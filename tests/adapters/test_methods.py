@@ -145,6 +145,12 @@ def test_what_is_shared_is_stored_once(name, tmp_path):
         assert torch.equal(run.weight(module, 1), effective_weight(layer))
 
 
+def test_layers_without_values_share_nothing():
+    model = inject(network(), create("sbora-fa", rank=2), ["[12]"], seed=0).to("meta").to_empty(device="cpu")
+    first, second = (layer.tensor("indices") for layer in adapted(model).values())
+    assert first.data_ptr() != second.data_ptr()
+
+
 def test_a_run_goes_on_only_with_the_same_constants(tmp_path):
     from deltaw.adapters import RecordError
 
