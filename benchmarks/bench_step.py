@@ -121,7 +121,7 @@ def comparisons() -> Iterator[tuple[str, str]]:
     yield from ((name, "lora") for name in AGAINST_LORA)
 
 
-def rows(rounds: int = 15) -> list[dict[str, Any]]:
+def rows(rounds: int = 9) -> list[dict[str, Any]]:
     """The comparisons, each with its goal."""
     base, result = model(), []
     names = list(dict.fromkeys(name for pair in comparisons() for name in pair))
@@ -154,7 +154,7 @@ def rows(rounds: int = 15) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
     print(tabulate(rows(parser.parse_args().rounds), headers="keys", floatfmt=".4g"))
 
 
