@@ -75,11 +75,6 @@ class DeltaLoRA(LowRankPair):
         ratio = self.ratio if int(state["steps"]) >= self.start_step else 0.0
         return base + ratio * self.scaling * moved + self.product(state)
 
-    def update(self, base: Tensor, state: State) -> Tensor:
-        """(1 + λ)·s·B A − λ·s·B_K A_K."""
-        U, V = self.factors(base, state)
-        return U @ V
-
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """U = s·[(1 + λ) B, −λ B_K] and V = [A; A_K]; before step K, and without an anchor, U = s·(1 + λ)·B, V = A."""
         del base

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def inject(
         ['query']
     """
     modules = dict(model.named_modules())
-    chosen = _methods_by_module(modules, method, targets)
+    chosen = methods_by_module(modules, method, targets, is_adaptable)
     kept = matching({**modules, **dict(model.named_parameters())}, _patterns(trainable), "trainable", lambda _: True)
     shapes: dict[Method, list[tuple[int, int]]] = {}
     for name, wanted in chosen.items():  # everything is checked before anything is changed
@@ -80,7 +80,7 @@ def inject(
             raise OptionError("full fine-tuning goes with no other method; pass it alone")
         return model
     for name, parameter in model.named_parameters():
-        if not parameter.is_floating_point() and _owners(name) & set(kept):
+        if not parameter.is_floating_point() and owners(name) & set(kept):
             raise TargetError(f"trainable holds {name!r}, which is in 4 bits and cannot be trained; leave it out")
 
     for parameter in model.parameters():
@@ -96,33 +96,37 @@ def inject(
             given[key] = value.to(weight.device, WIDENED.get(dtype, dtype))
         if wanted.needs_context and context is not None:
             given = given | {"covariance": context[name]}
-        _replace(model, name, _over(source, wanted, generator, given))
+        replace_module(model, name, layer_over(source, wanted, generator, given))
     for name, parameter in model.named_parameters():
-        if _owners(name) & set(kept):
+        if owners(name) & set(kept):
             parameter.requires_grad_(True)
     return model
 
 
-def _over(
+def layer_over(
     source: nn.Module,
     method: Method,
     generator: torch.Generator,
     given: State | None = None,
     state: State | None = None,
 ) -> AdaptedLayer:
+    """Return the layer that carries a method over ``source``, which may be in 4 bits; see ``AdaptedLayer``."""
     kind = QuantizedLayer if is_quantized(source) else AdaptedLayer
     return kind(source, method, generator, is_conv1d(source), given, state)
 
 
-def _owners(name: str) -> set[str]:
+def owners(name: str) -> set[str]:
     """Return a parameter's name and those of the modules that it is in."""
     return {name} | {name.rsplit(".", k)[0] for k in range(1, name.count(".") + 1)}
 
 
-def _methods_by_module(
-    modules: dict[str, nn.Module], method: Method | Mapping[str, Method], targets: Sequence[str] | str
+def methods_by_module(
+    modules: dict[str, nn.Module],
+    method: Method | Mapping[str, Method],
+    targets: Sequence[str] | str,
+    usable: Callable[[object], bool],
 ) -> dict[str, Method]:
-    """Return the method of every module that is to be adapted, in the model's order."""
+    """Return the method of every module that is to be adapted, in the model's order; see ``inject``."""
     by_pattern = method if isinstance(method, Mapping) else dict.fromkeys(_patterns(targets), method)
     for given in [method] if not isinstance(method, Mapping) else method.values():
         if not isinstance(given, Method):
@@ -133,7 +137,7 @@ def _methods_by_module(
         raise TargetError("no target is given; pass glob patterns over module names, as ['*.query', '*.value']")
     found: dict[str, Method] = {}
     for pattern, wanted in by_pattern.items():
-        found.update(dict.fromkeys(matching(modules, [pattern], "target", _is_adaptable), wanted))
+        found.update(dict.fromkeys(matching(modules, [pattern], "target", usable), wanted))
     return {name: found[name] for name in modules if name in found}
 
 
@@ -165,7 +169,7 @@ def merge(model: nn.Module) -> nn.Module:
         The model, without a trace of the method.
     """
     for name, layer in adapted(model).items():
-        _replace(model, name, _plain(layer))
+        replace_module(model, name, _plain(layer))
     return model
 
 
@@ -216,41 +220,46 @@ def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-            tensors |= {key: tensors[kept] for key, kept in json.loads(header.get("same", "{}")).items()}
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read as a safetensors file ({error})") from None
     if header.get("format") != FILE_FORMAT:
         raise DataError(f"{path}: is no file of save_adapters (its format is {header.get('format')!r})")
-    methods = json.loads(header["methods"])
+    try:
+        methods = {
+            name: (entry["method"], dict(entry["options"])) for name, entry in json.loads(header["methods"]).items()
+        }
+        tensors |= {key: tensors[kept] for key, kept in json.loads(header.get("same", "{}")).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from None
     if not adapted(model):
         layers = {}  # all of them before the first is put in: an error leaves the model as it is
-        for name, entry in methods.items():
-            plain = _find(model, name, str(path))
-            method = create(entry["method"], **entry["options"])
+        for name, (key, options) in methods.items():
+            plain = find_module(model, name, str(path))
+            method = create(key, **options)
             rows, columns = linear_shape(plain)
             method.check_shape(rows, columns, name)
             wanted = method.shapes(rows, columns) | method.frozen_shapes(rows, columns)
-            state = _fitting(tensors, name, wanted, str(path))
-            layers[name] = _over(plain, method, torch.Generator(), state=state)
+            state = fitting_tensors(tensors, name, wanted, str(path))
+            layers[name] = layer_over(plain, method, torch.Generator(), state=state)
         for name, layer in layers.items():
-            _replace(model, name, layer)
+            replace_module(model, name, layer)
         own = {id(layer.tensor(k)) for layer in adapted(model).values() for k in layer._trainable}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in own)
     layers = adapted(model)
-    for name, entry in methods.items():
+    for name, (key, options) in methods.items():
         if name not in layers:
             raise TargetError(f"{path}: has {name!r}, which is not adapted in this model")
         layer = layers[name]
-        if (layer.method.name, layer.method.options()) != (entry["method"], entry["options"]):
-            raise OptionError(f"{path}: {name!r} was saved as {entry}, but the model has {layer.method!r}")
+        if (layer.method.name, layer.method.options()) != (key, options):
+            raise OptionError(f"{path}: {name!r} was saved as {key} with {options}, but the model has {layer.method!r}")
         shapes = {key: tuple(value.shape) for key, value in layer.state().items()}
-        state = _fitting(tensors, name, shapes, str(path))
+        state = fitting_tensors(tensors, name, shapes, str(path))
         layer.load_state_dict({**layer.state_dict(), **state})
     return model
 
 
-def _fitting(tensors: dict[str, Tensor], name: str, shapes: Mapping[str, Shape], path: str) -> dict[str, Tensor]:
+def fitting_tensors(tensors: dict[str, Tensor], name: str, shapes: Mapping[str, Shape], path: str) -> dict[str, Tensor]:
     """Return a module's tensors, each in the shape that the model has for it."""
     state = {}
     for key, shape in shapes.items():
@@ -310,7 +319,8 @@ def is_conv1d(module: object) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers")
 
 
-def _is_adaptable(module: object) -> bool:
+def is_adaptable(module: object) -> bool:
+    """Whether a method can go on it, or is on it."""
     return type(module) is nn.Linear or isinstance(module, AdaptedLayer) or is_conv1d(module) or is_quantized(module)
 
 
@@ -323,14 +333,16 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     return (columns, rows) if is_conv1d(module) else (rows, columns)
 
 
-def _find(model: nn.Module, name: str, where: str) -> nn.Module:
+def find_module(model: nn.Module, name: str, where: str) -> nn.Module:
+    """Return a module by its name, or raise a TargetError that says what has the name."""
     try:
         return model.get_submodule(name)
     except AttributeError:
         raise TargetError(f"{where}: has {name!r}, which the model has not") from None
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put another module in a module's place."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 

@@ -34,11 +34,6 @@ class FrozenDown(RankedMethod):
         """W₀ + s·B A."""
         return base + self.update(base, state)
 
-    def update(self, base: Tensor, state: State) -> Tensor:
-        """s·B A."""
-        U, V = self.factors(base, state)
-        return U @ V
-
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """U = s·B and V = A."""
         del base

@@ -103,8 +103,9 @@ class Method(ABC):
         """Return W' (out, in) as its paper defines it, dense and differentiable: the reference for everything."""
 
     def update(self, base: Tensor, state: State) -> Tensor:
-        """Return ΔW = W' − W₀, (out, in)."""
-        return self.weight(base, state) - base
+        """Return ΔW = W' − W₀, (out, in): U V where there are factors, which does not round by W₀."""
+        factors = self.factors(base, state)
+        return self.weight(base, state) - base if factors is None else factors[0] @ factors[1]
 
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
         """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where the method has no such form."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from deltaw.adapters.configs import CONFIGS, complete, named_config
 from deltaw.adapters.errors import DataError, OptionError
-from deltaw.adapters.inject import linear_modules, linear_shape, matching
+from deltaw.adapters.inject import linear_modules, linear_shape, matching, methods_by_module, owners
 from deltaw.adapters.method import Method
 
 
@@ -43,13 +43,8 @@ def count_trainable(
         >>> count_trainable(nn.Sequential(nn.Linear(6, 4)), BoRA(rank=2), ["0"])["trainable"]
         30
     """
-    if isinstance(method, Mapping) and targets:
-        raise OptionError("targets are the keys of the mapping of methods; leave the argument out")
-    by_pattern = method if isinstance(method, Mapping) else dict.fromkeys(targets, method)
     layers = dict(linear_modules(model))
-    chosen: dict[str, Method] = {}
-    for pattern, wanted in by_pattern.items():
-        chosen.update(dict.fromkeys(matching(layers, [pattern], "target"), wanted))
+    chosen = methods_by_module(layers, method, targets, lambda _: True)
     methods = set(chosen.values())
     full = any(not wanted.injects for wanted in methods)
     if full and len(methods) > 1:
@@ -75,11 +70,7 @@ def _beside(model: nn.Module, patterns: Sequence[str]) -> int:
     """Number of the base model's own parameters that the patterns keep trainable."""
     own = dict(model.named_parameters())
     kept = set(matching({**dict(model.named_modules()), **own}, patterns, "trainable"))
-    return sum(
-        parameter.numel()
-        for name, parameter in own.items()
-        if any(name == owner or name.startswith(f"{owner}.") for owner in kept)
-    )
+    return sum(parameter.numel() for name, parameter in own.items() if owners(name) & kept)
 
 
 def model_from_config(source: str) -> nn.Module:

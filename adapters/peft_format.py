@@ -25,7 +25,16 @@ from deltaw.adapters.dora import DoRA
 from deltaw.adapters.effective import base_weight
 from deltaw.adapters.errors import DataError, OptionError, ShapeError, TargetError, WriteError
 from deltaw.adapters.hira import HiRA
-from deltaw.adapters.inject import _find, _fitting, _is_adaptable, _over, adapted, is_conv1d, linear_shape
+from deltaw.adapters.inject import (
+    adapted,
+    find_module,
+    fitting_tensors,
+    is_adaptable,
+    is_conv1d,
+    layer_over,
+    linear_shape,
+    replace_module,
+)
 from deltaw.adapters.layer import WIDENED, AdaptedLayer
 from deltaw.adapters.lora import LoRA
 from deltaw.adapters.lora_fa import FrozenDown
@@ -390,8 +399,8 @@ def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
 
     plain: dict[str, nn.Module] = {}
     for name in states:
-        plain[name] = _find(model, name, where)
-        if not _is_adaptable(plain[name]):
+        plain[name] = find_module(model, name, where)
+        if not is_adaptable(plain[name]):
             raise TargetError(f"{where}: {name!r} is a {type(plain[name]).__name__}; only linear layers can be read")
     _check_heads(model, heads, where)
     methods = {name: _method(kind, config, name, state, where) for name, state in states.items()}
@@ -404,12 +413,10 @@ def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
         method, shape = methods[name], linear_shape(module)
         if isinstance(method, PiSSA):
             _add_start(flat, name, module, method, config["init_lora_weights"])
-        fitted[name] = _fitting(flat, name, method.shapes(*shape) | method.frozen_shapes(*shape), where)
+        fitted[name] = fitting_tensors(flat, name, method.shapes(*shape) | method.frozen_shapes(*shape), where)
 
     for name, module in plain.items():
-        parent, _, child = name.rpartition(".")
-        layer = _over(module, methods[name], torch.Generator(), state=fitted[name])
-        setattr(model.get_submodule(parent), child, layer)
+        replace_module(model, name, layer_over(module, methods[name], torch.Generator(), state=fitted[name]))
     trained = _put_heads(model, heads, config.get("modules_to_save") or [])
     own = trained | {id(layer.tensor(k)) for layer in adapted(model).values() for k in layer._trainable}
     for parameter in model.parameters():

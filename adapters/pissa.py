@@ -37,11 +37,6 @@ class ResidualPair(RankedMethod):
         residual = base - self.scaling * (state["start_B"] @ state["start_A"])
         return residual + self.scaling * (state["lora_B"] @ state["lora_A"])
 
-    def update(self, base: Tensor, state: State) -> Tensor:
-        """s·(B A − B₀ A₀)."""
-        U, V = self.factors(base, state)
-        return U @ V
-
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """U = s·[B, −B₀] (out, 2r) and V = [A; A₀] (2r, in)."""
         del base

@@ -58,7 +58,7 @@ def quantize(
         >>> quantize(model, "0")[0].weight.nbytes  # 2048 entries in float32 were 8192 bytes
         1024
     """
-    from deltaw.adapters.inject import _replace, is_conv1d, matching
+    from deltaw.adapters.inject import is_conv1d, matching, replace_module
 
     library = load_bitsandbytes()
     if block_size not in BLOCK_SIZES:
@@ -112,7 +112,7 @@ def quantize(
         layer.bias = getattr(source, "bias", None)
         # Evaluated on some CPUs, the library would repack the weight and round its constants to bfloat16: another W₀.
         layer.support_avx512bf16_for_cpu = False
-        _replace(model, name, layer.train(source.training))
+        replace_module(model, name, layer.train(source.training))
     return model
 
 

@@ -73,11 +73,6 @@ class SBoRA(RankedMethod):
         """W₀ + s·B A with the one-hot side written out."""
         return base + self.update(base, state)
 
-    def update(self, base: Tensor, state: State) -> Tensor:
-        """s·B A."""
-        U, V = self.factors(base, state)
-        return U @ V
-
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """U = s·B, V = A_sb (FA), or U = B_sb, V = s·A (FB)."""
         if self.variant == "FA":

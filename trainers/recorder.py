@@ -213,7 +213,7 @@ class Recorder:
         frozen = {name: name for name, m in self.modules.items() if isinstance(m, AdaptedLayer) or is_peft(m)}
         here = base | _constants(self.modules)
         for name, there in read_tensors(self.path / BASE, frozen | manifest.constants).items():
-            if not torch.equal(there, here[name].detach().cpu()):
+            if name not in here or not torch.equal(there, here[name].detach().cpu()):
                 raise RecordError(f"{self.path}: cannot be resumed, its base of {name!r} is not this model's")
         for log in (INDEX, SCALARS):
             self._drop_cut_line(self.path / log)

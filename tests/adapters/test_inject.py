@@ -180,3 +180,14 @@ def test_modules_without_a_matrix_are_named():
 def test_create_rejects_options_that_a_method_has_not():
     with pytest.raises(OptionError, match=r"sbora-fa.*axis"):
         create("sbora-fa", axis="row")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{}, {"methods": "{"}, {"methods": '{"0": 3}'}, {"methods": "[]"}, {"methods": "{}", "same": '{"a": "b"}'}],
+)
+def test_a_damaged_header_is_one_clear_error(header, tmp_path):
+    file = tmp_path / "adapters.safetensors"
+    save_file({"x": torch.zeros(1)}, file, metadata={"format": "deltaw-adapters-1", **header})
+    with pytest.raises(DataError, match="header is damaged"):
+        load_adapters(nn.Sequential(nn.Linear(3, 2)), file)
