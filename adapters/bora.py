@@ -12,6 +12,7 @@ from deltaw.adapters.low_rank import (
     low_rank_linear,
     ratio,
     row_norms,
+    starting_norms,
     weighted_column_norms,
 )
 from deltaw.adapters.method import Shape, State
@@ -61,8 +62,8 @@ class BoRA(LowRankPair):
         """LoRA's, the row norms of W₀, and the column norms of what they leave."""
         state = super().initial(base, generator)
         # H = W₀: its rows' factors are 1
-        state["magnitude_row"] = torch.linalg.vector_norm(base, dim=1)
-        state["magnitude_column"] = torch.linalg.vector_norm(base, dim=0)
+        state["magnitude_row"] = starting_norms(base, "row")
+        state["magnitude_column"] = starting_norms(base, "column")
         return state
 
     def weight(self, base: Tensor, state: State) -> Tensor:

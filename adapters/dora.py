@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.lora import LowRankPair
-from deltaw.adapters.low_rank import low_rank_linear, norms, ratio
+from deltaw.adapters.low_rank import low_rank_linear, norms, ratio, starting_norms
 from deltaw.adapters.method import Shape, State
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class DoRA(LowRankPair):
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """LoRA's, and m = ‖W₀‖ along the axis."""
         state = super().initial(base, generator)
-        norm = torch.linalg.vector_norm(base, dim=0 if self.axis == "column" else 1)
+        norm = starting_norms(base, self.axis)
         return state | {"magnitude": norm}
 
     def weight(self, base: Tensor, state: State) -> Tensor:

@@ -75,7 +75,11 @@ def _peft_weight(layer: Any) -> Tensor:
     dora = getattr(layer, "use_dora", {})
     variants = getattr(layer, "lora_variant", {})
     active = list(layer.active_adapters)
-    if not all(name in getattr(layer, "lora_A", {}) and (name not in variants or dora.get(name)) for name in active):
+    pairs = getattr(layer, "lora_A", {})  # AdaLoRA's are parameters, and it has singular values between them
+    if not all(
+        name in pairs and isinstance(pairs[name], nn.Module) and (name not in variants or dora.get(name))
+        for name in active
+    ):
         return _probe(layer, wide)
     result = wide
     for name in active:

@@ -316,7 +316,9 @@ def _patterns(patterns: Sequence[str] | str) -> list[str]:
 
 def is_conv1d(module: object) -> bool:
     """Whether it is transformers' Conv1D, told by its name and its place, so that transformers need not be there."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers")
+    # FSDP2 makes a class of its own from it, so its bases are asked as well.
+    kinds = type(module).__mro__
+    return any(kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers") for kind in kinds)
 
 
 def is_adaptable(module: object) -> bool:

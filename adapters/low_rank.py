@@ -303,6 +303,15 @@ def row_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
     return safe_sqrt(squares + (2 * scaling) * cross + scaling**2 * own)
 
 
+def starting_norms(base: Tensor, axis: Axis) -> Tensor:
+    """Return ‖W₀‖ of the rows (out,) or the columns (in,), in its dtype, right to half a unit in the last place.
+
+    The magnitudes of DoRA and BoRA start as these. A sum in float32 can be several units off, and as they multiply W₀,
+    an update that is not there would then be seen at the start.
+    """
+    return torch.linalg.vector_norm(base, dim=1 if axis == "row" else 0, dtype=torch.float64).to(base.dtype)
+
+
 def norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float, axis: Axis, constant: bool) -> Tensor:
     """Return ‖W₀ + s·B A‖ of the rows (out,) or the columns (in,): a constant, or with the graph of the full gradient.
 

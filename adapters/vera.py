@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.low_rank import low_rank_linear, norms, ratio
+from deltaw.adapters.low_rank import low_rank_linear, norms, ratio, starting_norms
 from deltaw.adapters.method import RankedMethod, Shape, State
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class DVoRA(SharedPair):
 
     def start(self, base: Tensor, generator: torch.Generator, given: State) -> dict[str, Tensor]:
         """VeRA's, and m = ‖W₀‖ along the axis."""
-        norm = torch.linalg.vector_norm(base, dim=0 if self.axis == "column" else 1)
+        norm = starting_norms(base, self.axis)
         return super().start(base, generator, given) | {"magnitude": norm}
 
     def weight(self, base: Tensor, state: State) -> Tensor:

@@ -178,3 +178,13 @@ def test_several_runs(tmp_path):
 )
 def test_names(name, layer, kind):
     assert (layer_of(name), kind_of(name)) == (layer, kind)
+
+
+@pytest.mark.parametrize("method", ["dora", "dora-row", "bora", "dvora", "magnitude"])
+def test_nothing_has_moved_at_the_start(method, tmp_path):
+    """The starting magnitudes are right to the last digit, so that no update is seen where there is none."""
+    torch.manual_seed(0)
+    model = inject(nn.Sequential(nn.Linear(384, 384)), create(method), targets=["0"])
+    with Recorder(model, tmp_path / "run") as recorder:
+        recorder.step(0)
+    assert Trajectory.open(tmp_path / "run").spectra()["rank"].item() == 0
