@@ -1,25 +1,49 @@
 """What a module's name tells: its layer number and its kind."""
 
 import re
+from collections.abc import Callable
+
+from deltaw.adapters.errors import OptionError
 
 # The last or second-last parts of names in the common architectures, and the kind they stand for.
 KINDS = {
-    "query": ("query", "q_proj", "q_lin", "q", "wq", "to_q", "query_proj", "SelfAttention.q"),
+    "query": ("query", "q_proj", "q_lin", "q", "wq", "to_q", "query_proj", "SelfAttention.q", "q_attn", "q_b_proj"),
     "key": ("key", "k_proj", "k_lin", "k", "wk", "to_k", "key_proj"),
     "value": ("value", "v_proj", "v_lin", "v", "wv", "to_v", "value_proj"),
-    "output": ("attention.output.dense", "o_proj", "out_proj", "out_lin", "o", "wo", "attn.c_proj", "to_out.0"),
-    "up": ("intermediate.dense", "up_proj", "fc1", "lin1", "wi", "wi_1", "mlp.c_fc", "w3"),
-    "gate": ("gate_proj", "wi_0", "w1"),
-    "down": ("output.dense", "down_proj", "fc2", "lin2", "mlp.c_proj", "w2"),
-    "qkv": ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "in_proj"),
-}
+    "output": (
+        "attention.output.dense", "o_proj", "out_proj", "out_lin", "o", "wo", "attn.c_proj", "to_out.0",
+        "attention.dense", "self_attention.dense", "attention.c_proj", "crossattention.c_proj", "attn.proj",
+        "attention.out", "attn.Wo", "self_attn.dense",
+    ),
+    "up": (
+        "intermediate.dense", "up_proj", "fc1", "lin1", "wi", "wi_1", "mlp.c_fc", "w3", "dense_h_to_4h", "up",
+        "mlp.Wi", "ffn.lin1", "fc_in", "ffn", "linear1", "ffn.up_proj",
+    ),
+    "gate": ("gate_proj", "wi_0", "w1", "gate"),
+    "down": (
+        "output.dense", "down_proj", "fc2", "lin2", "mlp.c_proj", "w2", "dense_4h_to_h", "DenseReluDense.wo",
+        "mlp.Wo", "fc_out", "ffn_output", "linear2",
+    ),
+    "qkv": ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "in_proj", "qkv", "to_qkv", "attn_qkv"),
+    "gate_up": ("gate_up_proj",),
+    "router": ("router", "mlp.gate", "block_sparse_moe.gate", "gate.wg"),
+}  # fmt: skip
 _BY_SUFFIX = sorted(
     ((suffix, kind) for kind, suffixes in KINDS.items() for suffix in suffixes), key=lambda pair: -len(pair[0])
 )
+# What an embedding's own name ends in, or an output head's, which is an embedding turned around.
+_EMBEDDING = re.compile(
+    r"(?:.*_)?(?:embeddings?|embeds?|emb|embed_tokens|embed_positions|embed_in|embed_out|wte|wpe|lm_head|"
+    r"relative_attention_bias|tokens_embed|positions_embed)|shared|class_embedding"
+)
+# An output head as the masked language models have it: the last linear layer, as large as the vocabulary.
+_HEADS = re.compile(r"(?:.*\.)?(?:lm_head|predictions)\.decoder|generator_lm_head|output_projection")
 
 
 def kind_of(module: str) -> str:
     """Return "query", "key", "value", "output", "up", "gate", "down" or "qkv", or else the name's last part.
+
+    Fused matrices are "qkv" and "gate_up", a choice among experts is a "router".
 
     Example:
         >>> kind_of("roberta.encoder.layer.3.attention.self.query"), kind_of("model.layers.0.mlp.up_proj")
@@ -42,3 +66,47 @@ def layer_of(module: str) -> int | None:
     """
     found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", module)
     return int(found.group(1)) if found else None
+
+
+def is_embedding(module: str) -> bool:
+    """Return whether a module's name is that of an embedding, or of an output head over the vocabulary.
+
+    Example:
+        >>> is_embedding("transformer.wte"), is_embedding("lm_head"), is_embedding("classifier")
+        (True, True, False)
+    """
+    return bool(_EMBEDDING.fullmatch(module.rpartition(".")[2]) or _HEADS.fullmatch(module))
+
+
+def name_reader(pattern: str | None) -> Callable[[str], tuple[int | None, str]]:
+    """Return a function from a module's name to its layer number and kind.
+
+    Arguments:
+        pattern: A regular expression that is searched for in the name, with a group ``layer``, ``kind`` or both; what
+            it does not find is recognised as by ``layer_of`` and ``kind_of``.
+
+    Raises:
+        OptionError: It is no regular expression, or has neither group.
+
+    Example:
+        >>> name_reader(r"blk(?P<layer>\\d+)_(?P<kind>[a-z]+)")("net.blk7_mix")
+        (7, 'mix')
+    """
+    if pattern is None:
+        return lambda module: (layer_of(module), kind_of(module))
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise OptionError(f"pattern {pattern!r} is no regular expression ({error})") from None
+    if not {"layer", "kind"} & set(compiled.groupindex):
+        raise OptionError(f"pattern {pattern!r} needs a group (?P<layer>\\d+) or (?P<kind>…)")
+
+    def read(module: str) -> tuple[int | None, str]:
+        found = compiled.search(module)
+        groups = found.groupdict() if found else {}
+        layer, kind = groups.get("layer"), groups.get("kind")
+        if layer is not None and not layer.isdecimal():
+            raise OptionError(f"pattern {pattern!r} finds the layer {layer!r} in {module!r}, which is no number")
+        return layer_of(module) if layer is None else int(layer), kind_of(module) if kind is None else kind
+
+    return read

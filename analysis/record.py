@@ -121,7 +121,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise RecordError(f"{folder}: is not a recorded run (it has no {MANIFEST})")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: is damaged, it is not JSON ({error})") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise RecordError(f"{path}: is not the manifest of a deltaw run")
@@ -143,7 +143,7 @@ def read_manifest(folder: Path) -> Manifest:
             deltaw=_string(raw.get("deltaw", "")),
             info=dict(raw.get("info", {})),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RecordError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
 
 
@@ -158,7 +158,7 @@ def read_index(folder: Path) -> list[CheckpointEntry]:
         try:
             raw = json.loads(line)
             entry = CheckpointEntry(_whole(raw["step"]), _file(raw))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise RecordError(f"{folder / INDEX}: line {number} is damaged ({error})") from None
         if entries and entry.step <= entries[-1].step:
             raise RecordError(
@@ -179,7 +179,7 @@ def read_scalars(folder: Path) -> list[dict[str, float]]:
         try:
             raw = json.loads(line)
             rows.append({_string(key): float("nan") if value is None else float(value) for key, value in raw.items()})
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
             raise RecordError(f"{folder / SCALARS}: line {number} is damaged ({error})") from None
     return rows
 

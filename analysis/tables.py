@@ -7,13 +7,18 @@ from typing import Literal
 import pandas as pd
 
 from deltaw.adapters import OptionError
+from deltaw.analysis.sources.base import BaseLike
 from deltaw.analysis.trajectory import Trajectory
 
 Table = Literal["consecutive", "initial", "base", "spectra"]
 
 
-def open_runs(paths: Sequence[str | Path]) -> list[Trajectory]:
+def open_runs(paths: Sequence[str | Path | Trajectory], *, base: BaseLike = None) -> list[Trajectory]:
     """Open runs, and name those that share a folder name by as much of their path as tells them apart.
+
+    Arguments:
+        paths: See ``Trajectory.open``; what is open already stays as it is.
+        base: W₀ of those that do not hold it.
 
     Raises:
         RecordError: One of them is no run.
@@ -21,7 +26,7 @@ def open_runs(paths: Sequence[str | Path]) -> list[Trajectory]:
     """
     if not paths:
         raise OptionError("no run is given; name one or more run folders")
-    runs = [Trajectory.open(path) for path in paths]
+    runs = [path if isinstance(path, Trajectory) else Trajectory.open(path, base=base) for path in paths]
     places = [run.path.resolve() for run in runs]
     if len(set(places)) < len(places):
         twice = next(place for place in places if places.count(place) > 1)

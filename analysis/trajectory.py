@@ -11,34 +11,25 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from deltaw.adapters import DualLoRA, Method, NonFiniteError, OptionError, RecordError, create
+from deltaw.adapters import DualLoRA, Method, NonFiniteError, OptionError, RecordError
 from deltaw.adapters.inject import matching
-from deltaw.adapters.layer import WIDENED
 from deltaw.analysis.change import AXES, Axis, changes
-from deltaw.analysis.names import kind_of, layer_of
-from deltaw.analysis.record import (
-    BASE,
-    Manifest,
-    ModuleEntry,
-    check_size,
-    check_sum,
-    checkpoint_path,
-    read_index,
-    read_manifest,
-    read_scalars,
-    read_tensors,
-)
+from deltaw.analysis.names import name_reader
+from deltaw.analysis.record import MANIFEST, Manifest
+from deltaw.analysis.sources import Source, open_pair, open_source
+from deltaw.analysis.sources.base import BaseLike
+from deltaw.analysis.sources.recorded import Recorded
 from deltaw.analysis.spectrum import Spectrum, spectrum
 
-Pairs = Literal["consecutive", "initial", "base"] | list[tuple[int, int]]
 Step = int | None  # None: the base weights, before any step
+Pairs = Literal["consecutive", "initial", "base"] | Sequence[tuple[Step, int]]
 
 
 class Trajectory:
-    """A recorded run.
+    """One run's checkpoints, read from what deltaw recorded or from what others saved.
 
-    Weights are read when they are asked for, one matrix at a time. W' is rebuilt from the recorded parameters by the
-    method's own definition.
+    Weights are read when they are asked for, one matrix at a time. W' of an adapter is rebuilt from its parameters by
+    the method's definition.
 
     Example:
         >>> import tempfile, torch
@@ -55,83 +46,131 @@ class Trajectory:
         True
     """
 
-    def __init__(self, path: Path, manifest: Manifest, steps: Sequence[int]) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.steps = list(steps)
-        self.name = path.resolve().name  # in tables; to be changed where two runs have the same
-        self._methods: dict[str, Method | None] = {}
+    def __init__(self, source: Source, pattern: str | None = None) -> None:
+        self.source = source
+        self.path = Path(source.where)
+        self.steps = list(source.steps)
+        self.name = self.path.resolve().name  # in tables; to be changed where two runs have the same
+        self._names = name_reader(pattern)
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Open a run folder; every announced checkpoint is looked at, none is read.
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        base: BaseLike = None,
+        modules: Sequence[str] | None = None,
+        split: bool | None = None,
+        pattern: str | None = None,
+    ) -> Self:
+        """Open a run, whoever wrote it; every checkpoint is looked at, no weight is read.
+
+        Arguments:
+            path: A run of deltaw; an output folder of Hugging Face's Trainer or of PEFT, with its ``checkpoint-*/``;
+                the folder of one model or adapter; a folder of torch.distributed.checkpoint; safetensors files whose
+                names hold a step. Or the address of one, as ``s3://…``, ``hf://…``, ``https://…``, which fsspec reads.
+            base: W₀, where the run does not hold it: a folder, a name in Hugging Face's cache, a model, a state dict.
+            modules: Glob patterns over module names; ``None`` for all linear layers (embeddings and heads over a
+                vocabulary only where a pattern names them).
+            split: Show query, key and value of a fused matrix (``c_attn``, ``qkv_proj``, …), and gate and up, as
+                modules of their own. By default in all but deltaw's own runs, which show what was recorded.
+            pattern: A regular expression with a group ``layer`` or ``kind``, for names that are not recognised.
 
         Raises:
-            RecordError: The folder is no run, is damaged or of a newer format, or a checkpoint is missing or cut.
+            RecordError: Nothing readable is there, it is damaged or of a newer format, or a checkpoint is missing or
+                cut.
+            OptionError: An option does not go with what is there.
+            TargetError: A pattern of ``modules`` matches nothing.
         """
-        folder = Path(path)
-        manifest = read_manifest(folder)
-        entries = read_index(folder)
-        check_size(folder / BASE, manifest.base)
-        for entry in entries:
-            check_size(checkpoint_path(folder, entry.step), entry.file)
-        run = cls(folder, manifest, [entry.step for entry in entries])
-        for name in run.modules:
-            run.method_of(name)  # an unknown method is an error now, not in the middle of a table
-        return run
+        return cls(open_source(path, base=base, modules=modules, split=split), pattern)
+
+    @classmethod
+    def from_pair(
+        cls,
+        before: str | Path,
+        after: str | Path,
+        *,
+        modules: Sequence[str] | None = None,
+        split: bool | None = None,
+        pattern: str | None = None,
+    ) -> Self:
+        """Open two models, each a file or a folder, as one run: ``before`` is W₀ and step 0, ``after`` is step 1.
+
+        Raises:
+            RecordError: One of them is no model, or they are not of one model.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from safetensors.torch import save_file
+            >>> folder = Path(tempfile.mkdtemp())
+            >>> for k in range(2):
+            ...     save_file({"0.weight": torch.full((2, 2), 1.0 + k)}, folder / f"{k}.safetensors")
+            >>> Trajectory.from_pair(folder / "0.safetensors", folder / "1.safetensors").update("0", 1).tolist()
+            [[1.0, 1.0], [1.0, 1.0]]
+        """
+        return cls(open_pair(before, after, modules=modules, split=split), pattern)
 
     def __repr__(self) -> str:
-        return f"Trajectory({str(self.path)!r}, {self.method}, {len(self.modules)} modules, {len(self.steps)} steps)"
+        where = self.source.where
+        return f"Trajectory({where!r}, {self.method}, {len(self.modules)} modules, {len(self.steps)} steps)"
 
     @property
     def method(self) -> str:
-        """The method's name."""
-        return self.manifest.method
+        """The method's name; "ft" where whole models were saved."""
+        return self.source.method
 
     @property
     def modules(self) -> list[str]:
-        """The names of the recorded modules."""
-        return list(self.manifest.modules)
+        """The names of the modules."""
+        return list(self.source.shapes)
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the recorder was given to keep with the run."""
-        return self.manifest.info
+        """What the recorder was given to keep with the run, or what else its files say of it."""
+        return self.source.info
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of a run that deltaw recorded.
+
+        Raises:
+            RecordError: Something else wrote this run.
+        """
+        if not isinstance(self.source, Recorded):
+            raise RecordError(f"{self.source.where}: is a {self.source.format} folder, which has no {MANIFEST}")
+        return self.source.manifest
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """Return (out, in) of a module."""
+        self.source.check(module)
+        return self.source.shapes[module]
 
     def method_of(self, module: str) -> Method | None:
-        """Return the method of a module, or ``None`` where its matrix itself is recorded."""
-        if module not in self._methods:
-            entry = self._entry(module)
-            try:
-                self._methods[module] = None if entry.method is None else create(entry.method, **entry.options)
-            except (OptionError, TypeError) as error:
-                raise RecordError(f"{self.path}: {module}: {error}") from None
-        return self._methods[module]
+        """Return the method of a module, or ``None`` where its matrix itself is recorded, or others saved it."""
+        return self.source.method_of(module)
+
+    def labels(self, module: str) -> dict[str, Any]:
+        """Return the first columns of every table: run, method, module, layer, kind."""
+        layer, kind = self._names(module)
+        method = self.source.label(module)
+        return {"run": self.name, "method": method, "module": module, "layer": layer, "kind": kind}
+
+    @property
+    def base_from(self) -> str | None:
+        """Where W₀ comes from, or ``None`` where it is not known."""
+        return self.source.base_from
 
     def base(self, module: str) -> Tensor:
-        """Return W₀ (out, in), in the dtype it was recorded in."""
-        entry = self._entry(module)
-        tensor = read_tensors(self.path / BASE, {"base": module})["base"]
-        if tuple(tensor.shape) != entry.shape:
-            raise RecordError(f"{self.path / BASE}: {module} is {tuple(tensor.shape)}, the manifest says {entry.shape}")
-        return tensor
+        """Return W₀ (out, in), in the dtype it was recorded in.
+
+        Raises:
+            RecordError: The run holds no base, and none was given to ``open``.
+        """
+        return self.source.base(module)
 
     def state(self, module: str, step: int) -> dict[str, Tensor]:
         """Return what was recorded of a module at a step: the method's tensors, or {"weight": the matrix}."""
-        method, shape = self.method_of(module), self._entry(module).shape
-        if step not in self.steps:
-            near = sorted(self.steps, key=lambda s: abs(s - step))[:3]
-            raise OptionError(f"{self.path}: step {step} was not recorded; near it there are {sorted(near)}")
-        path = checkpoint_path(self.path, step)
-        wanted = {"weight": shape} if method is None else method.shapes(*shape) | method.frozen_shapes(*shape)
-        constants = self.manifest.constants
-        once = {key: constants[f"{module}.{key}"] for key in wanted if f"{module}.{key}" in constants}
-        state = read_tensors(self.path / BASE, once) if once else {}
-        state |= read_tensors(path, {key: f"{module}.{key}" for key in wanted if key not in once})
-        for key, value in state.items():
-            if tuple(value.shape) != tuple(wanted[key]):
-                raise RecordError(f"{path}: {module}.{key} is {tuple(value.shape)}, it should be {tuple(wanted[key])}")
-        return state
+        return self.source.state(module, step)
 
     def weight(self, module: str, step: Step, dtype: torch.dtype | None = None) -> Tensor:
         """Return W' (out, in) at a step; ``None`` is the base.
@@ -144,31 +183,29 @@ class Trajectory:
 
         Raises:
             OptionError: There is no such module or step.
-            RecordError: The file is damaged.
+            RecordError: The file is damaged, or W₀ is needed and was not given.
         """
         if step is None:
             base = self.base(module)
             return base if dtype is None else base.to(dtype)
-        method, state = self.method_of(module), self.state(module, step)
-        if method is None:
-            return state["weight"] if dtype is None else state["weight"].to(dtype)
-        return method.weight(*self._wide(module, state, dtype))
+        return self.source.weight(module, step, dtype)
 
     def update(self, module: str, step: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Return ΔW = W_t − W₀ (out, in), by default in float64: the exact update of the recorded parameters."""
-        method, state = self.method_of(module), self.state(module, step)
-        if method is None:
-            return state["weight"].to(dtype) - self.base(module).to(dtype)
-        return method.update(*self._wide(module, state, dtype))
+        """Return ΔW = W_t − W₀ (out, in), by default in float64: the exact update of the recorded parameters.
+
+        Raises:
+            OptionError: There is no such module or step.
+            RecordError: The file is damaged, or ΔW depends on W₀, which was not given.
+        """
+        return self.source.update(module, step, dtype)
 
     def factors(self, module: str, step: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor] | None:
         """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where the method has no such form."""
-        method = self.method_of(module)
-        return None if method is None else method.factors(*self._wide(module, self.state(module, step), dtype))
+        return self.source.factors(module, step, dtype)
 
     def scalars(self) -> pd.DataFrame:
         """Return the scalar log: a row a line, a column a name."""
-        return pd.DataFrame(read_scalars(self.path))
+        return pd.DataFrame(self.source.scalars())
 
     def verify(self) -> int:
         """Read every file and compare its checksum; return the number of files.
@@ -176,11 +213,25 @@ class Trajectory:
         Raises:
             RecordError: A file is missing, was cut or was changed.
         """
-        check_sum(self.path / BASE, self.manifest.base)
-        entries = read_index(self.path)
-        for entry in entries:
-            check_sum(checkpoint_path(self.path, entry.step), entry.file)
-        return 1 + len(entries)
+        return self.source.verify()
+
+    def pairs(self, pairs: Pairs) -> list[tuple[Step, int]]:
+        """Return the pairs of steps that a name stands for; ``None`` is the base.
+
+        Raises:
+            OptionError: There are no such pairs.
+        """
+        first, *rest = self.steps or [0]
+        named: dict[str, list[tuple[Step, int]]] = {
+            "consecutive": list(pairwise(self.steps)),
+            "initial": [(first, step) for step in rest],
+            "base": [(None, step) for step in self.steps],
+        }
+        if not isinstance(pairs, str):
+            return [(step_from, step_to) for step_from, step_to in pairs]
+        if pairs not in named:
+            raise OptionError(f"pairs is {pairs!r}; choose one of {', '.join(named)}, or give a list of steps")
+        return named[pairs]
 
     def changes(
         self,
@@ -208,7 +259,7 @@ class Trajectory:
             NonFiniteError: A weight holds NaN or infinity; names the module and the steps.
             OptionError: Unknown pairs, axis, module or step.
         """
-        chosen, steps = self._chosen(modules), self._pairs(pairs)
+        chosen, steps = self._chosen(modules), self.pairs(pairs)
         rows: list[dict[str, Any]] = []
         for module, step_from, step_to, cache in self._walk(chosen, steps, progress):
             try:
@@ -218,7 +269,7 @@ class Trajectory:
                 raise NonFiniteError(f"{self.path}: {module}, from {where} to step {step_to}: {error}") from None
             for axis, change in found.items():
                 rows.append(
-                    self._labels(module)
+                    self.labels(module)
                     | {"axis": axis, "step_from": step_from, "step_to": step_to}
                     | {"delta_m": change.delta_m, "delta_d": change.delta_d, "undefined": change.undefined}
                 )
@@ -258,8 +309,8 @@ class Trajectory:
         for module, step in tqdm(work, desc=f"spectra of {self.name}", unit="matrix", disable=not progress):
             for group, found in self._spectra_of(module, step, groups):
                 rows.append(
-                    self._labels(module)
-                    | {"step": step, "group": group, "full_rank": min(self._entry(module).shape)}
+                    self.labels(module)
+                    | {"step": step, "group": group, "full_rank": min(self.shape(module))}
                     | {name: getattr(found, name) for name in _SPECTRUM}
                     | {"energy_rank_90": found.energy_rank(0.90), "energy_rank_99": found.energy_rank(0.99)}
                 )
@@ -269,27 +320,21 @@ class Trajectory:
         return frame.astype({"layer": "Int64", "step": "Int64"})
 
     def _spectra_of(self, module: str, step: int, groups: bool) -> Iterator[tuple[str, Spectrum]]:
-        method, shape = self.method_of(module), self._entry(module).shape
+        method, source = self.method_of(module), self.source
         try:
-            factors = self.factors(module, step, torch.float64)
+            factors = source.factors(module, step, torch.float64)
             if factors is not None:
                 yield "update", spectrum(factors=factors)
-            elif method is None:
-                weight = self.weight(module, step)
-                yield "update", spectrum(self.update(module, step), stored=weight.dtype, weight=weight)
-            elif method.scales_base:
-                # Their magnitudes are as large as W₀: the rounding of these counts, as in a merged weight.
-                stored = next(v.dtype for v in self.state(module, step).values() if v.is_floating_point())
-                weight = self.weight(module, step, torch.float64)
-                yield "update", spectrum(self.update(module, step), stored=stored, weight=weight)
             else:
-                yield "update", spectrum(self.update(module, step))
+                stored = source.rounding(module, step)
+                weight = None if stored is None else source.weight(module, step, torch.float64)
+                yield "update", spectrum(source.update(module, step), stored=stored, weight=weight)
             if groups and isinstance(method, DualLoRA):
-                _, state = self._wide(module, self.state(module, step), torch.float64)
+                state = {k: v.double() if v.is_floating_point() else v for k, v in self.state(module, step).items()}
                 yield "magnitude", spectrum(method.magnitude_group(state))
                 yield "direction", spectrum(method.direction_group(state))
         except NonFiniteError as error:
-            raise NonFiniteError(f"{self.path}: {module} {shape} at step {step}: {error}") from None
+            raise NonFiniteError(f"{self.path}: {module} {self.shape(module)} at step {step}: {error}") from None
 
     def _walk(
         self, modules: list[str], pairs: list[tuple[Step, int]], progress: bool
@@ -299,7 +344,7 @@ class Trajectory:
         with bar:
             for module in modules:
                 # float64 where W' is rebuilt, so that its rounding does not stand in for a change.
-                dtype = None if self.method_of(module) is None else torch.float64
+                dtype = torch.float64 if self.source.rebuilt(module) else None
                 cache: OrderedDict[Step, Tensor] = OrderedDict()
                 for step_from, step_to in pairs:
                     for step in (step_from, step_to):
@@ -311,48 +356,10 @@ class Trajectory:
                     yield module, step_from, step_to, cache
                     bar.update()
 
-    def _pairs(self, pairs: Pairs) -> list[tuple[Step, int]]:
-        first, *rest = self.steps or [0]
-        named: dict[str, list[tuple[Step, int]]] = {
-            "consecutive": list(pairwise(self.steps)),
-            "initial": [(first, step) for step in rest],
-            "base": [(None, step) for step in self.steps],
-        }
-        if not isinstance(pairs, str):
-            return [(step_from, step_to) for step_from, step_to in pairs]
-        if pairs not in named:
-            raise OptionError(f"pairs is {pairs!r}; choose one of {', '.join(named)}, or give a list of steps")
-        return named[pairs]
-
     def _chosen(self, patterns: Sequence[str] | None) -> list[str]:
         if patterns is None:
             return self.modules
         return matching(self.modules, [patterns] if isinstance(patterns, str) else patterns, "module")
-
-    def _labels(self, module: str) -> dict[str, Any]:
-        method = self.method_of(module)
-        return {
-            "run": self.name,
-            "method": self.method if method is None else method.name,
-            "module": module,
-            "layer": layer_of(module),
-            "kind": kind_of(module),
-        }
-
-    def _entry(self, module: str) -> ModuleEntry:
-        if module not in self.manifest.modules:
-            raise OptionError(f"{self.path}: module {module!r} was not recorded; there are {', '.join(self.modules)}")
-        return self.manifest.modules[module]
-
-    def _wide(
-        self, module: str, state: dict[str, Tensor], dtype: torch.dtype | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """W₀ and the method's tensors in one dtype; by default the one the layer computes its weight in."""
-        base = self.base(module)
-        base = base.to(dtype or WIDENED.get(base.dtype, base.dtype))
-        if dtype is not None:
-            state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
-        return base, state
 
 
 _SPECTRUM = [

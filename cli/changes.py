@@ -6,20 +6,28 @@ import click
 
 from deltaw.analysis.correlation import correlation
 from deltaw.analysis.tables import Table, open_runs, table
-from deltaw.cli.output import emit_table, json_option, out_option
+from deltaw.analysis.trajectory import Trajectory
+from deltaw.cli.output import base_option, emit_table, json_option, out_option
 
 
 @click.command("changes")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True)
 @click.option(
     "--pairs", type=click.Choice(["consecutive", "initial", "base"]), default="consecutive", show_default=True
 )
 @click.option("--modules", multiple=True, help="Glob pattern over module names; may be repeated.")
+@base_option
 @click.option("--correlation", "correlate", is_flag=True, help="Print how ΔM and ΔD go together instead.")
 @out_option
 @json_option
 def command(
-    runs: tuple[Path, ...], pairs: Table, modules: tuple[str, ...], correlate: bool, path: Path | None, as_json: bool
+    runs: tuple[str, ...],
+    pairs: Table,
+    modules: tuple[str, ...],
+    base: str | None,
+    correlate: bool,
+    path: Path | None,
+    as_json: bool,
 ) -> None:
     """Print ΔM and ΔD of every module, pair of steps and axis.
 
@@ -32,8 +40,21 @@ def command(
     Example:
       deltaw changes runs/lora runs/bora --pairs base -o changes.csv
       deltaw changes runs/* --pairs base --correlation
+      deltaw changes before/model.safetensors after/model.safetensors
+
+    A run is a folder that deltaw recorded, an output folder of Hugging Face or PEFT, or its address. Two model files,
+    or two folders of one model each, are compared with each other.
     """
-    frame = table(open_runs(runs), pairs, modules=modules or None, progress=not as_json)
+    frame = table(_opened(runs, base), pairs, modules=modules or None, progress=not as_json)
     if correlate:
         frame = correlation(frame, by=["run", "method", "kind", "axis"])
     emit_table(frame, as_json, path)
+
+
+def _opened(paths: tuple[str, ...], base: str | None) -> list[Trajectory]:
+    """Open the runs; two models, each of one step, are one run from the first to the second."""
+    runs = open_runs(paths, base=base)
+    models = base is None and all(
+        run.source.format in ("safetensors", "transformers") and len(run.steps) == 1 for run in runs
+    )
+    return [Trajectory.from_pair(*paths)] if len(runs) == 2 and models else runs

@@ -14,6 +14,8 @@ from deltaw.adapters.errors import OptionError
 from deltaw.analysis.files import written_aside
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+BASE_HELP = "W₀, where a run does not hold it: a folder, or a name in Hugging Face's cache."
+base_option = click.option("--base", help=BASE_HELP)
 out_option = click.option(
     "-o", "--out", "path", type=click.Path(path_type=Path), help="Write the whole table here: .csv, .parquet or .json."
 )

@@ -6,23 +6,25 @@ from typing import Literal
 import click
 
 from deltaw.analysis.tables import open_runs, table
-from deltaw.cli.output import emit_table, json_option, out_option, write_table
+from deltaw.cli.output import base_option, emit_table, json_option, out_option, write_table
 
 SHOWN = ["run", "module", "step", "group", "rank", "full_rank", "stable_rank", "effective_rank", "energy_rank_90"]
 
 
 @click.command("rank")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True)
 @click.option("--step", "steps", multiple=True, type=int, help="A recorded step; may be repeated. Default: the last.")
 @click.option("--all-steps", is_flag=True, help="Every recorded step.")
 @click.option("--modules", multiple=True, help="Glob pattern over module names; may be repeated.")
+@base_option
 @out_option
 @json_option
 def command(
-    runs: tuple[Path, ...],
+    runs: tuple[str, ...],
     steps: tuple[int, ...],
     all_steps: bool,
     modules: tuple[str, ...],
+    base: str | None,
     path: Path | None,
     as_json: bool,
 ) -> None:
@@ -36,7 +38,7 @@ def command(
       deltaw rank runs/lora runs/dual-lora -o ranks.csv
     """
     wanted: tuple[int, ...] | Literal["last"] | None = None if all_steps else (steps or "last")
-    frame = table(open_runs(runs), "spectra", steps=wanted, modules=modules or None, progress=not as_json)
+    frame = table(open_runs(runs, base=base), "spectra", steps=wanted, modules=modules or None, progress=not as_json)
     if path is not None:
         write_table(frame, path)
     emit_table(frame if as_json else frame[SHOWN], as_json, None)

@@ -1,0 +1,104 @@
+"""What a trajectory asks of the place its weights come from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaw.adapters import Method, OptionError, RecordError
+
+Shape = tuple[int, int]
+State = dict[str, Tensor]
+
+
+class Source(ABC):
+    """The checkpoints of one run. Opening one reads names and sizes; a matrix is read when it is asked for.
+
+    Attributes:
+        where: The folder, file or address, for messages.
+        format: What it was recognised as: "deltaw", "transformers", "peft", "safetensors", "dcp" or "pair".
+        method: The method's name, "ft" where whole matrices were saved.
+        steps: The steps there are, rising.
+        shapes: (out, in) of every module, by its name.
+        info: What else is known of the run, as plain values.
+        config: The model's ``config.json``, where there is one.
+    """
+
+    where: str
+    format: str
+    method: str
+    steps: list[int]
+    shapes: Mapping[str, Shape]
+    info: dict[str, Any]
+    config: dict[str, Any]
+
+    @abstractmethod
+    def weight(self, module: str, step: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return W' (out, in) at a step, in ``dtype`` or in its own."""
+
+    @abstractmethod
+    def base(self, module: str) -> Tensor:
+        """Return W₀ (out, in) in its own dtype, or raise a ``RecordError`` that says how to give it."""
+
+    @property
+    @abstractmethod
+    def base_from(self) -> str | None:
+        """Where W₀ comes from, or ``None`` where there is none."""
+
+    @abstractmethod
+    def state(self, module: str, step: int) -> State:
+        """Return the tensors that were saved of a module at a step, under the method's names."""
+
+    def update(self, module: str, step: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return ΔW = W' − W₀ (out, in)."""
+        return self.weight(module, step, dtype) - self.base(module).to(dtype)
+
+    def factors(self, module: str, step: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor] | None:
+        """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where there is no such form."""
+        del module, step, dtype
+        return None
+
+    def method_of(self, module: str) -> Method | None:
+        """Return the method of a module where it is one of ours with a record of its tensors, else ``None``."""
+        del module
+        return None
+
+    def label(self, module: str) -> str:
+        """Return the method's name for tables."""
+        del module
+        return self.method
+
+    def rebuilt(self, module: str) -> bool:
+        """Return whether W' is computed from smaller tensors; if not, it was saved itself."""
+        del module
+        return False
+
+    def rounding(self, module: str, step: int) -> torch.dtype | None:
+        """Return the dtype whose rounding, relative to W', stands in the update; ``None`` where ΔW has its own."""
+        return self.weight(module, step).dtype
+
+    def scalars(self) -> list[dict[str, float]]:
+        """Return what was logged, a mapping a line."""
+        return []
+
+    def verify(self) -> int:
+        """Read every file once, compare checksums where there are any, and return the number of files."""
+        raise OptionError(f"{self.where}: a {self.format} folder holds no checksums to verify")
+
+    def check(self, module: str, step: int | None = None) -> None:
+        """Raise where there is no such module or step, naming what there is."""
+        if module not in self.shapes:
+            near = ", ".join(list(self.shapes)[:20]) + (", …" if len(self.shapes) > 20 else "")
+            raise OptionError(f"{self.where}: module {module!r} was not recorded; there are {near}")
+        if step is not None and step not in self.steps:
+            near_steps = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:3])
+            raise OptionError(f"{self.where}: step {step} was not recorded; near it there are {near_steps}")
+
+
+def fitting(where: str, module: str, tensor: Tensor, shape: Shape) -> Tensor:
+    """Return the matrix, or raise where it has not the shape that was announced."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise RecordError(f"{where}: {module} is {tuple(tensor.shape)}, it should be {tuple(shape)}")
+    return tensor

@@ -1,0 +1,302 @@
+"""Adapters that PEFT saved: one folder, or one a ``checkpoint-*/``."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaw.adapters import RecordError
+from deltaw.adapters.layer import WIDENED
+from deltaw.analysis.sources.base import GIVE, Base, BaseLike, base_named, open_base
+from deltaw.analysis.sources.contract import Shape, Source, State, fitting
+from deltaw.analysis.sources.peft_formulas import FORMULAS, REFUSED, Factors, Formula, Settings
+from deltaw.analysis.sources.place import Place
+from deltaw.analysis.sources.tensors import SafeTensors, Tensors, read_pickled
+
+ADAPTER_CONFIG, ADAPTER, PICKLED_ADAPTER = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."
+OPEN_AT_ONCE = 2  # checkpoints whose headers are kept
+
+# Options of LoRA with which no one W' belongs to a layer, or not to a layer of the base.
+NOT_READ = {
+    "alora_invocation_tokens": "the adapter acts on some tokens only",
+    "arrow_config": "its weight depends on the input",
+    "use_qalora": "it acts on pooled inputs of a quantised layer",
+    "layer_replication": "its layers are copies of the base's",
+    "target_parameters": "it adapts parameters that are no linear layer",
+}
+
+
+class Adapters(Source):
+    """W' and ΔW of PEFT's adapters, by ``FORMULAS``.
+
+    Arguments:
+        where: The folder, for messages.
+        places: The folder of each step.
+        base: W₀, or ``None``: then the model that the configuration names is taken from Hugging Face's cache, if it is
+            there, and else what needs no W₀ can be read.
+        log: What was logged, a mapping a line.
+
+    Raises:
+        RecordError: A folder is damaged, or of a type that cannot be read; says why.
+    """
+
+    format = "peft"
+
+    def __init__(self, where: str, places: Mapping[int, Place], base: BaseLike, log: list[dict[str, float]]) -> None:
+        self.where, self.steps, self._places, self._log = where, sorted(places), dict(places), log
+        self._open: OrderedDict[int, tuple[Tensors, dict[str, dict[str, str]]]] = OrderedDict()
+        self._settings: dict[str, Any] = read_settings(places[self.steps[0]])
+        kind = self._settings["peft_type"]
+        self._formula: Formula = FORMULAS[kind]
+        self.method = _method(kind, self._settings)
+        self.info = {"peft": self._settings}
+        self._base: Base | None = open_base(base if base is not None else base_named(self._settings))
+        self.config = {} if self._base is None else self._base.config
+        tensors, modules = self._checkpoint(self.steps[0])
+        if not modules:
+            raise RecordError(f"{tensors.where}: has no tensor of a {kind} adapter")
+        self._saved = _whole_modules(tensors, self._formula.prefix)
+        self.shapes: dict[str, Shape] = {}
+        for module, names in modules.items():
+            shape = self._shape(module, {key: tensors.shape(name) for key, name in names.items()})
+            if shape is not None:
+                self.shapes[module] = shape
+        for module, name in self._saved.items():
+            rows, columns = tensors.shape(name)
+            self.shapes[module] = (rows, columns)
+        if not self.shapes:
+            raise RecordError(f"{tensors.where}: adapts no linear layer")
+
+    def _shape(self, module: str, shapes: dict[str, tuple[int, ...]]) -> Shape | None:
+        """(out, in) from the adapter where it tells, else from the base; ``None`` for an embedding or a convolution."""
+        if any("embedding" in key for key in shapes) or (
+            any(len(s) > 3 for s in shapes.values()) and "boft_R" not in shapes
+        ):
+            return None
+        part = None if self._base is None else self._base.find(module)
+        if part is not None:
+            return part.shape
+        found = None
+        if self._formula.sides is not None and not self._settings.get("use_bdlora"):
+            try:
+                found = self._formula.sides(shapes)
+            except (KeyError, IndexError):
+                found = None
+        if found is None and self._base is not None:
+            raise RecordError(f"{self.where}: the base has no matrix of {module}; is it the model that was trained?")
+        if found is None:
+            kind = self._settings["peft_type"]
+            raise RecordError(
+                f"{self.where}: a {kind} adapter does not tell the shape of {module}, its base does; {GIVE}"
+            )
+        return found
+
+    def _checkpoint(self, step: int) -> tuple[Tensors, dict[str, dict[str, str]]]:
+        if step not in self._open:
+            place = self._places[step]
+            if step != self.steps[0]:
+                settings = read_settings(place)
+                for key in ("peft_type", "use_dora", "use_rslora", "init_lora_weights", "lora_alpha"):
+                    if settings.get(key) != self._settings.get(key):
+                        raise RecordError(
+                            f"{place.where}: {key} is {settings.get(key)!r:.60}, not as in the first checkpoint"
+                        )
+            tensors = _read(place)
+            self._open[step] = tensors, _by_module(tensors, self._formula.prefix)
+            while len(self._open) > OPEN_AT_ONCE:
+                self._open.popitem(last=False)
+        self._open.move_to_end(step)
+        return self._open[step]
+
+    def state(self, module: str, step: int) -> State:
+        """Return the adapter's tensors under PEFT's names, or {"weight": the matrix} of a module saved whole."""
+        self.check(module, step)
+        tensors, modules = self._checkpoint(step)
+        if module in self._saved:
+            return {"weight": fitting(tensors.where, module, tensors.read(self._saved[module]), self.shapes[module])}
+        if module not in modules:
+            raise RecordError(f"{tensors.where}: has no adapter of {module}, which the first checkpoint has")
+        return {key: tensors.read(name) for key, name in modules[module].items()}
+
+    @property
+    def base_from(self) -> str | None:
+        """Where W₀ comes from, or ``None`` where none was given."""
+        return None if self._base is None else self._base.where
+
+    def base(self, module: str) -> Tensor:
+        """Return W₀ (out, in)."""
+        self.check(module)
+        if self._base is None:
+            named = self._settings.get("base_model_name_or_path")
+            told = f" (it names {named!r:.200})" if isinstance(named, str) and named else ""
+            raise RecordError(
+                f"{self.where}: W₀ of {module} is needed and an adapter folder does not hold it{told}; {GIVE}"
+            )
+        return self._base.read(module, self.shapes[module])
+
+    def _delta(self, module: str, step: int, dtype: torch.dtype) -> Factors | Tensor:
+        tensors, modules = self._checkpoint(step)
+
+        def wide(value: Tensor) -> Tensor:
+            return value.to(dtype) if value.is_floating_point() else value
+
+        def shared(name: str) -> Tensor:
+            for key in (f"base_model.{name}", f"{PREFIX}{name}"):
+                if key in tensors.names():
+                    return wide(tensors.read(key))
+            raise RecordError(
+                f"{tensors.where}: lacks {name}, which layers share (save_projection was false); load the adapter with "
+                "PEFT, set save_projection=True, and save it again"
+            )
+
+        def start() -> State | None:
+            if self.steps[0] != 0 or len(self.steps) == 1:  # a folder alone says nothing of its step
+                return None
+            return {key: wide(value) for key, value in self.state(module, 0).items()}
+
+        state = {key: wide(value) for key, value in self.state(module, step).items()}
+        settings = Settings(
+            tensors.where, module, self._settings, self.shapes[module], lambda: self.base(module).to(dtype), shared,
+            start, len(modules), [] if self._base is None else [m for m in self._base.order if m in modules],
+        )  # fmt: skip
+        try:
+            found = self._formula.update(state, settings)
+        except RecordError:
+            raise
+        except (RuntimeError, IndexError, ValueError, TypeError, KeyError, ZeroDivisionError, OverflowError) as error:
+            # Tensors of a damaged or foreign file do not multiply.
+            reason = str(error).split("\n", 1)[0][:200]
+            raise RecordError(f"{tensors.where}: the tensors of {module} do not go together ({reason})") from None
+        if isinstance(found, tuple) and (found[0].ndim, found[1].ndim, found[0].shape[-1]) != (2, 2, len(found[1])):
+            shapes = f"{tuple(found[0].shape)} and {tuple(found[1].shape)}"
+            raise RecordError(f"{tensors.where}: the tensors of {module} do not go together ({shapes})")
+        shape = (len(found[0]), found[1].shape[1]) if isinstance(found, tuple) else tuple(found.shape)
+        if shape != self.shapes[module]:
+            raise RecordError(f"{tensors.where}: the update of {module} is {shape}, its layer {self.shapes[module]}")
+        return found
+
+    def factors(self, module: str, step: int, dtype: torch.dtype | None = None) -> Factors | None:
+        """Return U and V where the type's update is a product."""
+        self.check(module, step)
+        if module in self._saved:
+            return None
+        found = self._delta(module, step, dtype or self._dtype(module, step))
+        return found if isinstance(found, tuple) else None
+
+    def update(self, module: str, step: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return ΔW (out, in)."""
+        self.check(module, step)
+        if module in self._saved:
+            return self.state(module, step)["weight"].to(dtype) - self.base(module).to(dtype)
+        found = self._delta(module, step, dtype)
+        return found[0] @ found[1] if isinstance(found, tuple) else found
+
+    def weight(self, module: str, step: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return W' = W₀ + ΔW (out, in), by default in the wider of the two dtypes."""
+        self.check(module, step)
+        if module in self._saved:
+            weight = self.state(module, step)["weight"]
+            return weight if dtype is None else weight.to(dtype)
+        base = self.base(module)
+        dtype = dtype or torch.promote_types(WIDENED.get(base.dtype, base.dtype), self._dtype(module, step))
+        return base.to(dtype) + self.update(module, step, dtype)
+
+    def _dtype(self, module: str, step: int) -> torch.dtype:
+        """What the adapter is computed in: its own dtype, 16 bits widened."""
+        tensors, modules = self._checkpoint(step)
+        names = modules.get(module, {}).values()
+        found = [d for d in map(tensors.dtype, names) if d.is_floating_point]
+        return WIDENED.get(found[0], found[0]) if found else torch.float32
+
+    def label(self, module: str) -> str:
+        """Return the type's name, "ft" for a module saved whole."""
+        return "ft" if module in self._saved else self.method
+
+    def rebuilt(self, module: str) -> bool:
+        """Return whether W' is computed from an adapter."""
+        return module not in self._saved
+
+    def rounding(self, module: str, step: int) -> torch.dtype | None:
+        """Return the dtype of what multiplies W₀, or of a matrix saved whole."""
+        self.check(module, step)
+        tensors, modules = self._checkpoint(step)
+        if module in self._saved:
+            return tensors.dtype(self._saved[module])
+        if self._formula.scales_base or self._settings.get("use_dora"):
+            return next((tensors.dtype(name) for name in modules.get(module, {}).values()), None)
+        return None
+
+    def scalars(self) -> list[dict[str, float]]:
+        """Return what was logged."""
+        return self._log
+
+
+def read_settings(place: Place) -> dict[str, Any]:
+    """Return an ``adapter_config.json`` of a type that can be read.
+
+    Raises:
+        RecordError: It is damaged, or its type or an option cannot be read; says why and what to do.
+    """
+    settings = place.mapping(ADAPTER_CONFIG)
+    kind = settings.get("peft_type")
+    if isinstance(kind, str) and kind in REFUSED:
+        raise RecordError(f"{place.where}: {kind} adapters are not read: {REFUSED[kind]}")
+    if not isinstance(kind, str) or kind not in FORMULAS:
+        raise RecordError(f"{place.where}: peft_type is {kind!r:.60}; read are {', '.join(FORMULAS)}")
+    if kind == "LORA":
+        for option, reason in NOT_READ.items():
+            if settings.get(option):
+                raise RecordError(f"{place.where}: {option} is set: {reason}; merge it with PEFT, if it can be")
+    return settings
+
+
+def _read(place: Place) -> Tensors:
+    if place.has(ADAPTER):
+        return SafeTensors(place, ADAPTER)
+    if place.has(PICKLED_ADAPTER):
+        return read_pickled(place, PICKLED_ADAPTER)
+    raise RecordError(f"{place.where}: has {ADAPTER_CONFIG}, but no {ADAPTER}")
+
+
+def _by_module(tensors: Tensors, prefix: str) -> dict[str, dict[str, str]]:
+    """Return for every adapted module its tensors' names by PEFT's own ("lora_A"), in the order of the names."""
+    found: dict[str, dict[str, str]] = {}
+    for name in tensors.names():
+        if not name.startswith(PREFIX):
+            continue
+        parts = name.removeprefix(PREFIX).split(".")
+        at = next((k for k, part in enumerate(parts) if part.startswith(prefix)), 0)
+        if at:
+            key = ".".join(parts[at:]).removesuffix(".weight")
+            found.setdefault(".".join(parts[:at]), {})[key] = name
+    return found
+
+
+def _whole_modules(tensors: Tensors, prefix: str) -> dict[str, str]:
+    """Return the matrices of ``modules_to_save``, by module."""
+    found = {}
+    for name in tensors.names():
+        parts = name.removeprefix(PREFIX).split(".")
+        adapted = any(part.startswith(prefix) for part in parts)
+        if name.startswith(PREFIX) and parts[-1] == "weight" and not adapted and len(tensors.shape(name)) == 2:
+            kept = [part for part in parts[:-1] if part not in ("modules_to_save", "base_layer")]
+            if 0 not in tensors.shape(name) and tensors.dtype(name).is_floating_point:
+                found[".".join(kept)] = name
+    return found
+
+
+def _method(kind: str, settings: Mapping[str, Any]) -> str:
+    """The name for tables, ours where we have the method."""
+    if kind != "LORA":
+        return kind.lower()
+    start = settings.get("init_lora_weights")
+    if settings.get("use_dora"):
+        return "dora-row"
+    if isinstance(start, str) and start.split("_niter_")[0] in ("pissa", "olora", "corda", "loftq", "lora_ga", "eva"):
+        return start.split("_niter_")[0]
+    if settings.get("kasa_config"):
+        return "kasa"
+    return "rslora" if settings.get("use_rslora") else "lora"

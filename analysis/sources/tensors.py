@@ -1,0 +1,242 @@
+"""A set of named tensors: of one file, of a model over several, or in memory. None is read before it is asked for."""
+
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaw.adapters import RecordError
+from deltaw.analysis.sources.place import LocalPlace, Place, plain_name
+from deltaw.analysis.sources.safefile import Entry, read_header, read_tensor
+
+# The names under which transformers, diffusers and accelerate save a model's weights, the preferred one first.
+SAFE = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.safetensors")
+PICKLED = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
+SHARDED = ".index.json"
+CONVERT = (
+    "if you trust it, convert it where it was made: safetensors.torch.save_file(torch.load(FILE), 'model.safetensors')"
+)
+
+
+class Tensors(ABC):
+    """Named tensors."""
+
+    where: str
+
+    @abstractmethod
+    def names(self) -> Collection[str]:
+        """Return their names, in the files' order."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a shape, without reading the tensor."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a dtype, without reading the tensor."""
+
+    @abstractmethod
+    def read(self, name: str, index: int | None = None) -> Tensor:
+        """Return a tensor, or its slice ``index`` along the first dimension."""
+
+    def need(self, name: str) -> None:
+        """Raise where there is no such tensor."""
+        if name not in self.names():
+            raise RecordError(f"{self.where}: lacks the tensor {name!r}")
+
+
+class SafeTensors(Tensors):
+    """The tensors of one or several safetensors files of a folder.
+
+    Arguments:
+        place: The folder.
+        files: The file of every tensor, or the name of the only file.
+
+    Raises:
+        RecordError: A file is missing or damaged, or lacks a tensor that the index puts there.
+    """
+
+    def __init__(self, place: Place, files: str | Mapping[str, str]) -> None:
+        self._place = place
+        self._headers: dict[str, dict[str, Entry]] = {}
+        if isinstance(files, str):
+            self.where = place.file(files)
+            self._files = dict.fromkeys(self._header(files), files)
+        else:
+            self.where = place.where
+            self._files = dict(files)
+            for name in sorted(set(files.values())):
+                if not place.has(name):
+                    raise RecordError(f"{place.file(name)}: is missing, though the index names it")
+
+    def _header(self, file: str) -> dict[str, Entry]:
+        if file not in self._headers:
+            self._headers[file] = read_header(self._place, file)
+        return self._headers[file]
+
+    def _entry(self, name: str) -> Entry:
+        self.need(name)
+        file = self._files[name]
+        if name not in self._header(file):
+            raise RecordError(f"{self._place.file(file)}: lacks the tensor {name!r}, though the index puts it there")
+        return self._header(file)[name]
+
+    def names(self) -> Collection[str]:
+        """Return the tensors' names."""
+        return self._files
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a shape."""
+        return self._entry(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a dtype."""
+        return self._entry(name).dtype
+
+    def read(self, name: str, index: int | None = None) -> Tensor:
+        """Return a tensor, of which a local file's bytes are mapped into memory."""
+        entry = self._entry(name)
+        return read_tensor(self._place, self._files[name], entry, index)
+
+
+class InMemory(Tensors):
+    """Tensors that are here already.
+
+    Arguments:
+        tensors: By name.
+        where: For messages.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        self._tensors, self.where = dict(tensors), where
+
+    def names(self) -> Collection[str]:
+        """Return the tensors' names."""
+        return self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a shape."""
+        self.need(name)
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a dtype."""
+        self.need(name)
+        return self._tensors[name].dtype
+
+    def read(self, name: str, index: int | None = None) -> Tensor:
+        """Return a tensor."""
+        self.need(name)
+        tensor = self._tensors[name].detach()
+        return tensor if index is None else tensor[index]
+
+
+class Several(Tensors):
+    """The tensors of several sets, each name in one of them."""
+
+    def __init__(self, parts: Mapping[str, Tensors], where: str) -> None:
+        self._parts, self.where = dict(parts), where
+
+    def names(self) -> Collection[str]:
+        """Return the tensors' names."""
+        return self._parts
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a shape."""
+        self.need(name)
+        return self._parts[name].shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a dtype."""
+        self.need(name)
+        return self._parts[name].dtype(name)
+
+    def read(self, name: str, index: int | None = None) -> Tensor:
+        """Return a tensor."""
+        self.need(name)
+        return self._parts[name].read(name, index)
+
+
+def weights_file(names: Collection[str]) -> str | None:
+    """Return under which name a model's weights, or the index of their shards, stand in a folder; ``None`` if none do.
+
+    Raises:
+        Nothing; see ``read_weights``.
+    """
+    for stem in (*SAFE, *PICKLED):
+        for name in (stem, stem + SHARDED):
+            if name in names:
+                return name
+    return None
+
+
+def read_weights(place: Place, file: str) -> Tensors:
+    """Return the tensors of a model: of one file, or of the shards that an index names.
+
+    Raises:
+        RecordError: A file is missing or damaged, is a pickle that needs code to run, or lies outside the folder.
+    """
+    if file.endswith(SHARDED):
+        raw = place.mapping(file).get("weight_map")
+        if not isinstance(raw, dict) or not raw:
+            raise RecordError(f"{place.file(file)}: is damaged, it has no weight_map")
+        files = {name: plain_name(shard, place.file(file)) for name, shard in raw.items()}
+        shards = sorted(set(files.values()))
+        if all(shard.endswith(".safetensors") for shard in shards):
+            return SafeTensors(place, files)
+        sets = {shard: read_pickled(place, shard) for shard in shards}
+        for name, shard in files.items():
+            if name not in sets[shard].names():
+                raise RecordError(f"{place.file(shard)}: lacks the tensor {name!r}, though the index puts it there")
+        return Several({name: sets[shard] for name, shard in files.items()}, place.where)
+    if file.endswith(".safetensors"):
+        return SafeTensors(place, file)
+    return read_pickled(place, file)
+
+
+def read_pickled(place: Place, file: str) -> Tensors:
+    """Return the tensors of a file of ``torch.save``, read by torch's unpickler that admits tensors alone.
+
+    Raises:
+        RecordError: The file is no such, is compressed, or needs code to run; nothing of it has run then.
+    """
+    where = place.file(file)
+    if not isinstance(place, LocalPlace):
+        raise RecordError(f"{where}: is a pickle, which is read only from this machine; copy the folder here")
+    path = place.path / plain_name(file, place.where)
+    _check_archive(path, place.size(file), where)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever the unpickler makes of damaged bytes
+        reason = str(error).strip().split("\n", 1)[0][:200]
+        raise RecordError(f"{where}: holds more than tensors, or is damaged ({reason}); {CONVERT}") from None
+    for key in ("state_dict", "model"):  # Lightning's name for it, and that of many loops
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    tensors = _flat(found) if isinstance(found, dict) else {}
+    if not tensors:
+        raise RecordError(f"{where}: holds no tensors by name; {CONVERT}")
+    return InMemory(tensors, where)
+
+
+def _flat(found: dict[Any, Any]) -> dict[str, Tensor]:
+    return {
+        key: value
+        for key, value in found.items()
+        if isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    }
+
+
+def _check_archive(path: Path, size: int, where: str) -> None:
+    """Raise where it is no plain archive: the old format cannot be mapped, what is compressed may grow without end."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception:  # zipfile has many ways to fail on damaged bytes
+        raise RecordError(f"{where}: is damaged, or of torch's format from before 2020; {CONVERT}") from None
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
+        raise RecordError(f"{where}: is compressed or says it is larger than it is; {CONVERT}")

@@ -1,0 +1,34 @@
+"""``deltaw changes`` on what others saved: a pair of files, a run that needs its base."""
+
+import json
+
+import torch
+from safetensors.torch import save_file
+
+from deltaw.cli import main
+
+
+def test_a_pair_of_files_and_of_folders(tmp_path, capsys):
+    for name, value in (("before", 1.0), ("after", 2.0)):
+        (tmp_path / name).mkdir()
+        save_file({"h.0.query.weight": torch.full((3, 4), value)}, tmp_path / name / "model.safetensors")
+    for end in ("", "/model.safetensors"):
+        paths = [f"{tmp_path}/{name}{end}" for name in ("before", "after")]
+        assert main(["changes", *paths, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert [row["axis"] for row in rows] == ["row", "column"]
+        assert [row["delta_m"] for row in rows] == [2.0, 3**0.5]  # ‖(1, …)‖ of 4 and of 3 entries
+        assert {row["step_to"] for row in rows} == {1}
+
+
+def test_a_base_for_runs_that_do_not_hold_it(tmp_path, capsys):
+    for step in (0, 1, 2):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+        weight = torch.full((3, 4), 1.0 + step)
+        save_file({"h.0.query.weight": weight}, tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors")
+    call = ["changes", str(tmp_path / "run"), "--pairs", "base", "--json"]
+    assert main(call) == 1
+    assert "--base" in capsys.readouterr().err
+    assert main([*call, "--base", str(tmp_path / "run" / "checkpoint-0")]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["delta_m"] for row in rows if row["axis"] == "row"] == [0.0, 2.0, 4.0]
