@@ -1,22 +1,52 @@
 """What reads a trajectory: change, spectrum, correlation, tables, figures, claims."""
 
+from deltaw.analysis.amplification import Amplification, amplification
 from deltaw.analysis.change import Axis, Change, change, changes
 from deltaw.analysis.correlation import correlation
+from deltaw.analysis.dynamics import (
+    amplification_table,
+    intruder_table,
+    similarity_table,
+    singular_values,
+    subspace_angles,
+    subspace_overlap,
+    vector_changes,
+)
 from deltaw.analysis.inspection import inspect_run
+from deltaw.analysis.intruders import Intruders, intruders
+from deltaw.analysis.similarity import dissimilarity, similarity
 from deltaw.analysis.spectrum import Spectrum, spectrum
+from deltaw.analysis.subspace import Directions, directions, overlap, principal_angles
 from deltaw.analysis.tables import open_runs, table
 from deltaw.analysis.trajectory import Trajectory
 
 __all__ = [
+    "Amplification",
     "Axis",
     "Change",
+    "Directions",
+    "Intruders",
     "Spectrum",
     "Trajectory",
+    "amplification",
+    "amplification_table",
     "change",
     "changes",
     "correlation",
+    "directions",
+    "dissimilarity",
     "inspect_run",
+    "intruder_table",
+    "intruders",
     "open_runs",
+    "overlap",
+    "principal_angles",
+    "similarity",
+    "similarity_table",
+    "singular_values",
     "spectrum",
+    "subspace_angles",
+    "subspace_overlap",
     "table",
+    "vector_changes",
 ]
