@@ -1,51 +1,80 @@
-"""What is recorded in a folder, and whether it is whole."""
+"""What is in a run's folder, whether it is whole, and whether it is sound."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deltaw.analysis.names import kind_of, layer_of
-from deltaw.analysis.record import FORMAT, VERSION, read_index
+import torch
+
+from deltaw.analysis.record import VERSION, read_index
+from deltaw.analysis.soundness import soundness
+from deltaw.analysis.sources.base import BaseLike
+from deltaw.analysis.sources.recorded import Recorded
 from deltaw.analysis.trajectory import Trajectory
 
 
-def inspect_run(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
-    """Return what is recorded in a run folder, as plain values.
+def inspect_run(
+    path: str | Path,
+    *,
+    base: BaseLike = None,
+    modules: Sequence[str] | None = None,
+    verify: bool = False,
+    check: bool = True,
+    dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float16),
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Return what a run holds and what is wrong with it, as plain values.
 
     Arguments:
-        path: The run folder.
-        verify: Also read every file and compare its checksum.
+        path, base, modules: See ``Trajectory.open``.
+        verify: Read every file and compare its checksum where there is one, and check every step, not only the first
+            and the last two.
+        check: Read weights and check that the run is sound; see ``soundness``.
+        dtypes: See ``soundness``.
+        progress: Show a progress bar.
 
     Returns:
-        path, format, version, method, options, run_id, created, modules (name, layer, kind, shape, dtype, method),
-        steps, bytes (base, checkpoints), verified (number of files read, or None).
+        path, format, method, base (where W₀ comes from, or None), modules (module, layer, kind, shape, method), steps,
+        info; verified (number of files read, or None); checked (the steps that were looked at), findings (level, check,
+        module, step, message), broken (whether one of them is), precision (module, layer, kind, step, dtype, entries,
+        error). Of a run that deltaw recorded also version, options, run_id, created, and bytes (base, checkpoints).
 
     Raises:
-        RecordError: The folder is no run, or something in it is damaged; names the file.
+        RecordError: Nothing readable is there, or something in it is damaged; names the file.
     """
-    run = Trajectory.open(path)
-    manifest = run.manifest
-    options = {entry.method: entry.options for entry in manifest.modules.values() if entry.method}
-    checkpoints = read_index(run.path)
-    return {
-        "path": str(path),
-        "format": FORMAT,
-        "version": VERSION,
-        "method": run.method,
-        "options": options,
-        "run_id": manifest.run_id,
-        "created": manifest.created,
-        "modules": [
-            {
-                "module": name,
-                "layer": layer_of(name),
-                "kind": kind_of(name),
-                "shape": list(entry.shape),
-                "dtype": entry.dtype,
-                "method": entry.method or "whole matrix",
-            }
-            for name, entry in manifest.modules.items()
-        ],
+    run = Trajectory.open(path, base=base, modules=modules)
+    found: dict[str, Any] = {"path": str(path), "format": run.source.format, "method": run.method}
+    if isinstance(run.source, Recorded):
+        manifest = run.source.manifest
+        checkpoints = sum(entry.file.bytes for entry in read_index(run.source.path))
+        found |= {
+            "version": VERSION,
+            "options": {entry.method: entry.options for entry in manifest.modules.values() if entry.method},
+            "run_id": manifest.run_id,
+            "created": manifest.created,
+            "bytes": {"base": manifest.base.bytes, "checkpoints": checkpoints},
+        }
+    found |= {
+        "base": run.base_from,
+        "modules": [_module(run, name) for name in run.modules],
         "steps": run.steps,
-        "bytes": {"base": manifest.base.bytes, "checkpoints": sum(entry.file.bytes for entry in checkpoints)},
-        "verified": run.verify() if verify else None,
+        "info": run.info,
+        "verified": run.verify() if verify and isinstance(run.source, Recorded) else None,
     }
+    if check:
+        sound = soundness(run, every_step=verify, dtypes=dtypes, progress=progress)
+        found |= {
+            "checked": sound.steps,
+            "findings": [asdict(finding) for finding in sound.findings],
+            "broken": sound.broken,
+            "precision": sound.precision.to_dict(orient="records"),
+        }
+    return found
+
+
+def _module(run: Trajectory, name: str) -> dict[str, Any]:
+    labels = run.labels(name)
+    method = labels["method"] if run.source.rebuilt(name) else "whole matrix"
+    shown = {"module": name, "layer": labels["layer"], "kind": labels["kind"], "shape": list(run.shape(name))}
+    return shown | {"method": method}

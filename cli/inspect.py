@@ -1,46 +1,88 @@
-"""``deltaw inspect``: what is recorded here, and is it whole."""
+"""``deltaw inspect``: what is recorded here, is it whole, and is it sound."""
 
-from pathlib import Path
+from typing import Any
 
 import click
+import pandas as pd
 from tabulate import tabulate
 
+from deltaw.adapters import RecordError
 from deltaw.analysis.inspection import inspect_run
-from deltaw.cli.output import emit_json, json_option
+from deltaw.cli.output import base_option, emit_json, json_option
 
 
 @click.command("inspect")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--verify", is_flag=True, help="Read every file and compare its checksum.")
+@click.argument("path")
+@base_option
+@click.option("--modules", multiple=True, help="Glob pattern over module names; may be repeated.")
+@click.option(
+    "--verify", is_flag=True, help="Read every file, compare checksums where there are any, check every step."
+)
+@click.option("--quick", is_flag=True, help="Look at names and sizes alone; read no weights.")
 @json_option
-def command(path: Path, verify: bool, as_json: bool) -> None:
-    """Show what is recorded in a run folder; exit code 1 where it is damaged.
+def command(path: str, base: str | None, modules: tuple[str, ...], verify: bool, quick: bool, as_json: bool) -> None:
+    """Show what a run holds, whether it is whole, and whether it is sound; exit code 1 where something is broken.
+
+    PATH is a run that deltaw recorded, an output folder of Hugging Face or PEFT, a folder of checkpoints, or its
+    address. The checks: weights that are not finite, explode or never moved, an adapter whose update is still zero,
+    magnitudes still at their start, a base that is not this adapter's, steps that repeat; and how much of the last
+    update is left when it is merged into bfloat16 or float16.
 
     \b
     Example:
       deltaw inspect runs/bora --verify
+      deltaw inspect output/checkpoint-500 --base roberta-base
     """
-    found = inspect_run(path, verify=verify)
+    found = inspect_run(path, base=base, modules=modules or None, verify=verify, check=not quick, progress=not as_json)
     if as_json:
         emit_json(found)
-        return
+    else:
+        click.echo(_page(found))
+    broken = [finding for finding in found.get("findings", ()) if finding["level"] == "broken"]
+    if broken:
+        where = broken[0]["module"] or path
+        raise RecordError(f"{path}: is broken: {where}: {broken[0]['message']}")
+
+
+def _page(found: dict[str, Any]) -> str:
     steps = found["steps"]
-    options = "; ".join(f"{k}={v}" for entry in found["options"].values() for k, v in entry.items())
+    options = "; ".join(f"{k}={v}" for entry in found.get("options", {}).values() for k, v in entry.items())
     span = f"{len(steps)}, from {steps[0]} to {steps[-1]}" if steps else "none yet"
-    size = found["bytes"]
     checked = "sizes" if found["verified"] is None else f"checksums of {found['verified']} files"
-    click.echo(
-        tabulate(
-            [
-                ("run", found["path"]),
-                ("method", found["method"] + (f" ({options})" if options else "")),
-                ("created", found["created"]),
-                ("checkpoints", span),
-                ("size", f"{size['base'] / 1e6:.2f} MB base, {size['checkpoints'] / 1e6:.2f} MB checkpoints"),
-                ("whole", f"yes ({checked})"),
-            ],
-            tablefmt="plain",
-        )
-    )
-    click.echo()
-    click.echo(tabulate([{**m, "shape": "×".join(map(str, m["shape"]))} for m in found["modules"]], headers="keys"))
+    rows = [
+        ("run", found["path"]),
+        ("format", found["format"]),
+        ("method", found["method"] + (f" ({options})" if options else "")),
+        ("base", found["base"] or "not known: ΔM and ΔD need it (--base)"),
+        ("checkpoints", span),
+    ]
+    if "bytes" in found:
+        size = found["bytes"]
+        rows.insert(3, ("created", found["created"]))
+        rows.append(("size", f"{size['base'] / 1e6:.2f} MB base, {size['checkpoints'] / 1e6:.2f} MB checkpoints"))
+    rows.append(("whole", f"yes ({checked})"))
+    if "findings" in found:
+        shown = ", ".join(map(str, found["checked"]))
+        what = f"steps {shown}" if len(found["checked"]) <= 4 else f"{len(found['checked'])} steps"
+        count = len(found["findings"])
+        rows.append(("sound", f"yes ({what})" if not count else f"{count} findings ({what})"))
+    parts = [tabulate(rows, tablefmt="plain")]
+    if found.get("findings"):
+        parts.append(tabulate(found["findings"], headers="keys", maxcolwidths=[None, None, 40, None, 60]))
+    if found.get("precision"):
+        parts.append(_survival(pd.DataFrame(found["precision"])))
+    parts.append(tabulate([{**m, "shape": "×".join(map(str, m["shape"]))} for m in found["modules"]], headers="keys"))
+    return "\n\n".join(parts)
+
+
+def _survival(frame: pd.DataFrame) -> str:
+    """The table of what is left of the last update when it is merged, over all modules."""
+    rows = [
+        {
+            "merged into": dtype,
+            "entries that change": f"{100 * rows['entries'].mean():.3g} %",
+            "error of the merged update": f"{100 * rows['error'].mean():.3g} %",
+        }
+        for dtype, rows in frame.groupby("dtype", sort=False)
+    ]
+    return tabulate(rows, headers="keys", disable_numparse=True)
