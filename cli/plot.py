@@ -1,44 +1,135 @@
-"""``deltaw plot``: one of the papers' figures."""
+"""``deltaw plot``: the papers' figures and more, a command each."""
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import click
 
-from deltaw.analysis.figures import FIGURES, check_path, save
-from deltaw.analysis.tables import open_runs, table
+from deltaw.analysis.figures import FIGURES, FigureKind, check_path, save
+from deltaw.analysis.tables import open_runs
+from deltaw.cli.output import BASE_HELP
 
 
-@click.command("plot")
-@click.argument("figure", type=click.Choice(list(FIGURES)))
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--out", "path", required=True, type=click.Path(path_type=Path), help="A .png, .svg or .pdf file.")
-@click.option("--kind", default=None, help="The matrices shown: query, key, value, … Default: query; for rank all.")
-@click.option("--scale", type=click.Choice(["linear", "log"]), default=None, help="Default: linear; rank: log.")
-@click.option(
-    "--share",
-    type=click.Choice(["all", "adapters", "none"]),
-    default=None,
-    help="Which panels have one scale (symmetry, updates); adapters: full fine-tuning has its own. Default: all.",
-)
-def command(
-    figure: str, runs: tuple[Path, ...], path: Path, kind: str | None, scale: str | None, share: str | None
-) -> None:
-    """Draw one of the papers' figures from recorded runs, one run a method.
+class _CountOrAll(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.4 on
+    name = "NUMBER|all"
 
-    \b
-    symmetry   BoRA, Figure 2: ΔM and ΔD between consecutive checkpoints, by column and by row
-    updates    BoRA, Figure 3: ΔM and ΔD from the start on
-    rank       Dual LoRA, Figure 3: the rank of ΔW by layer at the last checkpoint
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "all" else click.IntRange(min=1).convert(value, param, ctx)
+
+
+_COUNT = click.IntRange(min=1)
+
+# What click is told of each option of ``FigureKind.options``: its flags and type. In the help, {…} is the default of
+# the argument of that name.
+_OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "kind": (["--kind"], {"help": "The matrices: query, key, value, …, or all. Default: {kind}."}),
+    "kinds": (["--kind", "kinds"], {"multiple": True, "help": "May be repeated. Default: query, key and value."}),
+    "axis": (
+        ["--axis"],
+        {"type": click.Choice(["column", "row"]), "help": "column: DoRA's equation; row: its code. Default: {axis}."},
+    ),
+    "scale": (["--scale"], {"type": click.Choice(["linear", "log"]), "help": "Default: {scale}."}),
+    "share": (
+        ["--share"],
+        {
+            "type": click.Choice(["all", "adapters", "none"]),
+            "help": "Which panels have one scale; adapters: full fine-tuning has its own. Default: {share}.",
+        },
+    ),
+    "steps": (
+        ["--steps"],
+        {"type": _CountOrAll(), "help": "So many recorded steps, evenly spread, or all. Default: {steps}."},
+    ),
+    "at_most": (
+        ["--steps", "at_most"],
+        {"type": _COUNT, "help": "At most so many recorded steps, evenly spread. Default: {at_most}."},
+    ),
+    "pairs": (
+        ["--pairs"],
+        {"type": click.Choice(["base", "initial"]), "help": "Changes since W₀, or the first step. Default: {pairs}."},
+    ),
+    "step": (["--step"], {"type": int, "help": "A recorded step. Default: each run's last."}),
+    "pair": (
+        ["--step", "pair"],
+        {"type": int, "multiple": True, "help": "Of the first, and repeated of the second update. Default: the last."},
+    ),
+    "rank": (["--rank"], {"type": _COUNT, "help": "How many directions of ΔW. Default: {rank}."}),
+    "side": (
+        ["--side"],
+        {"type": click.Choice(["right", "left"]), "help": "right: input space; left: output space. Default: {side}."},
+    ),
+    "layers": (["--layer", "layers"], {"type": int, "multiple": True, "help": "May be repeated."}),
+    "k": (["--k"], {"type": _COUNT, "help": "How many singular vectors of W′ are looked at. Default: {k}."}),
+    "epsilon": (["--epsilon"], {"type": float, "help": "The cosine below which one is new. Default: {epsilon}."}),
+    "quantile": (["--quantile"], {"type": click.FloatRange(0, 1), "help": "Default: {quantile}, the median."}),
+    "module": (["--module"], {"help": "A module's name, or a pattern that fits one. Default: the first query."}),
+    "modules": (["--modules"], {"multiple": True, "help": "Glob pattern over module names; may be repeated."}),
+    "score": (["--score"], {"help": "The column of the score. Default: {score}."}),
+}
+
+
+class _Figures(click.Group):
+    """A command a figure, made from its entry in ``FIGURES``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The figures, the papers' first."""
+        return list(FIGURES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the figure's command."""
+        if cmd_name not in FIGURES:
+            raise click.UsageError(f"there is no figure {cmd_name!r}; choose one of {', '.join(FIGURES)}", ctx)
+        return _command(cmd_name, FIGURES[cmd_name])
+
+
+def _command(name: str, entry: FigureKind) -> click.Command:
+    """Return the command that makes a figure's table and draws it."""
+    defaults = _defaults(entry.make) | {key: value for key, value in _defaults(entry.draw).items() if value is not None}
+
+    def run(paths: tuple[str, ...], out: Path, base: str | None = None, **given: Any) -> None:
+        check_path(out, movie=entry.movie)
+        runs = paths if base is None else open_runs(paths, base=base)
+        options = {
+            key: None if value == "all" and key != "share" else value
+            for key, value in given.items()
+            if value not in (None, ())
+        }
+        make, draw = (
+            {key: value for key, value in options.items() if key in _defaults(function)}
+            for function in (entry.make, entry.draw)
+        )
+        if "kind" in _defaults(entry.make):  # no other matrices are read than those that are drawn
+            make.setdefault("kind", defaults.get("kind"))
+        save(entry.draw(entry.make(runs, **make), **draw), out)
+        click.echo(f"written to {out}")
+
+    files = ".gif or .mp4" if entry.movie else ".png, .svg or .pdf"
+    params: list[click.Parameter] = [
+        click.Argument(["paths"], nargs=-1, required=True, metavar=f"{entry.paths}..."),
+        click.Option(["-o", "--out"], required=True, type=click.Path(path_type=Path), help=f"A {files} file."),
+    ]
+    for option in entry.options:
+        flags, settings = _OPTIONS[option]
+        shown = {key: "all" if value is None else value for key, value in ({"kind": None} | defaults).items()}
+        params.append(click.Option(flags, **(settings | {"help": settings["help"].format(**shown)})))
+    if entry.paths == "RUNS":
+        params.append(click.Option(["--base"], help=BASE_HELP))
+    about = (inspect.getdoc(entry.draw) or "").split("\n\nArguments:")[0].replace("`", "")
+    example = f"\b\nExample:\n  deltaw plot {name} {entry.example} -o {name}.{'gif' if entry.movie else 'pdf'}"
+    return click.Command(name, callback=run, params=params, help=f"{about}\n\n{example}", short_help=entry.about)
+
+
+def _defaults(function: Any) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+
+@click.command("plot", cls=_Figures)
+def command() -> None:
+    """Draw a figure from recorded runs, or from results of training.
 
     \b
     Example:
       deltaw plot symmetry runs/ft runs/lora runs/dora runs/bora -o symmetry.pdf
+      deltaw plot cloud runs/ft runs/lora runs/dora --kind value -o cloud.png
     """
-    check_path(path)
-    if share is not None and figure == "rank":
-        raise click.UsageError("--share is for symmetry and updates; rank has one panel")
-    entry = FIGURES[figure]
-    frame = table(open_runs(runs), entry.table, steps="last", progress=True)
-    options = {"kind": kind, "scale": scale, "share": share}
-    save(entry.draw(frame, **{name: value for name, value in options.items() if value is not None}), path)
-    click.echo(f"written to {path}")

@@ -1,6 +1,9 @@
-"""A corpus small enough to train on in a test."""
+"""Data small enough to train on in a test."""
+
+import json
 
 import pytest
+from PIL import Image
 
 from deltaw.trainers.cola.data import BUILTIN
 
@@ -13,4 +16,28 @@ def small(tmp_path):
     for name, count in (("train.tsv", 48), ("dev.tsv", 16)):
         lines = (BUILTIN / name).read_text().splitlines(keepends=True)
         (folder / name).write_text("".join(lines[:count]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A folder with 12 training and 4 development examples of each of the VL tasks, over pictures of one colour."""
+    folder = tmp_path_factory.mktemp("scenes")
+    colors = ("red", "green", "blue", "black")
+    for split, count in (("train", 12), ("dev", 4)):
+        lines = []
+        for number in range(count):
+            color, other = colors[number % 4], colors[(number + number // 4) % 4]
+            names = [f"{split}-{number}.png", f"{split}-{(number + number // 4) % 4}.png"]
+            Image.new("RGB", (16, 16), color).save(folder / names[0])
+            one = {"pictures": names[:1]}
+            lines += [
+                {"task": "vqa", "text": "what color is it?", "answers": [color] * 6 + ["large"] * 4} | one,
+                {"task": "gqa", "text": f"is it {other}?", "answers": ["yes" if color == other else "no"]} | one,
+                {"task": "nlvr", "text": "both are the same", "answers": [str(color == other).lower()]}
+                | {"pictures": names},
+                {"task": "caption", "answers": [f"a {color} picture", f"all is {color}"]} | one,
+            ]
+        lines[2] |= {"answers": ["false"], "text": "both are not the same"}  # both classes in either part
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deltaw.analysis.figures.style import METHOD_STYLES, OTHER_STYLES, PAPER_WIDTH, SMALLEST, paper_style
+from deltaw.analysis.figures.style import PAPER_WIDTH, SMALLEST, method_styles, paper_style
 from deltaw.analysis.tidy import display_name, of_methods, require_columns
 
 SOURCE = "grid_table"
@@ -79,10 +79,10 @@ def _bars(ax: Axes, table: pd.DataFrame, column: str, methods: Sequence[str]) ->
     found = table.assign(group=group).set_index(["group", "method"])[column]
     places = {name: [method for method in methods if (name, method) in found.index] for name in names}
     starts = np.cumsum([0.0] + [len(there) + 0.8 for there in places.values()])
-    others = [method for method in methods if method not in METHOD_STYLES]
+    styles = method_styles(methods)
     crowded = len(found) > 12
     for method in methods:
-        color, _ = METHOD_STYLES.get(method) or OTHER_STYLES[others.index(method) % len(OTHER_STYLES)]
+        color, _ = styles[method]
         pairs = zip(starts, places.values(), strict=False)
         xs = [start + there.index(method) for start, there in pairs if method in there]
         heights = [float(found[name, method]) for name, there in places.items() if method in there]
@@ -104,6 +104,8 @@ def _bars(ax: Axes, table: pd.DataFrame, column: str, methods: Sequence[str]) ->
         [start + (len(there) - 1) / 2 for start, there in zip(starts, places.values(), strict=False)],
         names,
     )
+    if names == ["no rank"]:
+        ax.set_xticks([])  # nothing to tell apart: the table has no ranks
     ax.tick_params(axis="x", length=0)
     ax.set_xlim(-0.8, starts[-1] - 1.0)
     ax.set_ylim(0, (1.2 if crowded else 1.12) * highest if highest > 0 else 1.0)

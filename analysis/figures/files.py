@@ -1,38 +1,57 @@
-"""Writing a figure to a file."""
+"""Writing a figure or a movie to a file."""
 
+import shutil
+from contextlib import suppress
 from pathlib import Path
+from subprocess import CalledProcessError
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
 from matplotlib.figure import Figure
 
 from deltaw.adapters import OptionError
+from deltaw.analysis.figures.movie import Movie
 from deltaw.analysis.figures.style import paper_style
 from deltaw.analysis.files import written_aside
 
 DPI = 300
+MOVIE_DPI = 150
+SECONDS = 8.0  # what a movie takes, with 2 to 12 frames a second
 # What to leave out of a file so that the same figure gives the same bytes on every day.
 _METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+_MOVIES = ("gif", "mp4")
 
 
-def check_path(path: str | Path) -> Path:
-    """Return the path if a figure can be written there by its suffix; ask before the work, not after.
+def check_path(path: str | Path, *, movie: bool = False) -> Path:
+    """Return the path if it can be written there by its suffix; ask before the work, not after.
+
+    Arguments:
+        path: Where to write.
+        movie: A `Movie` is to be written, not a figure.
 
     Raises:
-        OptionError: The suffix is none of .png, .svg, .pdf.
+        OptionError: The suffix is none of .png, .svg, .pdf, or for a movie of .gif, .mp4; or ffmpeg, which writes MP4,
+            is not installed.
 
     Example:
         >>> check_path("symmetry.pdf").name
         'symmetry.pdf'
     """
     path = Path(path)
-    if path.suffix.lower().lstrip(".") not in _METADATA:
-        choices = ", ".join(f".{name}" for name in _METADATA)
-        raise OptionError(f"{path}: a figure has no format {path.suffix!r}; choose one of {choices}")
+    found = _MOVIES if movie else tuple(_METADATA)
+    if _kind(path) not in found:
+        choices = ", ".join(f".{name}" for name in found)
+        raise OptionError(
+            f"{path}: {'an animation' if movie else 'a figure'} has no format {path.suffix!r}; choose one of {choices}"
+        )
+    if _kind(path) == "mp4" and not FFMpegWriter.isAvailable():
+        raise OptionError(f"{path}: MP4 needs the program ffmpeg, which is not found; install it, or write .gif")
     return path
 
 
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG (300 dots per inch), SVG or PDF, by the suffix; whole or not at all.
+def save(figure: Figure | Movie, path: str | Path) -> Path:
+    """Write a figure as PNG (300 dots per inch), SVG or PDF, or a movie as GIF or MP4; whole or not at all.
 
     The same figure gives the same bytes: no date is written.
 
@@ -44,16 +63,54 @@ def save(figure: Figure, path: str | Path) -> Path:
         The path.
 
     Raises:
-        OptionError: The suffix is none of .png, .svg, .pdf.
+        OptionError: As `check_path`.
+        WriteError: The file cannot be written; what stood there before is untouched.
 
     Example:
         >>> import tempfile
         >>> save(Figure(), Path(tempfile.mkdtemp()) / "empty.svg").name
         'empty.svg'
     """
-    path = check_path(path)
-    kind = path.suffix.lower().lstrip(".")
+    path = check_path(path, movie=isinstance(figure, Movie))
+    kind = _kind(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside, paper_style():
-        figure.savefig(aside, format=kind, dpi=DPI, metadata=_METADATA[kind])
+        if isinstance(figure, Movie):
+            _film(figure, aside, kind)
+        else:
+            figure.savefig(aside, format=kind, dpi=DPI, metadata=_METADATA[kind])
     return path
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower().lstrip(".")
+
+
+def _film(movie: Movie, path: Path, kind: str) -> None:
+    """Write the frames, the last one for a second longer."""
+    rate = min(12, max(2, round(len(movie.steps) / SECONDS)))
+    exact = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-threads", "1"]  # no date, no version of the encoder
+    writer: AbstractMovieWriter = PillowWriter(rate) if kind == "gif" else FFMpegWriter(rate, extra_args=exact)
+    # The layout of the first frame stays: panels do not move about with the length of their titles.
+    movie.figure.draw_without_rendering()
+    layout = movie.figure.get_layout_engine()
+    movie.figure.set_layout_engine("none")
+    try:
+        # The writers tell the format by the name, which a file written aside does not have.
+        with TemporaryDirectory() as folder:
+            film = Path(folder) / f"film.{kind}"
+            writer.setup(movie.figure, str(film), MOVIE_DPI)
+            try:
+                for step in [*movie.steps, *movie.steps[-1:] * rate]:
+                    movie.show(step)
+                    writer.grab_frame()
+            except BaseException:
+                with suppress(Exception):  # ends ffmpeg; the error that counts is the one above
+                    writer.finish()
+                raise
+            writer.finish()
+            shutil.copyfile(film, path)
+    except CalledProcessError as error:
+        raise OSError(f"ffmpeg failed with code {error.returncode}") from None
+    finally:
+        movie.figure.set_layout_engine(layout)

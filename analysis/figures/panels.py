@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from deltaw.adapters import OptionError
 from deltaw.analysis.change import Axis
+from deltaw.analysis.figures.axes import letter
 from deltaw.analysis.figures.style import BLUE, GREEN, PAPER_WIDTH, SMALLEST, Scale, check_choice, paper_style
 from deltaw.analysis.tidy import display_name, select
 
@@ -177,7 +178,7 @@ def _draw(
                     if end_values:
                         _write_end(ax, q, curve, unit)
                 left.set_title(
-                    f"({_letter(len(panels))}) {display_name(method)}", loc="left", pad=11 if end_values else 3
+                    f"({letter(len(panels))}) {display_name(method)}", loc="left", pad=11 if end_values else 3
                 )
                 left.tick_params(labelbottom=level == 1)
                 if place == 0:
@@ -298,9 +299,3 @@ def _legend(figure: Figure, band: bool, width: float) -> None:
     if band:
         handles.append(Patch(color="0.5", alpha=0.3, linewidth=0, label="± one standard deviation over the matrices"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if width > 6 else 1)
-
-
-def _letter(index: int) -> str:
-    """a to z, then aa, ab, …"""
-    head, tail = divmod(index, 26)
-    return (_letter(head - 1) if head else "") + "abcdefghijklmnopqrstuvwxyz"[tail]

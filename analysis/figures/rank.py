@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.style import METHOD_STYLES, OTHER_STYLES, Scale, check_choice, paper_style
+from deltaw.analysis.figures.style import Scale, check_choice, method_styles, paper_style
 from deltaw.analysis.tidy import display_name, require_columns, select
 
 SOURCE = "Trajectory.spectra(groups=True)"
@@ -109,9 +109,9 @@ def _draw(
         ends, level = list(full.index), list(full)
     handles = ax.plot(ends, level, "--", color="0.35", linewidth=0.9, zorder=1, label=labels[0])
     _rank_axis(ax, list(lines.values()), float(full.max()), scale)
-    others = [method for method, group in lines if method not in METHOD_STYLES and group == "update"]
+    styles = method_styles(list(dict.fromkeys(method for method, _ in lines)))
     for ((method, group), line), (turn, turns) in zip(lines.items(), _turns(ax, list(lines.values())), strict=True):
-        color, marker = METHOD_STYLES.get(method) or OTHER_STYLES[others.index(method) % len(OTHER_STYLES)]
+        color, marker = styles[method]
         name = display_name(method)
         if any((method, part) in lines for part in _GROUP_MARKERS):
             name += f", {_GROUPS[group]}"

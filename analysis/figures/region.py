@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.panels import _letter
+from deltaw.analysis.figures.axes import letter
 from deltaw.analysis.figures.style import PAPER_WIDTH, paper_style
 
 POINTS = 256  # more than this many rows or columns are drawn in blocks: a point is above a pixel in a saved file
@@ -68,7 +68,7 @@ def region(updates: Mapping[str, ArrayLike], *, width: float | None = None) -> F
             _draw(figure, ax, matrix)
             rows, columns = untouched(matrix)
             ax.set_title(
-                f"({_letter(index)}) {name}\nuntouched rows {_percent(rows)},\ncolumns {_percent(columns)}",
+                f"({letter(index)}) {name}\nuntouched rows {_percent(rows)},\ncolumns {_percent(columns)}",
                 loc="left",
             )
             ax.set_xlabel("column (input)")

@@ -1,6 +1,6 @@
 """How the figures look: sizes for a paper 7 inches wide, and colours that colour-blind readers tell apart."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -40,6 +40,18 @@ METHOD_STYLES = {
     "dual-lora": ("#D55E00", "P"),
 }
 OTHER_STYLES = (("0.5", "X"), ("0.5", "d"), ("0.5", "h"), ("0.5", "8"))
+
+
+def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the colour and the marker of each method; methods that have none of their own are grey.
+
+    Example:
+        >>> method_styles(["lora", "mine"])
+        {'lora': ('#0072B2', 'o'), 'mine': ('0.5', 'X')}
+    """
+    others = [name for name in methods if name not in METHOD_STYLES]
+    return {name: METHOD_STYLES.get(name) or OTHER_STYLES[others.index(name) % len(OTHER_STYLES)] for name in methods}
+
 
 PAPER_WIDTH = 7.0  # inches
 SMALLEST = 7.0  # points

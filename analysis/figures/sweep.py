@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.style import METHOD_STYLES, OTHER_STYLES, paper_style
+from deltaw.analysis.figures.style import METHOD_STYLES, method_styles, paper_style
 from deltaw.analysis.tidy import display_name, in_order, require_columns
 
 SOURCE = "the results of reproduce_dual_lora"
@@ -74,13 +75,16 @@ def sweep(
         _draw(ax, rows, dual, score, totals[0])
         ax.set_ylabel(label)
         ax.set_xlabel("\n".join([f"$r_1 : r_2$ with $r_1 + r_2 = {totals[0]}$", "; ".join(notes)]))
-        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        # Whole lines in the legend: of a dashed one its short handle may show a gap.
+        lines = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
+        handles = [Line2D([], [], color=line.get_color(), marker=line.get_marker()) for line in lines]
+        ax.legend(handles, [str(line.get_label()) for line in lines], loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
 def _draw(ax: Axes, rows: pd.DataFrame, dual: pd.DataFrame, score: str, total: int) -> None:
     others = rows[rows["method"] != SWEPT]
-    unknown = [method for method in in_order(others["method"]) if method not in METHOD_STYLES]
+    styles = method_styles(in_order(others["method"]))
     levels = [
         (method, rank, values["mean"], values["std"])
         for method in in_order(others["method"])
@@ -90,7 +94,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, dual: pd.DataFrame, score: str, total: i
         .iterrows()
     ]
     for turn, (method, rank, mean, deviation) in enumerate(levels):
-        color, _ = METHOD_STYLES.get(method) or OTHER_STYLES[unknown.index(method) % len(OTHER_STYLES)]
+        color, _ = styles[method]
         name = display_name(method) + ("" if pd.isna(rank) else f", rank {rank}")  # type: ignore[call-overload]
         # In turns, so that lines on each other are all seen.
         dashes = (_DASH * turn, (_DASH, _DASH * max(len(levels) - 1, 0.5)))

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from deltaw.adapters import METHODS, OptionError, WriteError
 from deltaw.analysis.figures import FIGURES, check_path, rank, save, symmetry, updates
-from deltaw.analysis.figures.panels import _letter
+from deltaw.analysis.figures.axes import letter
 from deltaw.analysis.tidy import NAMES, in_order
 
 FIVE = ["ft", "lora", "dora", "dora-row", "bora"]
@@ -397,16 +397,5 @@ def test_a_table_read_back_from_csv_draws_the_same(tmp_path: Path) -> None:
                 np.testing.assert_allclose(line.get_ydata(), same.get_ydata(), rtol=1e-12)
 
 
-def test_every_figure_says_which_table_it_wants() -> None:
-    tables = {
-        "consecutive": changes(FIVE),
-        "initial": changes(FIVE, pairs="initial"),
-        "spectra": spectra(FIVE),
-    }
-    assert list(FIGURES) == ["symmetry", "updates", "rank"]
-    for entry in FIGURES.values():
-        assert isinstance(entry.draw(tables[entry.table], kind="query", methods=["lora"], scale="log"), Figure)
-
-
 def test_letters_go_on_after_z() -> None:
-    assert [_letter(index) for index in (0, 25, 26, 27)] == ["a", "z", "aa", "ab"]
+    assert [letter(index) for index in (0, 25, 26, 27)] == ["a", "z", "aa", "ab"]

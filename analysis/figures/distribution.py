@@ -1,0 +1,120 @@
+"""How ΔM and ΔD are spread over the rows or columns of a matrix, over training."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from deltaw.adapters import OptionError
+from deltaw.analysis.change import Axis
+from deltaw.analysis.figures.axes import in_rows, letter, log_axis, method_columns, row_legend, step_axis
+from deltaw.analysis.figures.panels import QUANTITIES
+from deltaw.analysis.figures.rows import finite, runs_note
+from deltaw.analysis.figures.style import check_choice, paper_style
+from deltaw.analysis.tidy import display_name, require_columns, select
+
+SOURCE = "vector_changes"
+COLUMNS = ("run", "method", "module", "layer", "kind", "axis", "step_to", "quantile", "delta_m", "delta_d")
+
+_DECADES = 5  # what is smaller than this below the largest is left out
+
+
+def distribution(
+    frame: pd.DataFrame,
+    *,
+    kind: str | None = "query",
+    axis: Axis = "column",
+    methods: Sequence[str] | None = None,
+    width: float | None = None,
+) -> Figure:
+    """Draw the spread of ΔM (above) and ΔD (below) over the vectors of a matrix against the step, a column a method.
+
+    The line is the median, a band goes from one quantile to that of the other side, as 5 % to 95 %. Each quantile is
+    the mean over the matrices and over the runs of a method. The scales are logarithmic and shared by the methods; a
+    band that begins at the lower edge begins below it, at vectors that hardly moved or not at all.
+
+    Arguments:
+        frame: What ``vector_changes`` returns, with quantiles, 0.5 among them.
+        kind: The kind of matrix, "query"; ``None`` for all together.
+        axis: "column" for one vector per input feature, "row" for one per output feature.
+        methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
+        width: In inches; ``None`` for up to 7, a paper's width. More than five methods go into further rows.
+
+    Returns:
+        The figure; nothing is shown or written.
+
+    Raises:
+        OptionError: There is no such kind, method or axis, no median, nothing has moved, or the table is of another
+            form.
+
+    Example:
+        >>> rows = [
+        ...     ("a", "lora", "0.query", 0, "query", "column", step, q, step * (1 + q), 0.1 * step * (1 + q))
+        ...     for step in (10, 20)
+        ...     for q in (0.25, 0.5, 0.75)
+        ... ]
+        >>> line = distribution(pd.DataFrame(rows, columns=list(COLUMNS))).axes[0].lines[0]
+        >>> [float(y) for y in line.get_ydata()]
+        [15.0, 30.0]
+    """
+    rows, chosen, notes = vector_rows(frame, kind, axis, methods)
+    means = rows.groupby(["method", "quantile", "step_to"])[["delta_m", "delta_d"]].mean()
+    there = sorted(float(value) for value in rows["quantile"].unique())
+    if 0.5 not in there:
+        raise OptionError(f"the table has no quantile 0.5, only {', '.join(f'{value:g}' for value in there)}")
+    bands = [(low, high) for low, high in zip(there, reversed(there), strict=True) if low < high]
+    shades = {band: 0.12 + 0.25 * place / max(len(bands) - 1, 1) for place, band in enumerate(bands)}
+    with paper_style():
+        legend: list[tuple[Artist, str]] = [(Line2D([], [], color="0.3"), "median")]
+        for (low, high), alpha in reversed(shades.items()):
+            name = "all" if low == 0 else f"{100 * low:g} to {100 * high:g} %"
+            legend.append((Patch(color="0.3", alpha=alpha, linewidth=0), name))
+        columns = method_columns(len(chosen), width, 0.45 + 0.14 * len(notes))
+        figure, across = columns.figure, columns.across
+        for level, q in enumerate(QUANTITIES):
+            limits = limits_of(means[q.column], q.symbol)
+            for place, method in enumerate(chosen):
+                ax = columns.panels[place][level]
+                table = means[q.column].xs(method).unstack("quantile")
+                steps = table.index.to_numpy(dtype=float)
+                for (low, high), alpha in shades.items():
+                    low_edge, high_edge = (table[end].clip(lower=limits[0]) for end in (low, high))
+                    ax.fill_between(steps, low_edge, high_edge, color=q.color, alpha=alpha, linewidth=0)
+                marker = "o" if len(table) == 1 else ""
+                ax.plot(steps, table[0.5], q.line, color=q.color, marker=marker, label=f"{q.symbol}, median")
+                log_axis(ax, "y", *limits, q.symbol if place % across == 0 else "")
+                ax.tick_params(labelleft=place % across == 0, labelbottom=level == 1)
+                step_axis(ax, [float(step) for step in rows["step_to"].unique()], label="")
+                if level == 0:
+                    ax.set_title(f"({letter(place)}) {display_name(method)}", loc="left")
+        row_legend(figure, in_rows(legend, 4 if across > 1 else 2))
+        figure.supxlabel("\n".join(["training step", f"bands: shares of a matrix' {axis}s", *notes]))
+    return figure
+
+
+def vector_rows(
+    frame: pd.DataFrame, kind: str | None, axis: Axis, methods: Sequence[str] | None
+) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Return the finite rows along an axis, the methods in order, and what was left out; without step 0."""
+    check_choice("axis", axis, get_args(Axis))
+    require_columns(frame, COLUMNS, SOURCE)
+    rows, chosen = select(frame, kind, methods)
+    rows = rows[rows["axis"] == axis]
+    if rows.empty:
+        raise OptionError(f"the table has no rows of axis {axis!r}; make it with axes=({axis!r},)")
+    moved = rows[rows["step_to"] > 0]
+    rows, notes = finite(rows if moved.empty else moved, ("delta_m", "delta_d"))
+    return rows, chosen, [*runs_note(rows), *notes]
+
+
+def limits_of(values: "pd.Series[float]", symbol: str) -> tuple[float, float]:
+    """Return what a logarithmic axis spans: all above 0, but at most five powers of ten."""
+    high = float(values.max())
+    if not high > 0:
+        raise OptionError(f"every {symbol} is zero: nothing has moved; pass later steps")
+    low = float(values[values > high / 10**_DECADES].min())
+    return low / 1.3, high * 1.3

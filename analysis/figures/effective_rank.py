@@ -1,0 +1,59 @@
+"""How many directions the update uses in effect, over training and by layer."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from deltaw.analysis.figures.courses import draw_courses
+from deltaw.analysis.figures.style import Scale, check_choice
+from deltaw.analysis.tidy import require_columns, select
+
+SOURCE = "Trajectory.spectra()"
+COLUMNS = ("run", "method", "module", "layer", "kind", "step", "effective_rank", "stable_rank")
+
+
+def effective_rank(
+    frame: pd.DataFrame,
+    *,
+    kind: str | None = "query",
+    methods: Sequence[str] | None = None,
+    scale: Scale = "log",
+    width: float | None = None,
+) -> Figure:
+    """Draw the effective rank (above) and the stable rank (below) of ΔW over training and by layer at the last step.
+
+    With p_i = σ_i / Σ σ the effective rank is exp(−Σ p_i log p_i), and the stable rank Σ σ_i² / σ_1². A line is a
+    method, the mean over its matrices and runs. Step 0, where ΔW is zero and has no rank, is left out.
+
+    Arguments:
+        frame: The spectra of one or several runs, concatenated, columns as in `Trajectory.spectra`; of Dual LoRA the
+            whole update, not its groups.
+        kind: The kind of matrix, "query"; ``None`` for all together.
+        methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
+        scale: "log" or "linear".
+        width: In inches; ``None`` for 7, a paper's width.
+
+    Returns:
+        The figure; nothing is shown or written.
+
+    Raises:
+        OptionError: There is no such kind, method or choice, or the table is of another form.
+
+    Source:
+        Roy and Vetterli 2007 (effective rank); Rudelson and Vershynin 2007 (stable rank).
+
+    Example:
+        >>> rows = [("a", "lora", f"{i}.query", i, "query", step, 6.0, 2.0) for i in range(3) for step in (10, 20)]
+        >>> [ax.get_ylabel() for ax in effective_rank(pd.DataFrame(rows, columns=list(COLUMNS))).axes]
+        ['effective rank of ΔW', '', 'stable rank of ΔW', '']
+    """
+    check_choice("scale", scale, get_args(Scale))
+    require_columns(frame, COLUMNS, SOURCE)
+    rows, chosen = select(frame, kind, methods)
+    if "group" in rows:
+        rows = rows[rows["group"] == "update"]
+    measures = {"effective_rank": "effective rank of ΔW", "stable_rank": "stable rank of ΔW"}
+    moved = rows[rows["step"] > 0]
+    return draw_courses(rows if moved.empty else moved, chosen, measures, scale=scale, width=width)

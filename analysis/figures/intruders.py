@@ -1,0 +1,68 @@
+"""Intruder dimensions: singular vectors of the fine-tuned weights that the base weights have none like."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from deltaw.adapters import OptionError
+from deltaw.analysis.figures.courses import draw_courses
+from deltaw.analysis.tidy import require_columns, select
+
+SOURCE = "intruder_table"
+COLUMNS = ("run", "method", "module", "layer", "kind", "step", "index", "similarity")
+
+
+def intruders(
+    frame: pd.DataFrame,
+    *,
+    kind: str | None = "query",
+    k: int | None = None,
+    epsilon: float = 0.5,
+    methods: Sequence[str] | None = None,
+    width: float | None = None,
+) -> Figure:
+    """Draw how many intruder dimensions a matrix has, over training and by layer at the last step, a line a method.
+
+    Of the first k singular vectors of W' those count whose cosine with every singular vector of W₀ is below epsilon.
+
+    Arguments:
+        frame: What ``intruder_table`` returns, a row a singular vector.
+        kind: The kind of matrix, "query"; ``None`` for all together.
+        k: How many singular vectors are looked at; ``None`` for all that the table has.
+        epsilon: The cosine below which one counts, above 0 and at most 1.
+        methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
+        width: In inches; ``None`` for 7, a paper's width.
+
+    Returns:
+        The figure; nothing is shown or written.
+
+    Raises:
+        OptionError: There is no such kind or method, k or epsilon is out of its range, or the table is of another form.
+
+    Source:
+        Shuttleworth et al. 2024, "LoRA vs full fine-tuning: an illusion of equivalence", definition 1.
+
+    Example:
+        >>> rows = [("a", "lora", "0.query", 0, "query", step, i, 0.3 * i) for i in (1, 2) for step in (0, 20)]
+        >>> [float(y) for y in intruders(pd.DataFrame(rows, columns=list(COLUMNS))).axes[0].lines[0].get_ydata()]
+        [1.0, 1.0]
+    """
+    require_columns(frame, COLUMNS, SOURCE)
+    most = int(frame["index"].max())
+    if k is not None and not 1 <= k <= most:
+        raise OptionError(f"k is {k}; the table has singular vectors 1 to {most}")
+    if not 0 < epsilon <= 1:
+        raise OptionError(f"epsilon is {epsilon!r}; choose a cosine above 0 and at most 1, as 0.5")
+    rows, chosen = select(frame, kind, methods)
+    rows = rows[rows["index"] <= (k or most)]
+    keys = ["run", "method", "module", "layer", "step"]
+    counts = (
+        rows.assign(intruders=(rows["similarity"] < epsilon).astype(float))
+        .groupby(keys, dropna=False)["intruders"]
+        .sum()
+        .reset_index()
+    )
+    note = f"of the first {k or most} singular vectors of W′, those with cosines below {epsilon:g} to all of W₀'s"
+    label = {"intruders": "intruders a matrix"}
+    return draw_courses(counts, chosen, label, scale="linear", width=width, notes=[note])

@@ -1,0 +1,66 @@
+"""Rows of the tidy tables made ready for a figure, and what was left out on the way."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from deltaw.adapters import OptionError
+
+
+def finite(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows where all columns are finite, those as float64, and a note on the others.
+
+    Raises:
+        OptionError: There is no such row.
+    """
+    values = rows[list(columns)].astype("float64")
+    kept = np.isfinite(values.to_numpy()).all(axis=1)
+    if not kept.any():
+        raise OptionError(f"no row has a finite {' and '.join(columns)}; there is nothing to draw")
+    notes = [f"{(~kept).sum():,} of {kept.size:,} points are undefined and left out"] if not kept.all() else []
+    return rows.assign(**{name: values[name] for name in columns})[kept], notes
+
+
+def last_steps(rows: pd.DataFrame, column: str = "step") -> pd.DataFrame:
+    """Return the rows of every run's last step."""
+    return rows[rows[column] == rows.groupby(["run", "method"])[column].transform("max")]
+
+
+def runs_note(rows: pd.DataFrame) -> list[str]:
+    """Say over how many runs a method is averaged, where it is more than one."""
+    runs = rows.groupby("method")["run"].nunique()
+    most = int(runs.max())
+    if most == 1:
+        return []
+    return [f"mean of {most} runs" if (runs == most).all() else f"mean of up to {most} runs a method"]
+
+
+def one_value(rows: pd.DataFrame, column: str, wanted: float | None) -> pd.DataFrame:
+    """Return the rows of one value of a setting; it must be named where the table has several.
+
+    Raises:
+        OptionError: The value is not in the table, or there are several and none is named; lists them.
+    """
+    there = sorted(rows[column].dropna().unique())
+    listed = ", ".join(f"{value:g}" for value in there)
+    if wanted is None:
+        if len(there) > 1:
+            raise OptionError(f"the table has several values of {column}: {listed}; choose one")
+        return rows
+    found = rows[np.isclose(rows[column].astype("float64"), wanted)]
+    if found.empty:
+        raise OptionError(f"{column} is {wanted:g}; the table has {listed}")
+    return found
+
+
+def spread_out(values: Sequence[int], count: int) -> list[int]:
+    """Return at most ``count`` of sorted values, evenly spread, the first and the last among them.
+
+    Example:
+        >>> spread_out([0, 1, 2, 3, 4, 5, 6], 3), spread_out([4, 5], 3)
+        ([0, 3, 6], [4, 5])
+    """
+    if len(values) <= count:
+        return list(values)
+    return [values[round(place)] for place in np.linspace(0, len(values) - 1, count)]

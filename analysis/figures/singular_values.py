@@ -1,0 +1,99 @@
+"""The spectrum of the update over training: which directions grow, and when."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from deltaw.adapters import OptionError
+from deltaw.analysis.figures.axes import grid_of_panels, letter, log_axis, step_axis, width_of
+from deltaw.analysis.figures.rows import finite, runs_note
+from deltaw.analysis.figures.style import paper_style
+from deltaw.analysis.tidy import display_name, require_columns, select
+
+SOURCE = "singular_values"
+COLUMNS = ("run", "method", "module", "layer", "kind", "step", "index", "singular_value")
+
+_DECADES = 6  # what is smaller than this below the largest is rounding in most runs
+_COLORS = ListedColormap(colormaps["viridis"](np.linspace(0, 0.9, 256)))
+
+
+def singular_values(
+    frame: pd.DataFrame,
+    *,
+    kind: str | None = "query",
+    methods: Sequence[str] | None = None,
+    width: float | None = None,
+) -> Figure:
+    """Draw the singular values σ_i of ΔW against the training step, a panel a method, a line an index i.
+
+    Lines are 1 to 8, then 16, 32, 64, … as far as there are any, dark for the largest. Each is the mean over the
+    matrices of the kind and over the runs of a method. The scale is logarithmic and shared; what is more than six
+    powers of ten below the largest is left out, and so is step 0, where there is no update.
+
+    Arguments:
+        frame: What ``singular_values`` of `deltaw.analysis.dynamics` returns.
+        kind: The kind of matrix, "query"; ``None`` for all together.
+        methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
+        width: In inches; ``None`` for up to 7, a paper's width. More than three methods go into further rows.
+
+    Returns:
+        The figure; nothing is shown or written.
+
+    Raises:
+        OptionError: There is no such kind or method, nothing has moved, or the table is of another form.
+
+    Example:
+        >>> rows = [("a", "lora", "0.query", 0, "query", step, i, step / i) for i in (1, 2) for step in (0, 10, 20)]
+        >>> lines = singular_values(pd.DataFrame(rows, columns=list(COLUMNS))).axes[0].lines
+        >>> [(line.get_label(), [float(y) for y in line.get_ydata()]) for line in lines]
+        [('σ_1', [10.0, 20.0]), ('σ_2', [5.0, 10.0])]
+    """
+    require_columns(frame, COLUMNS, SOURCE)
+    rows, chosen = select(frame, kind, methods)
+    rows, notes = finite(rows, ["singular_value"])
+    rows = rows[(rows["step"] > 0) | (rows["step"].max() == 0)]
+    notes = [*runs_note(rows), *notes]
+    last = int(rows["index"].max())
+    shown = [index for index in (*range(1, 9), *(2**power for power in range(4, 20))) if index <= last]
+    rows = rows[rows["index"].isin(shown)]
+    means = rows.groupby(["method", "index", "step"])["singular_value"].mean()
+    high = float(means.max())
+    if not high > 0:
+        raise OptionError("every singular value is zero: nothing has moved; pass later steps")
+    seen = means[means > high / 10**_DECADES]
+    if len(seen) < len(means):
+        notes.append("values below $10^{-6}$ of the largest left out")
+    there = set(seen.index.droplevel("step"))
+    norm = LogNorm(1, max(2, *(index for _, index in there)))
+    with paper_style():
+        blocks, across = grid_of_panels(len(chosen))
+        height = 0.45 + 0.14 * len(notes) + 1.75 * blocks
+        figure = Figure(figsize=(width or width_of(across), height), layout="constrained")
+        panels = []
+        for place, method in enumerate(chosen):
+            ax = figure.add_subplot(blocks, across, place + 1)
+            for index in shown:
+                if (method, index) not in there:
+                    continue
+                line = seen[method, index]
+                marker = "o" if len(line) == 1 else ""
+                ax.plot(line.index, line, marker=marker, color=_COLORS(norm(index)), linewidth=1, label=f"σ_{index}")
+            log_axis(ax, "y", float(seen.min()) / 1.5, high * 1.5, r"$\sigma_i$ of ΔW" if place % across == 0 else "")
+            ax.tick_params(labelleft=place % across == 0)
+            step_axis(ax, list(rows["step"].unique()), label="training step" if place + across >= len(chosen) else "")
+            ax.set_title(f"({letter(place)}) {display_name(method)}", loc="left")
+            panels.append(ax)
+        bar = figure.colorbar(ScalarMappable(norm, _COLORS), ax=panels, pad=0.02, aspect=25 * blocks, label="index i")
+        bar.ax.yaxis.set_major_locator(FixedLocator([2.0**power for power in range(20) if 2**power <= norm.vmax]))
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda index, _: f"{index:g}"))
+        bar.ax.invert_yaxis()
+        if notes:
+            figure.supxlabel("\n".join(notes))
+    return figure
