@@ -1,10 +1,11 @@
 """What a recorder costs: training steps with and without it, in turn, in one process.
 
 The model is a RoBERTa of 6 layers of width 384, MiniLM's shape, with random weights; a batch has 32 sentences of 16
-tokens; query and value are recorded. A block is as many steps as lie between two checkpoints. Blocks with and without a
-recorder take turns, and so does which of the two comes first; what counts is the median of their differences, because
-other work on the machine slows both alike. The time spent inside the recorder stands beside it: it lacks what a
-recording does to the step after it, but hardly any noise gets into it.
+tokens; query and value are recorded. A block is as many steps as lie between two checkpoints, the first of them
+recorded, or four where each is; it ends when all is written, so that what the background does counts as well. Blocks
+with and without a recorder take turns, and so does which of the two comes first; what counts is the median of their
+differences, because other work on the machine slows both alike. The time spent inside the recorder stands beside it: it
+lacks what a recording does to the steps after it, but hardly any noise gets into it.
 """
 
 import argparse
@@ -22,15 +23,23 @@ from tabulate import tabulate
 from torch import nn
 
 from deltaw.adapters import BoRA, inject
-from deltaw.trainers import Recorder, every
+from deltaw.trainers import Recorder
 
 BATCH, TOKENS = 32, 16
 TARGETS = ["*.query", "*.value"]
-CASES = [  # (name, method, steps between checkpoints, blocks with and without, the share that may be added)
-    ("bora, rank 8", True, 20, 16, 0.02),
-    ("bora, rank 8", True, 1, 40, 0.10),
-    ("ft, whole matrices", False, 20, 4, None),
-    ("ft, whole matrices", False, 1, 20, None),
+CASES: list[tuple[str, bool, int, int, float | None, dict[str, Any]]] = [
+    # name, whether an adapter, steps between checkpoints, blocks with and without, the share that may be added, options
+    ("bora, rank 8", True, 20, 16, 0.02, {}),
+    ("bora, rank 8", True, 1, 16, 0.10, {}),
+    ("bora, rank 8, in the background", True, 20, 16, None, {"background": 2}),
+    ("bora, rank 8, in the background", True, 1, 16, None, {"background": 2}),
+    ("bora, rank 8, live numbers", True, 20, 8, None, {"live": True}),
+    ("ft, whole matrices", False, 20, 4, None, {}),
+    ("ft, whole matrices", False, 1, 8, None, {}),
+    ("ft, whole matrices, in the background", False, 20, 4, None, {"background": 2}),
+    ("ft, whole matrices, in the background", False, 1, 8, None, {"background": 2}),
+    ("ft, whole matrices, in bfloat16", False, 1, 8, None, {"dtype": torch.bfloat16}),
+    ("ft, whole matrices, live numbers", False, 20, 4, None, {"live": True}),
 ]
 
 
@@ -72,26 +81,31 @@ def block_seconds(step: Callable[[], float], recorder: Recorder | None, first: i
             before = time.perf_counter()
             recorder.step(number, loss=loss)
             inside += time.perf_counter() - before
+    if recorder is not None:
+        recorder.flush()
     return time.perf_counter() - start, inside
 
 
-def measure(model: nn.Module, interval: int, blocks: int) -> tuple[float, float, float, int]:
+def measure(model: nn.Module, interval: int, blocks: int, options: dict[str, Any]) -> tuple[float, float, float, int]:
     """Return seconds a step without, what a recorder adds to it, the part inside the recorder, bytes a checkpoint."""
     step = stepper(model)
     plain: list[float] = []
     added: list[float] = []
     inside: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, Recorder(model, folder, TARGETS, every(interval)) as recorder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Recorder(model, folder, TARGETS, lambda step: step % interval == 1 % interval, **options) as recorder,
+    ):
         for _ in range(3):
             step()
         recorder.record(0)
+        length = interval if interval > 1 else 4
         for number in range(blocks):
-            first = 1 + number * interval  # the last step of a block is one that is recorded
             order = (None, recorder) if number % 2 else (recorder, None)
-            seconds = {used: block_seconds(step, used, first, interval) for used in order}
-            plain.append(seconds[None][0] / interval)
-            added.append((seconds[recorder][0] - seconds[None][0]) / interval)
-            inside.append(seconds[recorder][1] / interval)
+            seconds = {used: block_seconds(step, used, 1 + number * length, length) for used in order}
+            plain.append(seconds[None][0] / length)
+            added.append((seconds[recorder][0] - seconds[None][0]) / length)
+            inside.append(seconds[recorder][1] / length)
         size = max(path.stat().st_size for path in Path(folder, "checkpoints").iterdir())
     return statistics.median(plain), statistics.median(added), statistics.median(inside), size
 
@@ -99,11 +113,11 @@ def measure(model: nn.Module, interval: int, blocks: int) -> tuple[float, float,
 def rows(scale: float = 1.0) -> list[dict[str, Any]]:
     """The comparisons, each with its goal; ``scale`` makes them longer or shorter."""
     base, result = base_model(), []
-    for name, adapters, interval, blocks, allowed in CASES:
+    for name, adapters, interval, blocks, allowed, options in CASES:
         model = copy.deepcopy(base)
         if adapters:
             inject(model, BoRA(rank=8), targets=TARGETS, trainable=["classifier*"], seed=0)
-        plain, added, inside, size = measure(model, interval, max(2, round(scale * blocks)))
+        plain, added, inside, size = measure(model, interval, max(2, round(scale * blocks)), options)
         ratio = plain / (plain + added)
         goal = None if allowed is None else 1 / (1 + allowed)
         result.append(

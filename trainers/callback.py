@@ -1,14 +1,19 @@
 """The recorder as a callback of Hugging Face's Trainer."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainingArguments as Arguments
+from transformers.trainer_callback import CallbackHandler
 
+from deltaw.trainers.gather import is_spread
+from deltaw.trainers.live import Numbers
 from deltaw.trainers.recorder import Recorder
-from deltaw.trainers.schedules import Schedule
+from deltaw.trainers.schedules import Schedule, every
 
 # What the Trainer logs under other names; everything else that is a number is kept under its own.
 NAMES = {"eval_loss": "evaluation_loss"}
@@ -19,11 +24,12 @@ class RecorderCallback(TrainerCallback):
     """Record a Trainer's run: ``Trainer(..., callbacks=[RecorderCallback("runs/bora")])``.
 
     Step 0 and the last step are recorded besides those of the schedule; losses, learning rate and scores go to the
-    scalar log as the Trainer logs them.
+    scalar log as the Trainer logs them. With ``live=True``, ΔM and ΔD of each recorded step go wherever the Trainer
+    reports to (``report_to``: TensorBoard, Weights & Biases, trackio, …) and to its ``log_history``.
 
     Arguments:
         path, modules, when, options: As ``Recorder``'s; a run that the Trainer resumes from one of its checkpoints is
-            resumed here as well.
+            resumed here as well, and ``total_steps`` is the Trainer's.
 
     Raises:
         RecordError: As ``Recorder``, when the training begins.
@@ -34,33 +40,44 @@ class RecorderCallback(TrainerCallback):
     ) -> None:
         self.path, self.modules, self.when, self.options = path, modules, when, options
         self.recorder: Recorder | None = None
+        self._handler: Any = None
 
     def on_train_begin(
         self,
-        args: TrainingArguments,
+        args: Arguments,
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         """Open the record, and record the step that training starts from where it is new."""
-        if not state.is_world_process_zero:
-            return
         if model is None:
             raise TypeError("the Trainer handed no model to the callback")
-        options = {"resume": state.global_step > 0} | self.options
-        self.recorder = Recorder(model, self.path, self.modules, self.when, **options).__enter__()
+        if not (state.is_world_process_zero or any(is_spread(parameter) for parameter in model.parameters())):
+            return
+        self._handler = _handler()
+        scheduled, last = self.when or every(1), state.max_steps
+        options = {"resume": state.global_step > 0, "total_steps": last} | self.options
+        recorder = Recorder(
+            model, self.path, self.modules, lambda step: step in (0, last) or scheduled(step), **options
+        )
+        self.recorder = recorder.__enter__()
         if state.global_step == 0:
-            self.recorder.record(0)
+            self._report(args, state, control, self.recorder.record(0))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record the step where the schedule says so."""
         if self.recorder is not None:
-            self.recorder.step(state.global_step)
+            self._report(args, state, control, self.recorder.step(state.global_step))
+        self._before_a_save(control)
+
+    def on_epoch_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Have all on the disk before the Trainer saves."""
+        self._before_a_save(control)
 
     def on_log(
         self,
-        args: TrainingArguments,
+        args: Arguments,
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, Any] | None = None,
@@ -75,16 +92,41 @@ class RecorderCallback(TrainerCallback):
         if self.recorder is not None and numbers:
             self.recorder.log(state.global_step, **numbers)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record the last step and close."""
         if self.recorder is not None:
-            self.recorder.record(state.global_step)
+            self._report(args, state, control, self.recorder.record(state.global_step))
         self.close()
 
     def close(self) -> None:
         """Release the folder; only needed where training ends in an error and the process goes on."""
         if self.recorder is not None:
-            self.recorder.close()
-            self.recorder = None
+            recorder, self.recorder, self._handler = self.recorder, None, None
+            recorder.close()
+
+    def _before_a_save(self, control: TrainerControl) -> None:
+        """A run that is resumed from what is saved now must find every checkpoint up to here."""
+        if self.recorder is not None and control.should_save:
+            self.recorder.flush()
+
+    def _report(self, args: Arguments, state: TrainerState, control: TrainerControl, numbers: Numbers | None) -> None:
+        """Hand the live numbers to the callbacks that report, at their own step and not with the next loss."""
+        if not numbers:
+            return
+        state.log_history.append({**numbers, "epoch": state.epoch, "step": state.global_step})
+        handler = self._handler
+        for callback in handler.callbacks if handler is not None else []:
+            # What writes to the terminal would drown the losses in them.
+            if callback is not self and not isinstance(callback, (ProgressCallback, PrinterCallback)):
+                callback.on_log(args, state, control, logs=dict(numbers), model=handler.model)
+
+
+def _handler() -> Any:
+    """Return the Trainer's list of callbacks. It hands it to none of them, so it is looked up among the callers."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        found = frame.f_locals.get("self")
+        if isinstance(found, CallbackHandler):
+            return found
+        frame = frame.f_back
+    return None

@@ -1,4 +1,7 @@
-"""Schedules: which steps are recorded. A schedule is any function from a step to a bool."""
+"""Schedules: which steps are recorded. A schedule is any function from a step to a bool.
+
+The same step must always get the same answer: a plan asks for steps that are still to come.
+"""
 
 from collections.abc import Callable, Iterable
 
@@ -51,11 +54,14 @@ def geometric(first: int = 1, ratio: float = 2.0) -> Schedule:
     if first < 1 or not ratio > 1:
         raise OptionError(f"geometric needs first ≥ 1 and ratio > 1, not first={first!r}, ratio={ratio!r}")
 
+    chosen, point = {0}, float(first)  # as far as steps were asked for
+
     def when(step: int) -> bool:
-        point = float(first)
-        while round(point) < step:
+        nonlocal point
+        while round(point) <= step:
+            chosen.add(round(point))
             point *= ratio
-        return step == 0 or round(point) == step
+        return step in chosen
 
     return when
 

@@ -1,0 +1,238 @@
+"""What is recorded of a layer: the tensors of a method where one is known, which give W' exactly, else W' itself."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from deltaw.adapters import (
+    AdaptedLayer,
+    DoRA,
+    LoRA,
+    Method,
+    PiSSA,
+    RecordError,
+    TargetError,
+    base_weight,
+    effective_weight,
+)
+from deltaw.adapters.inject import is_conv1d, is_peft, linear_modules, matching
+from deltaw.adapters.layer import WIDENED
+from deltaw.adapters.peft_format import LEAVES_THE_BASE
+from deltaw.adapters.quantized import is_quantized
+from deltaw.trainers.gather import full, whole_parameters
+
+# What puts a model into another; the one inside has the names and the weights.
+WRAPPERS = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "DeepSpeedEngine": "module",
+    "OptimizedModule": "_orig_mod",
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer, and how it is recorded.
+
+    Arguments:
+        module: A linear layer: plain, ours, PEFT's, or parametrized.
+        method: The method whose tensors are recorded; ``None``: W' itself is.
+        adapter: PEFT's name for the adapter.
+        rewritten: PEFT has changed the weight below it (PiSSA, OLoRA, CorDA): W₀ is W' at the start of the record.
+    """
+
+    module: nn.Module
+    method: Method | None = None
+    adapter: str = ""
+    rewritten: bool = False
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside DDP, ``torch.compile`` and their like, whose names and weights are one process's.
+
+    Raises:
+        RecordError: The weights are cut up in a way in which no single matrix can be gathered.
+    """
+    while type(model).__name__ in WRAPPERS:
+        model = getattr(model, WRAPPERS[type(model).__name__])
+    for name, module in model.named_modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise RecordError(
+                f"{name or 'the model'} is under FullyShardedDataParallel, which flattens weights; record with "
+                "torch.distributed.fsdp.fully_shard (FSDP2; fsdp_version: 2 in Accelerate's configuration)"
+            )
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "ds_id") and parameter.numel() == 0:
+            raise RecordError(f"{name} is cut up by DeepSpeed's ZeRO stage 3; record with stage 2 or FSDP2")
+    return model
+
+
+def recorded_layers(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, Layer]:
+    """Return by name what the patterns choose; ``None``: our adapters, or else PEFT's, or else all linear layers.
+
+    Raises:
+        TargetError: A pattern matches nothing, or there is no linear layer.
+    """
+    modules = {name: m for name, m in linear_modules(model) if not is_peft(m) or _is_linear(m.get_submodule(BELOW))}
+    if patterns is not None:
+        names = matching(modules, [patterns] if isinstance(patterns, str) else patterns, "module")
+    else:
+        names = [name for name, module in modules.items() if isinstance(module, AdaptedLayer)]
+        names = names or [name for name, module in modules.items() if is_peft(module)] or list(modules)
+    if not names:
+        raise TargetError("the model has no linear layer to record")
+    return {name: _layer(model, name, modules[name]) for name in names}
+
+
+def method_name(layers: dict[str, Layer]) -> str:
+    """Return the name of the layers' method, or their names joined by +."""
+    names = {
+        "peft" if layer.method is None and is_peft(layer.module) else layer.method.name if layer.method else "ft"
+        for layer in layers.values()
+    }
+    return "+".join(sorted(names))
+
+
+@torch.no_grad()
+def parts(layer: Layer) -> dict[str, Tensor]:
+    """Return what a checkpoint holds of a layer; not copies, and perhaps distributed over processes.
+
+    Raises:
+        RecordError: A PEFT layer is no longer the one that the record began with.
+    """
+    module = layer.module
+    if isinstance(module, AdaptedLayer):
+        module.method.observe(module)
+        return module.state()
+    if layer.method is not None:
+        return _peft_tensors(layer)
+    return {"weight": _whole(module)}
+
+
+@torch.no_grad()
+def start(layer: Layer) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return W₀ (out, in), and the tensors of the method that never change."""
+    module = layer.module
+    if isinstance(module, AdaptedLayer):
+        return base_weight(module), {key: module.tensor(key) for key in module.constants()}
+    if isinstance(layer.method, PiSSA):
+        tensors = {key: full(value) for key, value in _peft_tensors(layer).items()}
+        A, B = tensors["lora_A"], tensors["lora_B"]
+        residual = full(base_weight(module))
+        base = residual.to(A.dtype) + layer.method.scaling * (B @ A)
+        return base, {"start_A": A, "start_B": B}
+    if layer.rewritten:
+        return _whole(module), {}
+    if parametrize.is_parametrized(module, "weight"):
+        original = getattr(_parametrization(module), "original", None)
+        # One that trains is no base: what it is multiplied with has moved by the start already.
+        if not isinstance(original, Tensor) or original.requires_grad:
+            return _whole(module), {}
+        return (original.detach().T if is_conv1d(module) else original.detach()), {}
+    return base_weight(module), {}
+
+
+def is_frozen(layer: Layer) -> bool:
+    """Whether W₀ can still be read off the layer after training: a plain layer holds what it has become."""
+    module = layer.module
+    return isinstance(module, AdaptedLayer) or (is_peft(module) and not layer.rewritten)
+
+
+BELOW = "base_layer"
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_conv1d(module) or is_quantized(module)
+
+
+def _layer(model: nn.Module, name: str, module: nn.Module) -> Layer:
+    if isinstance(module, AdaptedLayer):
+        return Layer(module, module.method)
+    if not is_peft(module):
+        return Layer(module)
+    peft: Any = module
+    names = list(peft.active_adapters)
+    rewritten = any(_start_of(model, name, adapter) not in LEAVES_THE_BASE for adapter in names)
+    # By all its classes: FSDP2 derives one of its own from each.
+    lora = any(c.__module__.startswith("peft.tuners.lora.") for c in type(module).__mro__)
+    if len(names) != 1 or not lora or names[0] not in peft.lora_A:
+        return Layer(module, rewritten=rewritten)
+    adapter = names[0]
+    rank, alpha, scaling = peft.r[adapter], peft.lora_alpha[adapter], peft.scaling[adapter]
+    dora = bool(peft.use_dora.get(adapter))
+    stabilized = bool(peft.use_rslora.get(adapter))
+    method: Method
+    if adapter in peft.lora_variant and not dora:
+        return Layer(module, rewritten=rewritten)
+    if rewritten and dora:
+        return Layer(module, rewritten=True)
+    if rewritten:
+        method = PiSSA(rank=rank, alpha=scaling * rank)
+    elif dora:
+        method = DoRA(axis="row", rank=rank, alpha=alpha, rank_stabilized=stabilized)
+    else:
+        method = LoRA(rank=rank, alpha=alpha, rank_stabilized=stabilized)
+    if getattr(method, "scaling", None) != scaling:  # set by hand
+        return Layer(module, rewritten=rewritten)
+    return Layer(module, method, adapter, rewritten)
+
+
+def _start_of(model: nn.Module, name: str, adapter: str) -> Any:
+    """Return ``init_lora_weights`` from the configuration that stands on a module above."""
+    parts_of_name = name.split(".")
+    for k in range(len(parts_of_name) - 1, -1, -1):
+        configs = getattr(model.get_submodule(".".join(parts_of_name[:k])), "peft_config", None)
+        if isinstance(configs, dict) and adapter in configs:
+            return getattr(configs[adapter], "init_lora_weights", True)
+    return True
+
+
+def _peft_tensors(layer: Layer) -> dict[str, Tensor]:
+    module: Any = layer.module
+    if module.scaling[layer.adapter] != getattr(layer.method, "scaling", None):
+        raise RecordError(f"the scaling of PEFT's adapter {layer.adapter!r} was changed; start another record")
+    tensors = {"lora_A": module.lora_A[layer.adapter].weight, "lora_B": module.lora_B[layer.adapter].weight}
+    if isinstance(layer.method, DoRA):
+        tensors["magnitude"] = module.lora_magnitude_vector[layer.adapter].weight
+    # Widened, as W' is computed from them; no digit is lost.
+    return {key: value.detach().to(WIDENED.get(value.dtype, value.dtype)) for key, value in tensors.items()}
+
+
+def _whole(module: nn.Module) -> Tensor:
+    """W' of a layer whose weight has to be computed, or is its own."""
+    if parametrize.is_parametrized(module, "weight"):
+        with _undisturbed(module):
+            # Not through ``module.weight``, which under ``parametrize.cached`` is read from a cache, or put there.
+            weight: Tensor = _parametrization(module)().detach()
+            return weight.T if is_conv1d(module) else weight
+    if is_peft(module):
+        with _undisturbed(module):
+            return effective_weight(module)
+    return effective_weight(module)
+
+
+def _parametrization(module: nn.Module) -> Any:
+    return module.get_submodule("parametrizations").get_submodule("weight")
+
+
+@contextlib.contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Let a layer compute as in evaluation, and leave no trace: in modes, hooks and random numbers."""
+    inside = list(module.modules())
+    modes = [m.training for m in inside]
+    hooks = [(m._forward_hooks, m._forward_pre_hooks) for m in inside]
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), whole_parameters(module):
+        try:
+            for m in inside:
+                m.training = False  # not by ``eval()``, which some layers answer by merging
+                m._forward_hooks, m._forward_pre_hooks = type(m._forward_hooks)(), type(m._forward_pre_hooks)()
+            yield
+        finally:
+            for m, mode, (after, before) in zip(inside, modes, hooks, strict=True):
+                m.training, m._forward_hooks, m._forward_pre_hooks = mode, after, before
