@@ -11,8 +11,8 @@ from deltaw.adapters import METHODS, Method, create
 from deltaw.adapters.configs import CONFIGS
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.params import count_trainable, model_from_config
-from deltaw.cli.cola_options import several
 from deltaw.cli.output import emit_table, json_option
+from deltaw.cli.train_options import several
 
 
 @click.command("params")

@@ -1,15 +1,14 @@
 """``deltaw train``: recorded runs of an experiment, one or a grid of them."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from deltaw.adapters import METHODS, DeltawError
-from deltaw.cli.cola_options import grid_options, several
-from deltaw.cli.output import emit_json, json_option
+from deltaw.cli.cola_options import train_options
+from deltaw.cli.output import json_option
+from deltaw.cli.train_options import run_options, train_runs
+from deltaw.cli.vl_options import vl_options
 
 
 @click.group("train")
@@ -18,39 +17,10 @@ def command() -> None:
 
 
 @command.command("cola")
-@click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    callback=several(click.Choice(list(METHODS))),
-    required=True,
-    metavar="LIST",
-    help=f"One or several of: {', '.join(METHODS)}.",
-)
-@click.option(
-    "--rank", "ranks", multiple=True, callback=several(click.INT), metavar="LIST", help="Of the adapters. Default: 8."
-)
-@click.option("--seed", "seeds", multiple=True, callback=several(click.INT), metavar="LIST", help="Default: 0.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The run folder, or the grid's.")
-@click.option(
-    "--option",
-    "own",
-    multiple=True,
-    metavar="[METHOD:]NAME=VALUE",
-    help="Another option of the methods, or of one of them alone; may be repeated.",
-)
-@grid_options
+@run_options(rank="8")
+@train_options
 @json_option
-def cola(
-    methods: list[str],
-    ranks: list[int],
-    seeds: list[int],
-    out: Path,
-    own: tuple[str, ...],
-    cola: dict[str, Any],
-    options: dict[str, Any],
-    as_json: bool,
-) -> None:
+def cola(cola: dict[str, Any], options: dict[str, Any], methods: list[str], out: Path, **given: Any) -> None:
     """Fine-tune on CoLA; the defaults are LoRA's for RoBERTa-base, which BoRA A.2 uses.
 
     A run that was interrupted goes on with the same command; a finished one is only shown.
@@ -65,55 +35,62 @@ def cola(
       deltaw train cola --method bora --model roberta-base --data hub --out runs/bora
       deltaw train cola --method dual-lora --option warmup_steps=200 --out runs/dual-lora
       deltaw train cola --method bora,lora+ --rank 4,8 --seed 0,1,2 --option lora+:lr_ratio=4 --out grid
+      deltaw train cola --method ft,lora,bora --lr 4e-4 --lr ft:2e-5 --model roberta-base --data hub --out grid
     """
-    from deltaw.trainers.cola import ColaSettings, GridError, grid_table, train_cola, train_grid
-    from deltaw.trainers.cola.grid import grid_page, grid_runs
+    from deltaw.trainers.cola import ColaSettings, grid_table, train_cola, train_grid
+    from deltaw.trainers.cola.grid import grid_page
     from deltaw.trainers.reproduce import results_table
 
-    by_method = _by_method(own)
-    if ranks and "rank" in by_method.get("", {}):
-        raise click.UsageError("the rank is given by --rank and by --option; leave one of them out")
-    settings = ColaSettings(method=methods[0], options=options | by_method.pop("", {}), **cola)
-    grid: dict[str, Any] = {"methods": methods, "ranks": ranks, "seeds": seeds or [0], "options": by_method}
-    runs = grid_runs(settings, **grid)
-    if len(methods) == 1 and len(ranks) < 2 and len(seeds) < 2:
-        result = train_cola(next(iter(runs.values())), out, progress=not as_json)
-        if as_json:
-            emit_json(asdict(result))
-            return
-        click.echo(results_table([result]))
-        click.echo(f"recorded in {out}")
-        return
-    failures: dict[str, str] = {}
-    try:
-        results = train_grid(settings, out, **grid, progress=not as_json)
-    except GridError as error:
-        results, failures = error.results, error.failures
-    table = grid_table(results)
-    if as_json:
-        emit_json({"results": [asdict(r) for r in results], "table": table.to_dict(orient="records")})
-    elif results:
-        click.echo(grid_page(table))
-        click.echo(f"recorded in {out}, one folder a run; the table is in {out / 'results.csv'} and results.md")
-    for name, reason in failures.items():
-        click.echo(f"deltaw: {name} failed: {reason}", err=True)
-    if failures:
-        raise DeltawError(f"{len(failures)} of {len(runs)} runs failed; the same command tries them again")
+    rates = cola.pop("learning_rate")
+    train_runs(
+        ColaSettings(method=methods[0], options=options, **cola),
+        out,
+        methods=methods,
+        rates=rates,
+        train_one=train_cola,
+        train_grid=train_grid,
+        show_one=lambda result: results_table([result]),
+        grid_table=grid_table,
+        grid_page=grid_page,
+        **given,
+    )
 
 
-def _by_method(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Split every [METHOD:]NAME=VALUE; those for all methods stand under "".
+@command.command("vl")
+@run_options(rank="128; 8 with the built-in model")
+@vl_options
+@json_option
+def vl(vl: dict[str, Any], options: dict[str, Any], methods: list[str], out: Path, **given: Any) -> None:
+    """Fine-tune VL-BART on questions, statements and captions of pictures; the defaults are DoRA's.
 
-    A value is read as JSON where it is JSON (20, true, null), else it is text.
+    A frozen picture encoder gives features, BART reads them in front of the text and writes the answer; four tasks are
+    trained together: vqa, gqa, nlvr (two pictures, true or false) and caption. What turns features into tokens is
+    trained with every method. Offline with the built-in model and data this takes minutes.
+
+    Runs go on and make a grid as with ``train cola``. The closing table has each task's score (CIDEr of captions is 1.0
+    where papers print 100) and what guessing without the picture scores.
+
+    \b
+    Example:
+      deltaw train vl --method dora --out runs/dora
+      deltaw train vl --method ft,lora,dora --seed 0,1,2 --lr ft:2e-4 --out grid
+      deltaw train vl --method dora --where encoder,decoder --kinds query,key --checkpoints 8 --out runs/dora-qk
+      deltaw train vl --method dora --model facebook/bart-base --vision clip.h5 --data vqa --data nlvr2 --out vl-bart
+      deltaw train vl --method lora --vision timm/resnet50.a1_in1k --data nlvr1 --data easy-vqa --limit 2000 --out nlvr
     """
-    found: dict[str, dict[str, Any]] = {}
-    for text in given:
-        before, equals, value = text.partition("=")
-        method, _, name = before.rpartition(":")
-        if not equals or not name:
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE or METHOD:NAME=VALUE", param_hint="--option")
-        try:
-            found.setdefault(method, {})[name] = json.loads(value)
-        except ValueError:
-            found.setdefault(method, {})[name] = value
-    return found
+    from deltaw.trainers.vl import VLSettings, grid_table, train_grid, train_vl
+    from deltaw.trainers.vl.grid import grid_page, results_table
+
+    rates = vl.pop("learning_rate")
+    train_runs(
+        VLSettings(method=methods[0], options=options, **vl),
+        out,
+        methods=methods,
+        rates=rates,
+        train_one=train_vl,
+        train_grid=train_grid,
+        show_one=results_table,
+        grid_table=grid_table,
+        grid_page=grid_page,
+        **given,
+    )

@@ -9,7 +9,8 @@ import torch
 
 from deltaw.adapters import METHODS, DataError, OptionError, RecordError, TargetError
 from deltaw.analysis import Trajectory
-from deltaw.trainers.cola import ColaSettings, experiment, train_cola
+from deltaw.trainers import experiment
+from deltaw.trainers.cola import ColaSettings, train_cola
 from deltaw.trainers.cola.data import BUILTIN
 
 MODEL = str(BUILTIN / "model")

@@ -129,6 +129,19 @@ def test_options_for_all_and_for_one():
     assert list(own) == ["lora-r2-s0", "lora-r4-s0", "dora-r3-s0"]
 
 
+def test_a_learning_rate_of_its_own(small, tmp_path, capsys):
+    runs = grid_runs(ColaSettings(method="lora", learning_rate=4e-4), methods=["ft", "lora"], rates={"ft": 2e-5})
+    assert {name: run.learning_rate for name, run in runs.items()} == {"ft-s0": 2e-5, "lora-r8-s0": 4e-4}
+    assert {run.rate() for run in grid_runs(ColaSettings(method="lora"), rates={"lora": 1e-5}).values()} == {1e-5}
+    lists = ["--method", "ft,lora", "--rank", "2", "--lr", "4e-4", "--lr", "ft:2e-5", "--json"]
+    assert call(small, tmp_path / "grid", *lists) == 0
+    found = json.loads(capsys.readouterr().out)["results"]
+    assert [(result["method"], result["learning_rate"]) for result in found] == [("ft", 2e-5), ("lora", 4e-4)]
+    assert Trajectory.open(tmp_path / "grid" / "ft-s0").manifest.info["settings"]["learning_rate"] == 2e-5
+    with pytest.raises(OptionError, match="there is a learning rate for 'bora', which is not among the methods lora"):
+        grid_runs(ColaSettings(method="lora"), rates={"bora": 1e-3})
+
+
 def test_a_failing_run_leaves_the_others(small, tmp_path, capsys, monkeypatch):
     train = grid.train_cola
 

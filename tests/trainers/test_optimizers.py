@@ -21,7 +21,8 @@ from deltaw.adapters import (
     parameter_groups,
 )
 from deltaw.analysis import Trajectory
-from deltaw.trainers.cola import ColaSettings, experiment, train_cola
+from deltaw.trainers import experiment
+from deltaw.trainers.cola import ColaSettings, train_cola
 from deltaw.trainers.cola.data import BUILTIN
 
 

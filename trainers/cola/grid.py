@@ -1,89 +1,14 @@
 """A grid of runs on CoLA: methods × ranks × seeds, one after the other, and one table of them all."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
-from deltaw.adapters import METHODS, DeltawError, OptionError, RecordError
-from deltaw.analysis.files import PARTIAL, write_text
-from deltaw.trainers.cola.experiment import (
-    ColaResult,
-    ColaSettings,
-    check_cola,
-    finished_cola,
-    options_of,
-    train_cola,
-)
-
-COMMON = ("rank", "alpha", "dropout")  # settings.options with these names go to the methods that have them
-TABLES = ("results.csv", "results.md")
-
-
-class GridError(DeltawError):
-    """Some runs of a grid failed; the others are kept.
-
-    Arguments:
-        results: Of the runs that finished.
-        failures: What went wrong, by the name of the run.
-        total: How many runs the grid has.
-    """
-
-    def __init__(self, results: list[ColaResult], failures: dict[str, str], total: int) -> None:
-        lines = [f"{name} failed: {reason}" for name, reason in failures.items()]
-        super().__init__("\n".join([f"{len(failures)} of {total} runs failed", *lines]))
-        self.results, self.failures, self.total = results, failures, total
-
-
-def grid_runs(
-    settings: ColaSettings,
-    *,
-    methods: Sequence[str] | None = None,
-    ranks: Sequence[int] | None = None,
-    seeds: Sequence[int] | None = None,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-) -> dict[str, ColaSettings]:
-    """Return the settings of every run of a grid by the run's name, METHOD-rRANK-sSEED; see ``train_grid``.
-
-    Raises:
-        OptionError: A method does not exist or lacks an option, or no method has one.
-
-    Example:
-        >>> from deltaw.trainers.cola import ColaSettings
-        >>> list(grid_runs(ColaSettings(method="lora"), methods=["lora", "ft"], ranks=[4, 8]))
-        ['lora-r4-s0', 'lora-r8-s0', 'ft-s0']
-    """
-    methods = list(dict.fromkeys(methods or [settings.method]))
-    options = dict(options or {})
-    for name in [*methods, *options]:
-        if name not in METHODS:
-            raise OptionError(f"there is no method {name!r}; choose from {', '.join(METHODS)}")
-    for name in options:
-        if name not in methods:
-            raise OptionError(f"there are options for {name!r}, which is not among the methods {', '.join(methods)}")
-    common = {name: value for name, value in settings.options.items() if name in COMMON}
-    for name in [*common, *(["rank"] if ranks else [])]:
-        if not any(name in options_of(method) for method in methods):
-            raise OptionError(f"no method here has an option {name!r}: {_listed(methods)}")
-    found = {}
-    for method in methods:
-        known = options_of(method)
-        chosen = {k: v for k, v in settings.options.items() if k not in COMMON or k in known}
-        chosen |= options.get(method, {})
-        wanted: Sequence[int | None] = [None]
-        if ranks and "rank" in known and "rank" not in options.get(method, {}):
-            wanted = list(dict.fromkeys(ranks))
-        for rank in wanted:
-            own = chosen if rank is None else chosen | {"rank": rank}
-            for seed in dict.fromkeys(seeds or [settings.seed]):
-                run = replace(settings, method=method, options=own, seed=seed)
-                used = run.make_method().options().get("rank")
-                found[f"{method}-s{seed}" if used is None else f"{method}-r{used}-s{seed}"] = run
-    return found
+from deltaw.trainers.cola.experiment import ColaResult, ColaSettings, check_cola, finished_cola, train_cola
+from deltaw.trainers.grid import GridError, grid_runs, over_seeds, rounded_page, run_grid
 
 
 def train_grid(
@@ -94,6 +19,7 @@ def train_grid(
     ranks: Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    rates: Mapping[str, float] | None = None,
     progress: bool = True,
 ) -> list[ColaResult]:
     """Train every method with every rank and seed, each in its own folder, and write one table.
@@ -107,6 +33,7 @@ def train_grid(
         out: The folder of the grid: METHOD-rRANK-sSEED (without a rank: METHOD-sSEED), results.csv, results.md.
         methods, ranks, seeds: ``None`` for the one of the settings. A method without a rank is trained once a seed.
         options: Further options, by method.
+        rates: Learning rates of their own, by method; the others have that of the settings.
         progress: Show a progress bar a run.
 
     Returns:
@@ -117,25 +44,16 @@ def train_grid(
         RecordError: Before anything is trained: the folder holds runs with other settings, or something else.
         GridError: Runs have failed; the others are done, and the tables hold them.
     """
-    out = Path(out)
-    runs = grid_runs(settings, methods=methods, ranks=ranks, seeds=seeds, options=options)
-    _check_folder(out)
-    check_cola([run for name, run in runs.items() if finished_cola(run, out / name) is None])
-    results: list[ColaResult] = []
-    failures: dict[str, str] = {}
-    for name, run in runs.items():
-        try:
-            results.append(train_cola(run, out / name, progress=progress))
-        except Exception as error:  # whatever it is, the other runs need not fail with it
-            text = " ".join(str(error).split())
-            failures[name] = text if isinstance(error, DeltawError) else f"{type(error).__name__}: {text}"
-    if results:
-        frame = grid_table(results)
-        write_text(out / "results.csv", frame.to_csv(index=False))
-        write_text(out / "results.md", grid_page(frame, markdown=True) + "\n")
-    if failures:
-        raise GridError(results, failures, len(runs))
-    return results
+    runs = grid_runs(settings, methods=methods, ranks=ranks, seeds=seeds, options=options, rates=rates)
+    return run_grid(
+        runs,
+        Path(out),
+        finished=finished_cola,
+        check=check_cola,
+        train=lambda run, folder: train_cola(run, folder, progress=progress),
+        table=grid_table,
+        page=lambda frame: grid_page(frame, markdown=True),
+    )
 
 
 def grid_table(results: Sequence[ColaResult]) -> pd.DataFrame:
@@ -155,59 +73,12 @@ def grid_table(results: Sequence[ColaResult]) -> pd.DataFrame:
         [0.6, 0.141, 3.0]
     """
     frame = pd.DataFrame([asdict(result) for result in results], columns=list(ColaResult.__dataclass_fields__))
-    frame["rank"] = frame["rank"].astype("Int64")
-    return (
-        frame.groupby(["method", "rank"], sort=False, dropna=False)
-        .agg(
-            trainable=("trainable", "first"),
-            share=("share", "first"),
-            best_mcc_mean=("best_mcc", "mean"),
-            best_mcc_std=("best_mcc", "std"),
-            final_mcc_mean=("final_mcc", "mean"),
-            final_mcc_std=("final_mcc", "std"),
-            seeds=("seed", "nunique"),
-            seconds_per_epoch=("seconds_per_epoch", "median"),
-            peak_megabytes=("peak_megabytes", "max"),
-        )
-        .reset_index()
-    )
+    return over_seeds(frame, ["best_mcc", "final_mcc"])
 
 
 def grid_page(frame: pd.DataFrame, *, markdown: bool = False) -> str:
     """Return the table of ``grid_table`` rounded, for a terminal or as Markdown."""
-    rows = [
-        {
-            "method": row["method"],
-            "rank": "" if pd.isna(row["rank"]) else row["rank"],
-            "trainable": f"{row['trainable']:,}",
-            "share %": f"{100 * row['share']:.2f}",
-            "best MCC": _spread(row["best_mcc_mean"], row["best_mcc_std"]),
-            "final MCC": _spread(row["final_mcc_mean"], row["final_mcc_std"]),
-            "seeds": row["seeds"],
-            "s an epoch": f"{row['seconds_per_epoch']:.2f}",
-            "peak MB": f"{row['peak_megabytes']:.0f}",
-        }
-        for row in frame.to_dict(orient="records")
-    ]
-    style = "github" if markdown else "simple"
-    right = ("left", *["right"] * 8)
-    return tabulate(rows, headers="keys", tablefmt=style, colalign=right if rows else None, disable_numparse=True)
+    return rounded_page(frame, {"best_mcc": "best MCC", "final_mcc": "final MCC"}, markdown=markdown)
 
 
-def _spread(mean: float, deviation: float) -> str:
-    return f"{mean:.3f}" if pd.isna(deviation) else f"{mean:.3f} ± {deviation:.3f}"
-
-
-def _check_folder(out: Path) -> None:
-    """Raise where the folder holds anything but runs of a grid and its tables."""
-    if not out.is_dir():
-        return
-    names = "|".join(map(re.escape, METHODS))
-    for path in sorted(out.iterdir()):
-        run = path.is_dir() and re.fullmatch(rf"({names})(-r\d+)?-s-?\d+", path.name)
-        if not run and path.name.removesuffix(PARTIAL) not in TABLES:
-            raise RecordError(f"{out}: holds {path.name!r} and is no grid of runs; choose another folder, or a new one")
-
-
-def _listed(methods: Sequence[str]) -> str:
-    return "; ".join(f"{method} has {', '.join(options_of(method)) or 'none'}" for method in methods)
+__all__ = ["GridError", "grid_page", "grid_runs", "grid_table", "train_grid"]
