@@ -11,7 +11,7 @@ from deltaw.adapters.errors import DeltawError, OptionError, TargetError
 class Verbs(click.Group):
     """Finds a verb's file by its name, so that ``deltaw inspect`` does not wait for transformers."""
 
-    names = ("train", "inspect", "changes", "rank", "plot", "reproduce", "params")
+    names = ("train", "inspect", "changes", "rank", "plot", "reproduce", "claims", "params")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs in the order of the work."""

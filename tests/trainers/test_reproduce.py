@@ -11,7 +11,7 @@ from deltaw.analysis import Trajectory
 from deltaw.cli import main
 from deltaw.trainers.cola import ColaSettings
 from deltaw.trainers.cola.data import BUILTIN
-from deltaw.trainers.reproduce import BORA_METHODS, FORMATS, reproduce_bora
+from deltaw.trainers.reproduce import BORA_METHODS, FORMATS, common, reproduce_bora
 
 
 def settings(small, **options):
@@ -45,6 +45,26 @@ def test_from_training_to_verdict_and_not_twice(small, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "train", train)
     again = reproduce_bora(tmp_path / "out", settings(small), full_learning_rate=1e-4, progress=False)
     assert again.results == report.results
+
+
+def test_more_seeds_add_to_it_and_the_intervals_resample_them(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "FORMATS", ("png",))
+    wanted = settings(small, epochs=1)
+    one = reproduce_bora(tmp_path / "out", wanted, ["lora", "bora"], progress=False)
+    before = (tmp_path / "out" / "runs" / "bora" / "result.json").stat().st_mtime_ns
+    both = reproduce_bora(tmp_path / "out", wanted, ["lora", "bora"], seeds=[0, 1], progress=False)
+    assert (tmp_path / "out" / "runs" / "bora" / "result.json").stat().st_mtime_ns == before
+    assert [(result.out, result.seed) for result in both.results] == [
+        ("lora", 0),
+        ("lora-s1", 1),
+        ("bora", 0),
+        ("bora-s1", 1),
+    ]
+    notes = [{o.claim.sentence: o.note for o in report.outcomes} for report in (one, both)]
+    sentence = "BoRA's ΔM is symmetric in rows and columns"
+    assert "runs" not in notes[0][sentence]
+    assert notes[1][sentence].endswith(", 2 runs of bora")
+    assert "seed" in both.page()
 
 
 def test_other_settings_in_the_same_folder_are_refused(small, tmp_path):

@@ -4,12 +4,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from deltaw.analysis.claims import bora_claims
+from deltaw.analysis.claims import claims
 from deltaw.analysis.figures import rank, symmetry, updates
 from deltaw.analysis.tables import open_runs, table
 from deltaw.trainers.cola.experiment import ColaSettings, train_cola
 from deltaw.trainers.cola.grid import grid_runs
-from deltaw.trainers.reproduce.common import Report, results_frame, results_table, write_report
+from deltaw.trainers.reproduce.common import (
+    Report,
+    measured,
+    results_frame,
+    results_table,
+    run_folder,
+    write_report,
+)
 
 BORA_METHODS = ("ft", "lora", "dora", "dora-row", "bora")
 
@@ -19,18 +26,20 @@ def reproduce_bora(
     settings: ColaSettings,
     methods: Sequence[str] = BORA_METHODS,
     *,
+    seeds: Sequence[int] | None = None,
     full_learning_rate: float | None = None,
     progress: bool = True,
 ) -> Report:
     """Train every method on CoLA, draw BoRA's Figures 2 and 3 and the ranks, and check BoRA's claims.
 
-    What is finished is not done again; a run that was interrupted goes on.
+    What is finished is not done again; a run that was interrupted goes on; more seeds add to it.
 
     Arguments:
-        out: The folder: runs/METHOD, tables, pictures.
+        out: The folder: runs/METHOD (runs/METHOD-sSEED where the seed is not 0), tables, pictures.
         settings: Everything but the method; see ``ColaSettings``. ``settings.learning_rate`` is the adapters', and of
             ``settings.options`` rank, alpha and dropout go to the methods that have them.
         methods: Names of ``METHODS``; the claims want BoRA's five.
+        seeds: ``None`` for that of the settings. Curves are averaged over seeds, intervals resample them too.
         full_learning_rate: The learning rate of the methods that train all weights, ``ft`` and ``galore``; ``None`` for
             the default.
         progress: Show progress bars.
@@ -43,16 +52,16 @@ def reproduce_bora(
         BoRA, §3.3, Figures 2 and 3, Tables 10 and 11.
     """
     out = Path(out)
-    results = []
-    for run in grid_runs(settings, methods=methods).values():
+    results, places = [], []
+    for run in grid_runs(settings, methods=methods, seeds=seeds).values():
         rate = settings.learning_rate if run.make_method().injects else full_learning_rate
-        results.append(train_cola(replace(run, learning_rate=rate), out / "runs" / run.method, progress=progress))
+        places.append(out / "runs" / run_folder(run.method, run.seed))
+        results.append(train_cola(replace(run, learning_rate=rate), places[-1], progress=progress))
 
-    runs = open_runs([out / "runs" / result.out for result in results])
+    runs = open_runs(places)
     consecutive = table(runs, "consecutive", progress=progress)
     initial = table(runs, "initial", progress=progress)
     spectra = table(runs, "spectra", steps="last", progress=progress)
-    frame = results_frame(results)
     kinds = list(consecutive["kind"].unique())
     kind = "query" if "query" in kinds else kinds[0]  # the paper's figures show the query matrices
     figures = {
@@ -61,10 +70,15 @@ def reproduce_bora(
         "rank_by_layer": rank(spectra),
     }
     tables = {
-        "results.csv": frame.to_csv(index=False),
+        "results.csv": results_frame(results).to_csv(index=False),
         "changes_consecutive.csv": consecutive.to_csv(index=False),
         "changes_from_start.csv": initial.to_csv(index=False),
         "ranks.csv": spectra.to_csv(index=False),
     }
-    outcomes = bora_claims(consecutive, initial, frame, kind=kind)
-    return write_report(out, "BoRA", results, outcomes, figures, tables, results_table(results))
+    evidence = replace(
+        measured(runs, [], progress=progress),
+        consecutive=consecutive[consecutive["kind"] == kind],
+        initial=initial[initial["kind"] == kind],
+        kind=kind,
+    )
+    return write_report(out, "BoRA", results, claims(evidence, ["bora"]), figures, tables, results_table(results))

@@ -1,15 +1,26 @@
 """What every reproduction ends with: pictures, tables, verdicts, and a closing page."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from deltaw.analysis.claims import Claim, Outcome, Verdict, claims_json, claims_markdown, format_number
+from deltaw.analysis import Trajectory
+from deltaw.analysis.claims import (
+    Evidence,
+    Outcome,
+    claims_json,
+    claims_markdown,
+    claims_table,
+    count_line,
+    gather,
+)
 from deltaw.analysis.figures import save
 from deltaw.analysis.files import write_text
 from deltaw.trainers.cola.experiment import ColaResult
@@ -30,7 +41,7 @@ class Report:
     """
 
     paper: str
-    results: list[ColaResult]
+    results: list[Any]
     outcomes: list[Outcome]
     pictures: list[Path]
     tables: list[Path]
@@ -38,18 +49,13 @@ class Report:
 
     def page(self) -> str:
         """The closing page: results, claims, pictures."""
-        claims = [
-            (outcome.claim.sentence, f"{outcome.claim.source}", outcome.verdict, format_number(outcome))
-            for outcome in self.outcomes
-        ]
         return "\n".join(
             [
                 self.summary,
                 "",
-                tabulate(
-                    claims, headers=[f"{self.paper} says", "where", "seen", "number"], maxcolwidths=[52, 24, 10, 24]
-                ),
+                claims_table(self.outcomes),
                 "",
+                count_line(self.outcomes),
                 "Pictures:",
                 *(f"  {path}" for path in self.pictures if path.suffix == ".png"),
                 "Tables, and the rule behind each verdict:",
@@ -61,7 +67,7 @@ class Report:
 def write_report(
     out: Path,
     paper: str,
-    results: list[ColaResult],
+    results: list[Any],
     outcomes: list[Outcome],
     figures: Mapping[str, Figure],
     tables: Mapping[str, str],
@@ -88,64 +94,35 @@ def write_report(
     return Report(paper, results, outcomes, pictures, [out / name for name in texts], summary)
 
 
-def over_parts(
-    claim: Claim, measured: str, rule: str, parts: Mapping[str, float], holds: Callable[[float], bool | None]
-) -> Outcome:
-    """Hold a claim against a number that every rank, layer or matrix has its own of.
+def measured(runs: Sequence[Trajectory], papers: Iterable[str], *, progress: bool) -> Evidence:
+    """Measure in runs that were trained here; see ``gather``."""
+    return gather(runs, papers, on_gpu=torch.cuda.is_available(), progress=progress)
 
-    It "agrees" where the rule holds for all parts, "disagrees" where it is broken by all, and is "unclear" between, or
-    where there is no part. The statistic is the mean over the parts.
 
-    Arguments:
-        claim: The claim.
-        measured: The number's name.
-        rule: The rule in words.
-        parts: The number by the part's name.
-        holds: Whether a number is on the claimed side (True), on the other (False), or too near to tell (None).
+def run_folder(method: str, seed: int) -> str:
+    """Return the name of a run's folder: METHOD for seed 0, METHOD-sSEED for another.
 
     Example:
-        >>> claim = Claim("SBoRA", "§5.2", "SBoRA-FA trains faster than LoRA")
-        >>> over_parts(claim, "time", "ratio < 1", {"rank 8": 0.8, "rank 16": 0.9}, lambda ratio: ratio < 1).verdict
-        'agrees'
+        >>> run_folder("bora", 0), run_folder("bora", 2)
+        ('bora', 'bora-s2')
     """
-    text = f"{measured}: {rule}"
-    if not parts:
-        return Outcome(claim, "unclear", None, None, None, text, "missing: a run of one of the methods")
-    found = [holds(value) for value in parts.values()]
-    verdict: Verdict = "unclear"
-    if all(one is True for one in found):
-        verdict = "agrees"
-    elif all(one is False for one in found):
-        verdict = "disagrees"
-    note = "; ".join(f"{name}: {value:.3g}" for name, value in parts.items())
-    return Outcome(claim, verdict, sum(parts.values()) / len(parts), None, None, text, note)
+    return method if seed == 0 else f"{method}-s{seed}"
 
 
-def below(limit: float) -> Callable[[float], bool | None]:
-    """Return the rule "a ratio is below the limit", where 3 % to either side are noise, as in BoRA's claims on time.
-
-    Example:
-        >>> [below(1.0)(ratio) for ratio in (0.9, 0.99, 1.1)]
-        [True, None, False]
-    """
-
-    def holds(ratio: float) -> bool | None:
-        return True if ratio < 0.97 * limit else False if ratio > 1.03 * limit else None
-
-    return holds
-
-
-def results_frame(results: Sequence[ColaResult]) -> pd.DataFrame:
+def results_frame(results: Sequence[Any]) -> pd.DataFrame:
     """Return one row a run, with a whole number or nothing as its rank."""
-    frame = pd.DataFrame([vars(result) for result in results], columns=list(ColaResult.__dataclass_fields__))
-    return frame.astype({"rank": "Int64"})
+    columns = list(type(results[0]).__dataclass_fields__) if results else list(ColaResult.__dataclass_fields__)
+    frame = pd.DataFrame([asdict(result) for result in results], columns=columns)
+    return frame.astype({"rank": "Int64"}) if "rank" in frame.columns else frame
 
 
 def results_table(results: Sequence[ColaResult]) -> str:
     """Return the closing table of runs on CoLA."""
+    seeds = len({r.seed for r in results}) > 1
     rows = [
         {
             "method": r.method,
+            **({"seed": r.seed} if seeds else {}),
             "trainable": f"{r.trainable:,}",
             "share %": f"{100 * r.share:.2f}",
             "best MCC": f"{r.best_mcc:.3f}",

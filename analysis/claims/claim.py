@@ -1,0 +1,153 @@
+"""A paper's claim, what came of it in recorded runs, and how that is written down."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from tabulate import tabulate
+
+Verdict = Literal["agrees", "disagrees", "unclear"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something a paper says, in our words.
+
+    Arguments:
+        paper: Its short name.
+        source: Where it says so.
+        sentence: What it says.
+        paper_number: The number that the paper gives for what we measure; ``None`` where it only shows a picture.
+    """
+
+    paper: str
+    source: str
+    sentence: str
+    paper_number: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A claim held against recorded runs.
+
+    Arguments:
+        claim: The claim.
+        verdict: "agrees", "disagrees" or "unclear".
+        statistic: What was measured; ``None`` where it could not be.
+        ci_low, ci_high: Its 95 % interval; ``None`` where there is none.
+        rule: What "agrees" takes.
+        note: What else a reader must know, such as what is missing.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    statistic: float | None
+    ci_low: float | None
+    ci_high: float | None
+    rule: str
+    note: str = ""
+
+
+def claims_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Return the outcomes as plain data, one flat object each.
+
+    Returns:
+        Objects with paper, source, sentence, paper_number, verdict, statistic, ci_low, ci_high, rule, note.
+
+    Example:
+        >>> outcome = Outcome(Claim("BoRA", "Figure 2", "it is so"), "agrees", 0.1, 0.05, 0.2, "A ≤ 0.25")
+        >>> claims_json([outcome])[0]["verdict"]
+        'agrees'
+    """
+    return [
+        asdict(outcome.claim) | {name: value for name, value in asdict(outcome).items() if name != "claim"}
+        for outcome in outcomes
+    ]
+
+
+def count_line(outcomes: Sequence[Outcome]) -> str:
+    """Return how many agree, disagree and are unclear.
+
+    Example:
+        >>> count_line([Outcome(Claim("BoRA", "Figure 2", "it is so"), "agrees", 0.1, 0.05, 0.2, "A ≤ 0.25")])
+        '1 claim: 1 agree, 0 disagree, 0 unclear.'
+    """
+    counts = {verdict: sum(o.verdict == verdict for o in outcomes) for verdict in ("agrees", "disagrees", "unclear")}
+    return (
+        f"{len(outcomes)} claim{'' if len(outcomes) == 1 else 's'}: {counts['agrees']} agree, "
+        f"{counts['disagrees']} disagree, {counts['unclear']} unclear."
+    )
+
+
+def claims_markdown(outcomes: Sequence[Outcome]) -> str:
+    """Return the outcomes as a Markdown table, under a line that counts the verdicts.
+
+    Example:
+        >>> outcome = Outcome(Claim("BoRA", "Figure 2", "it is so"), "agrees", 0.1, 0.05, 0.2, "A ≤ 0.25")
+        >>> print(claims_markdown([outcome]).splitlines()[0])
+        1 claim: 1 agree, 0 disagree, 0 unclear.
+    """
+    head = ["claim", "source", "rule", "measured [95 % interval]", "verdict", "paper", "note"]
+    rows = [
+        [
+            outcome.claim.sentence,
+            f"{outcome.claim.paper}, {outcome.claim.source}",
+            outcome.rule,
+            format_number(outcome),
+            f"**{outcome.verdict}**",
+            "" if outcome.claim.paper_number is None else f"{outcome.claim.paper_number:g}",
+            outcome.note,
+        ]
+        for outcome in outcomes
+    ]
+    return f"{count_line(outcomes)}\n\n{markdown_table(head, rows)}\n"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose cells may hold bars and line breaks."""
+    clean = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return tabulate(clean, headers=head, tablefmt="pipe", disable_numparse=True)
+
+
+def claims_table(outcomes: Sequence[Outcome]) -> str:
+    """Return the outcomes as a table for a terminal: the verdict and the number of every claim.
+
+    Example:
+        >>> outcome = Outcome(Claim("BoRA", "Figure 2", "it is so"), "agrees", 0.1, 0.05, 0.2, "A ≤ 0.25")
+        >>> print(claims_table([outcome]))
+        BoRA says    where     seen    number           paper
+        -----------  --------  ------  ---------------  -------
+        it is so     Figure 2  agrees  0.1 [0.05, 0.2]
+    """
+    papers = list(dict.fromkeys(outcome.claim.paper for outcome in outcomes))
+    tables = []
+    for paper in papers:
+        rows = [
+            (
+                outcome.claim.sentence,
+                outcome.claim.source,
+                outcome.verdict,
+                format_number(outcome) if outcome.statistic is not None else outcome.note,
+                "" if outcome.claim.paper_number is None else f"{outcome.claim.paper_number:g}",
+            )
+            for outcome in outcomes
+            if outcome.claim.paper == paper
+        ]
+        head = [f"{paper} says", "where", "seen", "number", "paper"]
+        tables.append(tabulate(rows, headers=head, maxcolwidths=[50, 22, 10, 26, 8]))
+    return "\n\n".join(tables)
+
+
+def format_number(outcome: Outcome) -> str:
+    """Return what was measured, with its interval where it has one; a dash where nothing could be.
+
+    Example:
+        >>> format_number(Outcome(Claim("BoRA", "Figure 2", "it is so"), "agrees", 0.1, 0.05, 0.2, "A ≤ 0.25"))
+        '0.1 [0.05, 0.2]'
+    """
+    if outcome.statistic is None:
+        return "–"
+    text = f"{outcome.statistic:.3g}"
+    if outcome.ci_low is not None and outcome.ci_high is not None:
+        text += f" [{outcome.ci_low:.3g}, {outcome.ci_high:.3g}]"
+    return text

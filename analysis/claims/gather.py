@@ -1,0 +1,236 @@
+"""Reading recorded runs into the tables that claims are held against."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from deltaw.adapters import OptionError, RecordError
+from deltaw.analysis.claims.dora import GRANULAR
+from deltaw.analysis.claims.evidence import CHANGES, REGIONS, RUNS, SCORES, SPECTRA, Evidence, four_of
+from deltaw.analysis.trajectory import Step, Trajectory
+
+RESULT = "result.json"  # beside the manifest, where the run was an experiment of ours
+BORAS = ("ft", "lora", "dora", "dora-row", "bora")
+DORAS = ("ft", "lora", "dora", "dora-row")
+DORAS_KINDS = ("query", "key", "value")
+DUALS = ("lora", "dual-lora")
+SBORAS = ("sbora-fa", "sbora-fb")
+
+# Options that make another method of one, for a claim that compares them; the value is the method's own.
+VARIANTS: dict[str, Any] = {"detach_norm": True, "activation": "relu", "sign": "ste"}
+SAME = ("experiment", "model", "data", "corpus", "vision")  # what runs that are compared must share, where they say so
+
+
+def gather(
+    runs: Sequence[Trajectory], papers: Iterable[str], *, on_gpu: bool = False, progress: bool = False
+) -> Evidence:
+    """Measure in recorded runs what the claims of some papers are about.
+
+    Results are read from a run's result.json where it has one.
+
+    Arguments:
+        runs: Opened runs; several of a method are told apart by rank, and else averaged.
+        papers: Keys of ``PAPERS``; only what their claims want is measured.
+        on_gpu: Whether memory was measured on a GPU, where a run's result does not say.
+        progress: Show progress bars.
+
+    Raises:
+        OptionError: The runs are of different experiments, or there is none.
+        RecordError: A run or its result is damaged, or a run has no checkpoint.
+    """
+    if not runs:
+        raise OptionError("no run is given; name one or more run folders")
+    for run in runs:
+        if not run.steps:
+            raise RecordError(f"{run.path}: no checkpoint was recorded; train on, or leave this run out")
+    results = [_result(run) for run in runs]
+    _require_one_experiment(runs, results)
+    entries = [_entry(run, result, on_gpu) for run, result in zip(runs, results, strict=True)]
+    labels = [entry["method"] for entry in entries]
+    wanted = set(papers)
+    kinds = {kind for run in runs for kind in _kinds(run)}
+    kind = "query" if "query" in kinds else next(iter(_kinds(runs[0])))
+
+    def collect(
+        make: Callable[[Trajectory], pd.DataFrame], methods: Sequence[str], paper: str, columns: Sequence[str]
+    ) -> pd.DataFrame:
+        tables = []
+        for run, label, entry in zip(runs, labels, entries, strict=True):
+            if paper in wanted and label in methods:
+                ranks = {"adapter_rank": entry["rank"], "direction_rank": entry["direction_rank"]}
+                tables.append(make(run).assign(method=label, **ranks))
+        if not tables:
+            return pd.DataFrame(columns=[*columns, "adapter_rank", "direction_rank"])
+        whole = pd.concat(tables, ignore_index=True)
+        return whole.astype({"adapter_rank": "Int64", "direction_rank": "Int64"})
+
+    def of_kinds(run: Trajectory, chosen: Sequence[str]) -> list[str]:
+        by_kind = _kinds(run)
+        return [name for one in chosen for name in by_kind.get(one, [])]
+
+    def changes(run: Trajectory, pairs: Any, chosen: Sequence[str]) -> pd.DataFrame:
+        modules = of_kinds(run, chosen)
+        if not modules:
+            return pd.DataFrame(columns=list(CHANGES))
+        return run.changes(pairs, modules=modules, progress=progress)
+
+    last = _last_common([run for run, label in zip(runs, labels, strict=True) if label in BORAS])
+
+    def from_start(run: Trajectory) -> pd.DataFrame:
+        ends = {step for step in (run.steps[-1], last) if step}
+        start = 0 if 0 in run.steps else None  # the base, where the start was not recorded
+        return changes(run, [(start, end) for end in sorted(ends)], [kind])
+
+    shared = _last_common([run for run, label in zip(runs, labels, strict=True) if label in DORAS])
+
+    def from_base(run: Trajectory) -> pd.DataFrame:
+        after = [step for step in run.steps if step > 0]
+        ends = {*four_of(after), *([shared] if shared is not None else [])} if after else set()
+        pairs: list[tuple[Step, int]] = [(None, end) for end in sorted(ends)]
+        return changes(run, pairs, DORAS_KINDS)
+
+    return Evidence(
+        runs=pd.DataFrame(entries, columns=list(RUNS)).astype({"rank": "Int64", "direction_rank": "Int64"}),
+        scores=pd.DataFrame(
+            [row for entry, result in zip(entries, results, strict=True) for row in _scores(entry, result)],
+            columns=list(SCORES),
+        ).astype({"rank": "Int64", "direction_rank": "Int64"}),
+        consecutive=collect(lambda run: changes(run, "consecutive", [kind]), BORAS, "bora", CHANGES),
+        initial=collect(from_start, BORAS, "bora", CHANGES),
+        base=collect(from_base, DORAS, "dora", CHANGES),
+        spectra=collect(
+            lambda run: run.spectra(run.steps[-1:], groups=True, progress=progress), DUALS, "dual-lora", SPECTRA
+        ),
+        regions=collect(regions, SBORAS, "sbora", REGIONS),
+        kind=kind,
+    )
+
+
+def regions(run: Trajectory) -> pd.DataFrame:
+    """Return one row a matrix: its shape, and how much of ΔW at the last step is not zero.
+
+    Returns:
+        A table with the columns run, method, module, layer, kind, out, in, moved_rows, moved_columns (how many are not
+        zero), untouched_rows, untouched_columns, untouched_weights (shares that are).
+
+    Source:
+        SBoRA, §3.2.
+    """
+    rows = []
+    for module in run.modules:
+        zero = run.update(module, run.steps[-1]).numpy() == 0
+        moved_rows, moved_columns = int((~zero).any(axis=1).sum()), int((~zero).any(axis=0).sum())
+        out_features, in_features = zero.shape
+        rows.append(
+            {
+                **run.labels(module),
+                "out": out_features,
+                "in": in_features,
+                "moved_rows": moved_rows,
+                "moved_columns": moved_columns,
+                "untouched_rows": 1 - moved_rows / out_features,
+                "untouched_columns": 1 - moved_columns / in_features,
+                "untouched_weights": float(np.mean(zero)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _kinds(run: Trajectory) -> dict[str, list[str]]:
+    """The modules by kind."""
+    found: dict[str, list[str]] = {}
+    for name in run.modules:
+        found.setdefault(run.labels(name)["kind"], []).append(name)
+    return found
+
+
+def _last_common(runs: Sequence[Trajectory]) -> int | None:
+    common = set.intersection(*(set(run.steps) for run in runs)) if runs else set()
+    return max(common, default=None)
+
+
+def _result(run: Trajectory) -> dict[str, Any]:
+    """What result.json holds, with the settings; empty where there is none."""
+    path = run.path / RESULT
+    if not path.is_file():
+        return {}
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found, settings = kept["result"], kept["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path}: is damaged ({error})") from None
+    if not isinstance(found, dict) or not isinstance(settings, dict):
+        raise RecordError(f"{path}: is damaged (result and settings must be objects)")
+    whole: dict[str, Any] = found | {"settings": settings}
+    return whole
+
+
+def _settings(run: Trajectory, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run says of its experiment."""
+    kept = run.info.get("settings")
+    found = (kept if isinstance(kept, dict) else {}) | result.get("settings", {})
+    named: dict[str, Any] = {name: run.info[name] for name in ("experiment", "corpus") if name in run.info}
+    whole: dict[str, Any] = found | named
+    return whole
+
+
+def _require_one_experiment(runs: Sequence[Trajectory], results: Sequence[Mapping[str, Any]]) -> None:
+    first: dict[str, tuple[str, Any]] = {}
+    for run, result in zip(runs, results, strict=True):
+        settings = _settings(run, result)
+        for name in SAME:
+            if name not in settings:
+                continue
+            other, value = first.setdefault(name, (run.name, settings[name]))
+            if value != settings[name]:
+                raise OptionError(
+                    f"{run.path}: its {name} is {settings[name]!r}, that of {other} is {value!r}; claims compare "
+                    "methods on one model and one data set, so give the runs of one experiment"
+                )
+
+
+def _entry(run: Trajectory, result: Mapping[str, Any], on_gpu: bool) -> dict[str, Any]:
+    """One row of ``Evidence.runs``."""
+    used = [method for method in (run.method_of(name) for name in run.modules) if method is not None]
+    options: dict[str, Any] = {}
+    for method in used:
+        options |= method.options()
+    label = GRANULAR if {method.name for method in used} == {"dora", "magnitude"} else run.method
+    others = [f"{name} {options[name]}" for name, own in VARIANTS.items() if name in options and options[name] != own]
+    label = ", ".join([label, *others])
+    if _settings(run, result).get("base") == "nf4":
+        label = f"q{label}"
+    rank = result.get("rank", options.get("rank"))
+    direction = options.get("direction_rank") or (rank if run.method == "dual-lora" else None)
+    return {
+        "run": run.name,
+        "method": label,
+        "rank": rank,
+        "direction_rank": direction,
+        "trainable": _number(result.get("trainable")),
+        "share": _number(result.get("share")),
+        "seconds_per_epoch": _number(result.get("seconds_per_epoch")),
+        "peak_megabytes": _number(result.get("peak_megabytes")),
+        "on_gpu": str(result["device"]).startswith("cuda") if "device" in result else on_gpu,
+    }
+
+
+def _scores(entry: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of ``Evidence.scores`` of one run."""
+    given = result.get("scores")
+    scores = dict(given) if isinstance(given, Mapping) else {}
+    if "best_mcc" in result:
+        scores["mcc"] = result["best_mcc"]
+    examples = result.get("n_dev")
+    for name, value in scores.items():
+        n = examples.get(name) if isinstance(examples, Mapping) else examples
+        labels = {key: entry[key] for key in ("run", "method", "rank", "direction_rank")}
+        yield labels | {"score": name, "value": _number(value), "n": _number(n)}
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan

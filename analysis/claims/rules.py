@@ -1,0 +1,323 @@
+"""The rules that claims are decided by. They were fixed before anything was measured.
+
+The numbers:
+
+    asymmetry   A = Σ_t |row_t − column_t| / Σ_t ½ (row_t + column_t)
+
+over the changes from step to step, of ΔM or ΔD averaged over matrices and runs; 0 where the row and the column curve
+coincide, 2 where one of them is zero. "Symmetric" means A ≤ 0.25. The matrices should be square, as RoBERTa's queries
+are: else rows and columns differ in length, and by √(out/in) in norm, whatever the method.
+
+    ratio       of ΔM or ΔD at the last step that both methods have, averaged over matrices and runs
+
+"Markedly larger" means a ratio of at least 1.5, "comparable" a ratio from 1/2 to 2, "less" one below 1.
+
+    correlation r of ΔD with ΔM, both from W₀, over matrices and four steps of a run
+
+the last recorded step and those nearest to a quarter, a half and three quarters of it, as DoRA has three intermediate
+checkpoints and the last; where there are fewer, all. Step 0, where nothing has moved, is no point. The r of several
+runs are averaged.
+
+    score       the difference of two methods' scores: CoLA's best Matthews correlation; accuracies and CIDEr of the
+                vision-language tasks, and their plain mean
+
+with the standard error √(s₁² + s₂²). s is (1 − mcc²)/√n for a Matthews correlation, √(p(1 − p)/n) with p = (score·n +
+2)/(n + 4) for a score in [0, 1], which bounds that of a soft accuracy, and √(c(10 − c)/n) for CIDEr, which lies in
+[0, 10] and of which no more is known; of a mean of tasks √(Σ s²)/tasks. Where a method has several runs their scores
+are averaged, s is that of one run, as all are scored on the same n examples, and the variance between them, divided by
+their number, is added to s². Both methods are scored on the same examples, so this errs on the large side: "unclear"
+comes too often, not too rarely. "As high" means a difference from −0.02 to 0.02, "at least as high" one above −0.02.
+
+    parameters  the ratio of their numbers, which has no error; more is above 1
+    time        the ratio of seconds per epoch; 3 % to either side of a limit are noise
+    memory      the ratio of peak memories, measured on a GPU: elsewhere it is the whole process's, libraries and all
+
+Intervals of asymmetries, correlations, ratios and their differences are bootstrapped over matrices and runs: 2,000
+resamples, seed 0, the 2.5th and 97.5th percentile. A matrix is drawn with all its steps, and where two methods are
+compared, both with the same matrices; the runs of a method are drawn apart from the other's. One run is not drawn, and
+the interval says how far a finding holds over the matrices of this model, not over other seeds; with a few runs, it
+says little about seeds. Resampling adds noise, which |·| in A turns into asymmetry, so both percentiles can lie above
+a small A: an interval is widened to hold the number itself, and errs against "symmetric". Of scores the interval is
+±1.96 standard errors.
+
+The verdict is "agrees" where the whole interval is on the claimed side, "disagrees" where the whole interval is on the
+other, and "unclear" where it is neither, or where something is missing. A claim over several ranks, layers or ratios
+"agrees" where it holds in all of them and "disagrees" where its contrary holds in all (of scores: in one).
+
+Methods are compared at the lowest rank that all of them have, unless the claim is about other ranks.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltaw.analysis.claims.claim import Claim, Outcome, Verdict
+
+Array = NDArray[np.float64]
+
+RESAMPLES = 2000
+SEED = 0
+QUANTILES = (0.025, 0.975)
+Z = 1.96
+NOISE = 0.03  # of times and memories
+MARGIN = 0.02  # of scores that are as high
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What an interval [low, high] has to be for either verdict."""
+
+    text: str
+    agrees: Callable[[float, float], bool]
+    disagrees: Callable[[float, float], bool]
+
+
+SYMMETRIC = Rule("A ≤ 0.25", lambda low, high: high <= 0.25, lambda low, high: low > 0.25)
+ASYMMETRIC = Rule("A > 0.25", lambda low, high: low > 0.25, lambda low, high: high <= 0.25)
+POSITIVE = Rule("difference > 0", lambda low, high: low > 0, lambda low, high: high < 0)
+ABOVE_ZERO = Rule("r > 0", lambda low, high: low > 0, lambda low, high: high < 0)
+BELOW_ZERO = Rule("r < 0", lambda low, high: high < 0, lambda low, high: low > 0)
+MARKEDLY = Rule("ratio ≥ 1.5", lambda low, high: low >= 1.5, lambda low, high: high < 1.5)
+COMPARABLE = Rule(
+    "ratio from 1/2 to 2", lambda low, high: low >= 0.5 and high <= 2, lambda low, high: high < 0.5 or low > 2
+)
+LESS = Rule("ratio < 1", lambda low, high: high < 1, lambda low, high: low >= 1)
+MORE = Rule("ratio > 1", lambda low, high: low > 1, lambda low, high: high <= 1)
+LONGER = Rule("ratio > 1.03 (below 0.97 disagrees)", lambda low, high: low > 1.03, lambda low, high: high < 0.97)
+AS_HIGH = Rule(
+    f"difference from −{MARGIN} to {MARGIN}",
+    lambda low, high: low >= -MARGIN and high <= MARGIN,
+    lambda low, high: high < -MARGIN or low > MARGIN,
+)
+NOT_LOWER = Rule(f"difference > −{MARGIN}", lambda low, high: low > -MARGIN, lambda low, high: high < -MARGIN)
+A_LITTLE_MORE = Rule(
+    "ratio above 1, at most 1.1", lambda low, high: low > 1 and high <= 1.1, lambda low, high: high <= 1 or low > 1.1
+)
+LESS_THAN_HALF = Rule("ratio < 0.5", lambda low, high: high < 0.5, lambda low, high: low >= 0.5)
+
+
+def below(limit: float) -> Rule:
+    """Return the rule "a ratio is below the limit", where 3 % to either side are noise.
+
+    Example:
+        >>> rule = below(1.0)
+        >>> [(rule.agrees(ratio, ratio), rule.disagrees(ratio, ratio)) for ratio in (0.9, 0.99, 1.1)]
+        [(True, False), (False, False), (False, True)]
+    """
+    low_limit, high_limit = (1 - NOISE) * limit, (1 + NOISE) * limit
+    return Rule(
+        f"ratio < {low_limit:.3g} (above {high_limit:.3g} disagrees)",
+        lambda low, high: high < low_limit,
+        lambda low, high: low > high_limit,
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number, and its interval; ``None`` for a number without error."""
+
+    statistic: float
+    interval: tuple[float, float] | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A number for every rank, layer or ratio that a claim is about, by the part's name.
+
+    Arguments:
+        each: The numbers.
+        one_breaks: One part that is clearly on the other side is enough for "disagrees".
+        note: What else a reader must know.
+        statistic: What stands for all of them; ``None`` for their mean.
+        interval: Of the statistic, where it has one; no part of the rule.
+    """
+
+    each: Mapping[str, Measured]
+    one_breaks: bool = False
+    note: str = ""
+    statistic: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """A claim, the name of the number that it is about, and the rule that the number is held against."""
+
+    claim: Claim
+    measured: str
+    rule: Rule
+    measure: Callable[[], Measured | Parts]
+
+    @property
+    def text(self) -> str:
+        """What is measured, and the rule."""
+        return f"{self.measured}: {self.rule.text}"
+
+
+class Undecidable(Exception):  # noqa: N818 - no error: it becomes the note of an unclear outcome
+    """Something is missing, or not defined; the message says what."""
+
+    def __init__(self, note: str, statistic: float | None = None) -> None:
+        super().__init__(note)
+        self.statistic = statistic
+
+
+def decide(check: Check) -> Outcome:
+    """Measure, and hold the number against the rule."""
+    try:
+        found = check.measure()
+    except Undecidable as reason:
+        return Outcome(check.claim, "unclear", reason.statistic, None, None, check.text, str(reason))
+    if isinstance(found, Parts):
+        return _over_parts(check, found)
+    low, high = found.interval or (found.statistic, found.statistic)
+    outcome = Outcome(check.claim, _verdict(check.rule, found), found.statistic, None, None, check.text, found.note)
+    return outcome if found.interval is None else replace(outcome, ci_low=low, ci_high=high)
+
+
+def _verdict(rule: Rule, found: Measured) -> Verdict:
+    low, high = found.interval or (found.statistic, found.statistic)
+    if rule.agrees(low, high):
+        return "agrees"
+    return "disagrees" if rule.disagrees(low, high) else "unclear"
+
+
+def _over_parts(check: Check, parts: Parts) -> Outcome:
+    if not parts.each:
+        return Outcome(check.claim, "unclear", None, None, None, check.text, parts.note or "missing: any such run")
+    verdicts = [_verdict(check.rule, found) for found in parts.each.values()]
+    verdict: Verdict = "unclear"
+    if all(one == "agrees" for one in verdicts):
+        verdict = "agrees"
+    elif "disagrees" in verdicts and (parts.one_breaks or set(verdicts) == {"disagrees"}):
+        verdict = "disagrees"
+    numbers = "; ".join(f"{name}: {found.statistic:.3g}" for name, found in parts.each.items())
+    mean = math.fsum(found.statistic for found in parts.each.values()) / len(parts.each)
+    low, high = parts.interval or (None, None)
+    note = f"{parts.note}; {numbers}" if parts.note else numbers
+    statistic = mean if parts.statistic is None else parts.statistic
+    return Outcome(check.claim, verdict, statistic, low, high, check.text, note)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How often every matrix and every run of a method was drawn; every row sums to 1.
+
+    Arguments:
+        matrices: (resamples, matrices).
+        runs: (resamples, runs) by the method's name.
+    """
+
+    matrices: Array
+    runs: Mapping[str, Array]
+
+    def both(self, method: str) -> Array:
+        """Of every matrix in every run, (resamples, runs · matrices)."""
+        runs = self.runs[method]
+        return (runs[:, :, None] * self.matrices[:, None, :]).reshape(len(runs), -1)
+
+
+def bootstrap(measure: Callable[[Weights], Array], matrices: int, runs: Mapping[str, int]) -> Measured:
+    """Return a number and its percentile interval over resampled matrices and runs.
+
+    Arguments:
+        measure: From weights to one number a resample, (resamples,).
+        matrices: Their number.
+        runs: How many runs each method has.
+
+    Raises:
+        Undecidable: The number is not defined, or not in every resample, or there is one matrix only.
+    """
+    even = Weights(np.full((1, matrices), 1 / matrices), {m: np.full((1, k), 1 / k) for m, k in runs.items()})
+    value = float(measure(even)[0])
+    if not math.isfinite(value):
+        raise Undecidable("nothing changed in the recorded steps, so there is no number")
+    if matrices < 2:
+        raise Undecidable("one layer only: no interval", value)
+    random = np.random.default_rng(SEED)
+
+    def drawn(size: int) -> Array:
+        return random.multinomial(size, np.full(size, 1 / size), size=RESAMPLES) / size
+
+    weights = Weights(drawn(matrices), {m: np.ones((RESAMPLES, 1)) if k == 1 else drawn(k) for m, k in runs.items()})
+    found = measure(weights)
+    if not np.isfinite(found).all():
+        raise Undecidable("not defined in every resample: no interval", value)
+    low, high = np.quantile(found, QUANTILES)
+    many = {method: k for method, k in runs.items() if k > 1}
+    note = f"{matrices} matrices" + "".join(f", {k} runs of {method}" for method, k in many.items())
+    return Measured(value, (min(value, float(low)), max(value, float(high))), note)
+
+
+def mean_over(parts: Mapping[str, float], note: str = "") -> Parts:
+    """Return numbers without error as parts, with the bootstrapped interval of their mean where there are several.
+
+    Example:
+        >>> found = mean_over({"layer 0": 1.0, "layer 1": 3.0})
+        >>> found.interval
+        (1.0, 3.0)
+    """
+    values = np.array(list(parts.values()), dtype=np.float64)
+    interval = None
+    if len(values) > 1 and np.isfinite(values).all():
+        interval = bootstrap(lambda weights: weights.matrices @ values, len(values), {}).interval
+    return Parts({name: Measured(float(value), None) for name, value in parts.items()}, note=note, interval=interval)
+
+
+def asymmetry(weights: Array, row: Array, column: Array) -> Array:
+    """Return A for every resample.
+
+    Arguments:
+        weights: (resamples, curves), each row sums to 1.
+        row, column: The curves, (curves, steps).
+    """
+    apart, half = np.zeros(len(weights)), np.zeros(len(weights))
+    for start in range(0, row.shape[1], 1000):  # bounds the memory: 2,000 resamples of 1,000 steps are 16 MB
+        rows, columns = weights @ row[:, start : start + 1000], weights @ column[:, start : start + 1000]
+        apart += np.abs(rows - columns).sum(axis=1)
+        half += (rows + columns).sum(axis=1) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(apart / half)
+
+
+def pearson(weights: Weights, method: str, x: Array, y: Array) -> Array:
+    """Return the mean over a method's runs of the correlation of y with x, for every resample.
+
+    Arguments:
+        weights: A matrix counts with all its steps.
+        x, y: (runs, matrices, steps).
+    """
+    found = np.zeros(len(weights.matrices))
+    for run in range(x.shape[0]):
+        dx, dy = (_scaled(values[run]) for values in (x, y))
+        of_x, of_y, of_xx, of_yy, of_xy = (
+            weights.matrices @ values.mean(axis=1) for values in (dx, dy, dx * dx, dy * dy, dx * dy)
+        )
+        spread = np.minimum(of_xx - of_x**2, of_yy - of_y**2)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r = (of_xy - of_x * of_y) / np.sqrt((of_xx - of_x**2) * (of_yy - of_y**2))
+        r[spread < 1e-14] = np.nan  # one point alone, but for rounding
+        share = weights.runs[method][:, run]
+        found += np.where(share > 0, share * np.clip(r, -1, 1), 0.0)
+    return found
+
+
+def _scaled(values: Array) -> Array:
+    """Centred and of size 1, so that changes of 1e-9 lose no digit."""
+    centred = values - values.mean()
+    return np.asarray(centred / (float(np.abs(centred).max()) or 1.0))
+
+
+def count_of(names: Sequence[str]) -> str:
+    """Join names: "a", "a and b", "a, b and c".
+
+    Example:
+        >>> count_of(["a", "b", "c"])
+        'a, b and c'
+    """
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last

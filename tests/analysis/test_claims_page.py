@@ -1,0 +1,10 @@
+"""The page of all claims says what the code says."""
+
+import runpy
+from pathlib import Path
+
+PAGE = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "claims_page.py"))
+
+
+def test_the_page_is_up_to_date():
+    assert PAGE["PAGE"].read_text(encoding="utf-8") == PAGE["page"](), "run: make docs"
