@@ -309,7 +309,8 @@ def starting_norms(base: Tensor, axis: Axis) -> Tensor:
     The magnitudes of DoRA and BoRA start as these. A sum in float32 can be several units off, and as they multiply W₀,
     an update that is not there would then be seen at the start.
     """
-    return torch.linalg.vector_norm(base, dim=1 if axis == "row" else 0, dtype=torch.float64).to(base.dtype)
+    wide: Tensor = torch.linalg.vector_norm(base, dim=1 if axis == "row" else 0, dtype=torch.float64)
+    return wide.to(base.dtype)
 
 
 def norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float, axis: Axis, constant: bool) -> Tensor:

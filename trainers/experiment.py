@@ -195,6 +195,7 @@ class Trained:
         log: What was logged, entry by entry; scores are named ``eval_…``.
         seconds_per_epoch: Median time of an epoch of training, without evaluation.
         peak_megabytes: Peak memory of the process (or of the GPU) during the run.
+        device: Where it was trained.
     """
 
     trainable: int
@@ -202,6 +203,7 @@ class Trained:
     log: list[dict[str, Any]]
     seconds_per_epoch: float
     peak_megabytes: float
+    device: str
 
 
 def fine_tune(settings: Settings, task: Task, out: Path, *, progress: bool) -> Trained:
@@ -275,7 +277,9 @@ def fine_tune(settings: Settings, task: Task, out: Path, *, progress: bool) -> T
             recorder.close()
             watch.close()
     seconds = float(np.median(watch.seconds)) if watch.seconds else math.nan
-    return Trained(trainable, trainable / total, trainer.state.log_history, seconds, peak_megabytes())
+    return Trained(
+        trainable, trainable / total, trainer.state.log_history, seconds, peak_megabytes(), str(arguments.device)
+    )
 
 
 def finish(settings: Settings, out: Path, result: Any) -> None:

@@ -98,6 +98,7 @@ class ColaResult:
         peak_megabytes: Peak memory of the process (or of the GPU) during the run.
         learning_rate, epochs, seed: As they were used.
         rank: As it was used; None for a method without one.
+        device: Where it was trained, whose memory the peak is.
     """
 
     method: str
@@ -114,6 +115,7 @@ class ColaResult:
     epochs: int
     seed: int
     rank: int | None = None
+    device: str = "cpu"
 
 
 def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True) -> ColaResult:
@@ -276,6 +278,7 @@ def _result(settings: ColaSettings, out: Path, trained: Trained, n_dev: int) -> 
         epochs=settings.epochs,
         seed=settings.seed,
         rank=settings.make_method().options().get("rank"),
+        device=trained.device,
     )
 
 

@@ -1,0 +1,457 @@
+"""Makes the VL experiment's offline models: ``python -m deltaw.trainers.vl.pretrain --out FOLDER``.
+
+    FOLDER/encoder.safetensors    a small picture encoder, for `deltaw.trainers.vl.model.load_picture_encoder`
+    FOLDER/bart/                  a small BART with its tokenizer, for transformers' Auto classes, and
+    FOLDER/bart/visual.safetensors  the projection from the one to the other
+
+All three learn from pictures of other scenes than those of the tasks, and from what is said of them. No question comes
+with its answer, and no statement that speaks of both pictures with true or false.
+
+1. The picture encoder: each grid cell says which of the captions' noun phrases ("small red circle") it shows, or none;
+   a phrase has to come up in some cell if the picture's caption has it, and in none if not.
+2. BART with the projection, the encoder now frozen: spans of a text are masked and it writes the whole text. Mostly
+   the text is a caption of the picture, or a true sentence about two pictures, and the masked words have to be seen;
+   sometimes all of a caption is masked. Some questions come without a picture, as BART's own pretraining has it. And
+   of some captions, half of which are of another picture or have one word replaced, it says whether they fit their
+   picture, which is the only one or one of two.
+
+Source:
+    Lewis et al., "BART", 2020, section 2: text infilling. Masked captions beside the picture, and whether a caption
+    fits: Cho et al., "VL-T5", 2021, section 4.1. The scenes, the shape of the models and the first step are ours.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Container, Iterator, Sequence
+from itertools import islice, product
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import click
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from deltaw.adapters.errors import DataError
+from deltaw.trainers.vl.language import (
+    described,
+    inventory,
+    questions,
+    relational_questions,
+    relations,
+    remarks,
+    statements,
+    summary,
+    true_remarks,
+    untrue,
+)
+from deltaw.trainers.vl.model import BART, ENCODER, VISUAL, PictureEncoder, VLBart
+from deltaw.trainers.vl.scene import COLORS, SHAPES, SIZES, Scene, draw
+from deltaw.trainers.vl.scenes import other_scenes
+
+if TYPE_CHECKING:
+    from transformers import BartForConditionalGeneration, PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # BART's order
+START, PADDING, END, _, MASK = range(5)
+VOCABULARY = 1200  # at most
+LONGEST = 128  # tokens of one text
+OTHER_WORDS = ("match: vqa: gqa: nlvr: caption: true false yes no left right above below 0 1 2 3 4 5 6 7 8 9",)
+JUDGE = "match: "  # before a text that is to be judged
+LIGHT_WORDS = "a and , the there is are of to than in has have picture pictures object objects"
+WORDS = (*SIZES, *COLORS, *SHAPES)
+PHRASES = tuple(" ".join(words) for words in product(SIZES, COLORS, SHAPES))  # what the encoder tells apart
+
+PICTURE_STEPS = 300
+PICTURE_BATCH = 64
+PICTURE_RATE = 3e-3
+BATCH_SIZE = 32
+LEARNING_RATE = 1e-3
+WARMUP_RATIO = 0.05
+WEIGHT_DECAY = 0.01
+FINETUNING_DROPOUT = 0.1  # written into config.json
+_BATCHES_SORTED = 40  # sorted together
+_LONG = 13  # tokens
+_PASSED_OVER = 0.8  # chance that no span begins at a light token
+_SPAN = 0.3  # chance that a masked span goes on for another token
+_WRITTEN = {BART, ENCODER}
+
+
+class Sample(NamedTuple):
+    """A text to be filled in or judged, and the indices of its pictures: none, one or two."""
+
+    text: str
+    pictures: tuple[int, ...]
+    whole: bool = False  # whether all of the text may be masked
+    fits: bool | None = None  # the text is to be judged, not filled in: does it fit the picture?
+
+
+# --- The text -----------------------------------------------------------------------------------------------
+
+
+def sample(scenes: Sequence[Scene], random: Random) -> Sample:
+    """Draw a caption to fill in or to judge, a true sentence about two pictures, or a text without a picture."""
+    index = random.randrange(len(scenes))
+    scene, kind = scenes[index], random.random()
+    if kind < 0.12:
+        return Sample(inventory(scene), (index,), whole=True)
+    if kind < 0.20:
+        return Sample(summary(scene), (index,), whole=True)
+    if kind < 0.36:
+        return Sample(random.choice(relations(scene)), (index,))
+    if kind < 0.60:
+        return Sample(random.choice(remarks(scene)), (index,))
+    other = random.randrange(len(scenes))
+    if kind < 0.68:
+        fits = random.random() < 0.5
+        return Sample(random.choice(true_remarks(scene)) if fits else untrue(scene, random), (index,), fits=fits)
+    if kind < 0.82:
+        return _of_two(scenes, index, other, random)
+    if kind < 0.95:
+        while True:
+            statement = random.choice(statements(described(random)))
+            if statement.holds(scene, scenes[other]):
+                return Sample(statement.text, (index, other))
+    asked = random.choice((questions, relational_questions))(scene)
+    return Sample(random.choice(asked).text, ())
+
+
+def _of_two(scenes: Sequence[Scene], index: int, other: int, random: Random) -> Sample:
+    """Draw a caption of one of two pictures, to judge; where it does not fit, it often fits the other."""
+    scene, fits = scenes[index], random.random() < 0.5
+    true = true_remarks(scene)
+    elsewhere = [text for text in true_remarks(scenes[other]) if text not in true]
+    if fits:
+        text = random.choice(true)
+    elif elsewhere and random.random() < 0.6:
+        text = random.choice(elsewhere)
+    else:
+        text = untrue(scene, random)
+    if random.random() < 0.5:
+        return Sample(f"in the left picture {text}", (index, other), fits=fits)
+    return Sample(f"in the right picture {text}", (other, index), fits=fits)
+
+
+def infill(ids: list[int], share: float, random: Random, light: Container[int] = ()) -> list[int]:
+    """Return the ids with about a share of them masked, each run of masked ones as one mask token.
+
+    Arguments:
+        ids: A text without its first and last special token.
+        share: Of the tokens, in [0, 1].
+        random: Draws where.
+        light: Tokens that say little; most spans begin elsewhere.
+
+    Example:
+        >>> infill([7, 8, 9], 1.0, Random(0))
+        [4]
+    """
+    wanted, masked = max(1, round(share * len(ids))), set[int]()
+    while len(masked) < min(wanted, len(ids)):
+        place = random.randrange(len(ids))
+        if ids[place] in light and random.random() < _PASSED_OVER:
+            continue
+        masked.add(place)
+        while len(masked) < wanted and place + 1 < len(ids) and random.random() < _SPAN:
+            place += 1
+            masked.add(place)
+    return [
+        MASK if place in masked else token
+        for place, token in enumerate(ids)
+        if not (place in masked and place - 1 in masked)
+    ]
+
+
+def build_tokenizer(scenes: Sequence[Scene], seed: int) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer, BART's kind, learnt from what is said of the scenes; it can encode any text.
+
+    Unlike BART's it writes the first word of a text as any other, so that an answer has the words of a caption.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    random = Random(seed)
+    texts = [sample(scenes, random).text for _ in range(5000)] + [*OTHER_WORDS] * 50
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", START), ("</s>", END)],
+    )
+    wrap: Any = PreTrainedTokenizerFast  # its constructor has no types
+    return cast(
+        PreTrainedTokenizerFast,
+        wrap(
+            tokenizer_object=tokenizer,
+            model_max_length=LONGEST,
+            bos_token="<s>",
+            eos_token="</s>",
+            cls_token="<s>",
+            sep_token="</s>",
+            pad_token="<pad>",
+            unk_token="<unk>",
+            mask_token="<mask>",
+        ),
+    )
+
+
+# --- The models ---------------------------------------------------------------------------------------------
+
+
+def build_bart(vocabulary: int) -> BartForConditionalGeneration:
+    """Return the BART to pretrain, its weights drawn with torch's global random numbers; it has no dropout yet."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    config = BartConfig(
+        vocab_size=vocabulary,
+        d_model=128,
+        encoder_layers=3,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=384,
+        decoder_ffn_dim=384,
+        max_position_embeddings=LONGEST,
+        init_std=0.05,  # BART's 0.02 scaled to the smaller width
+        dropout=0.0,
+        pad_token_id=PADDING,
+        bos_token_id=START,
+        eos_token_id=END,
+        decoder_start_token_id=END,
+        forced_eos_token_id=END,
+    )
+    return BartForConditionalGeneration(config)
+
+
+def draw_pictures(scenes: Sequence[Scene]) -> Tensor:
+    """Return the pictures of scenes, (scenes, 3, height, width), as bytes."""
+    import numpy as np
+
+    return torch.stack([torch.from_numpy(np.array(draw(scene))).permute(2, 0, 1) for scene in scenes])
+
+
+def phrases_in(caption: str) -> Tensor:
+    """Return 1 for each of ``PHRASES`` that stands in a caption and 0 for the others, (phrases,).
+
+    Example:
+        >>> phrases_in("a small red cross, a large blue square and a small red cross").sum()
+        tensor(2.)
+    """
+    words = caption.replace(",", "").split()
+    said = {" ".join(words[place : place + 3]) for place in range(len(words) - 2)}
+    return torch.tensor([float(phrase in said) for phrase in PHRASES])
+
+
+def train_encoder(pictures: Tensor, captions: Sequence[str], *, steps: int, seed: int, bar: Any) -> PictureEncoder:
+    """Return a picture encoder whose cells tell the captions' noun phrases apart.
+
+    Cell c says phrase p with probability q_cp, or nothing. The caption has the phrase if any cell says it, with
+    probability 1 − Π_c (1 − q_cp), which is held against the caption; the same for single words, whose q_cw is the sum
+    over the phrases with that word. No caption says where a thing is: that the cell over it sees it best is enough.
+    """
+    encoder = PictureEncoder()
+    head = nn.Linear(encoder.width, len(PHRASES) + 1)
+    words = torch.tensor([[float(word in phrase.split()) for word in WORDS] for phrase in PHRASES])  # (phrases, words)
+    there = torch.stack([phrases_in(caption) for caption in captions])  # (pictures, phrases)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=PICTURE_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PICTURE_RATE, total_steps=max(2, steps), pct_start=0.1)
+    generator = torch.Generator().manual_seed(seed)
+    encoder.train()
+    for _ in range(steps):
+        rows = torch.randperm(len(pictures), generator=generator)[:PICTURE_BATCH]
+        said = head(encoder(pictures[rows].float() / 255)).softmax(-1)[..., 1:]  # (batch, cells, phrases)
+        loss = _any_cell(said, there[rows]) + _any_cell(said @ words, (there[rows] @ words).clamp(max=1))
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        schedule.step()
+        bar.update()
+        bar.set_postfix(picture_loss=f"{loss.item():.3f}", refresh=False)
+    return encoder.eval().requires_grad_(False)
+
+
+def _any_cell(said: Tensor, there: Tensor) -> Tensor:
+    """The cross entropy of 1 − Π_c (1 − q_cp) against what is there, summed over the phrases."""
+    tiny = 1e-5
+    nowhere = (1 - said).clamp_min(tiny).log().sum(dim=1).exp()
+    some = (1 - nowhere).clamp(tiny, 1 - tiny)
+    return functional.binary_cross_entropy(some, there, reduction="sum") / len(said)
+
+
+@torch.no_grad()
+def encode(encoder: PictureEncoder, pictures: Tensor) -> Tensor:
+    """Return the features of pictures in bytes, (pictures, tokens, width)."""
+    starts = range(0, len(pictures), 500)
+    return torch.cat([encoder(pictures[start : start + 500].float() / 255) for start in starts])
+
+
+def batch_of(samples: Sequence[Sample], tokenizer: Any, features: Tensor, random: Random) -> dict[str, Tensor]:
+    """Return a batch for ``VLBart``: texts with masks and the whole texts as labels, or texts to judge."""
+    light = set(tokenizer(LIGHT_WORDS)["input_ids"])
+    read, labels = [], []
+    for one in samples:
+        if one.fits is not None:
+            read.append(tokenizer(JUDGE + one.text)["input_ids"])
+            labels.append(tokenizer(str(one.fits).lower())["input_ids"])
+            continue
+        ids = tokenizer(one.text)["input_ids"][1:-1]
+        share = 1.0 if one.whole and random.random() < 0.5 else random.uniform(0.1, 0.6)
+        read.append([START, *infill(ids, share, random, light), END])
+        labels.append([START, *ids, END])
+    pictures = torch.tensor([[*s.pictures, 0, 0][:2] for s in samples])
+    input_ids = _padded(read, PADDING)
+    return {
+        "features": features[pictures],
+        "picture_mask": torch.tensor([[len(s.pictures) > place for place in range(2)] for s in samples]),
+        "input_ids": input_ids,
+        "attention_mask": (input_ids != PADDING).long(),
+        "labels": _padded(labels, -100),
+    }
+
+
+def _padded(rows: list[list[int]], value: int) -> Tensor:
+    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+
+
+def pretrain(
+    scenes: int, steps: int, *, picture_steps: int = PICTURE_STEPS, seed: int, progress: bool = True
+) -> tuple[PictureEncoder, VLBart, Any, float]:
+    """Train the encoder and the BART.
+
+    Arguments:
+        scenes: How many other scenes to draw.
+        steps: Batches for BART.
+        picture_steps: Batches for the encoder.
+        seed: Of everything.
+        progress: Whether to draw a progress bar on stderr.
+
+    Returns:
+        Encoder, VL-BART and tokenizer, and the mean loss over the last 5 % of the steps, in nats a token.
+    """
+    drawn = other_scenes(scenes, seed)
+    random = Random(seed)
+    tokenizer = build_tokenizer(drawn, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pictures = draw_pictures(drawn)
+        with tqdm(total=picture_steps + steps, desc="pretrain", unit="step", disable=not progress) as bar:
+            said = [inventory(scene) for scene in drawn]
+            encoder = train_encoder(pictures, said, steps=picture_steps, seed=seed, bar=bar)
+            features = encode(encoder, pictures)
+            model = VLBart(build_bart(len(tokenizer)), tokens=encoder.tokens, width=encoder.width).train()
+            warmup = max(1, round(WARMUP_RATIO * steps))
+            optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+            schedule = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
+            )
+            losses: list[float] = []
+            for samples in islice(_batches(drawn, tokenizer, random), steps):
+                loss = cast(Tensor, model(**batch_of(samples, tokenizer, features, random)).loss)
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                losses.append(loss.item())
+                bar.update()
+                if len(losses) % 50 == 0:
+                    bar.set_postfix(loss=f"{sum(losses[-50:]) / 50:.3f}")
+    last = losses[-max(1, steps // 20) :]
+    return encoder, model.eval(), tokenizer, sum(last) / len(last)
+
+
+def _batches(scenes: Sequence[Scene], tokenizer: Any, random: Random) -> Iterator[list[Sample]]:
+    """Yield batches for ever, those of two pictures and long texts apart from the rest, to have little padding.
+
+    Sorted closer than that, a batch would hold one kind of text alone, and the weights swing from kind to kind.
+    """
+    while True:
+        drawn = [sample(scenes, random) for _ in range(BATCH_SIZE * _BATCHES_SORTED)]
+        lengths = [len(ids) for ids in tokenizer([s.text for s in drawn])["input_ids"]]
+        order = sorted(range(len(drawn)), key=lambda index: (len(drawn[index].pictures) == 2, lengths[index] > _LONG))
+        batches = [[drawn[i] for i in order[start : start + BATCH_SIZE]] for start in range(0, len(order), BATCH_SIZE)]
+        random.shuffle(batches)
+        yield from batches
+
+
+# --- The files ----------------------------------------------------------------------------------------------
+
+
+def build(
+    out: Path, *, scenes: int, steps: int, picture_steps: int = PICTURE_STEPS, seed: int, progress: bool = True
+) -> float:
+    """Make the models in a folder; an earlier one is replaced only once all is written.
+
+    Arguments:
+        out: The folder.
+        scenes, steps, picture_steps, seed, progress: As ``pretrain``.
+
+    Returns:
+        The loss at the end of pretraining, in nats a token.
+
+    Raises:
+        DataError: ``out`` holds something that this function did not write.
+    """
+    strangers = sorted(path.name for path in out.iterdir() if path.name not in _WRITTEN) if out.exists() else []
+    if strangers:
+        raise DataError(f"{out} holds {strangers[0]}, which would be lost; choose a new or empty folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        encoder, model, tokenizer, loss = pretrain(
+            scenes, steps, picture_steps=picture_steps, seed=seed, progress=progress
+        )
+        model.bart.config.dropout = FINETUNING_DROPOUT
+        model.bart.save_pretrained(new / BART)
+        tokenizer.save_pretrained(new / BART)
+        # The counter of a batch norm is of no use once it is frozen.
+        kept = {name: value for name, value in encoder.state_dict().items() if not name.endswith("num_batches_tracked")}
+        save_file(kept, new / ENCODER)
+        save_file(model.visual.state_dict(), new / BART / VISUAL)
+        for path in new.rglob("*.*"):
+            path.chmod(0o644)  # safetensors makes its files private; a package's are for all
+        if out.exists():
+            os.replace(out, old)
+        os.replace(new, out)
+        shutil.rmtree(old, ignore_errors=True)
+    return loss
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write.")
+@click.option("--scenes", type=click.IntRange(PICTURE_BATCH), default=12_000, show_default=True, help="To pretrain on.")
+@click.option("--steps", type=click.IntRange(1), default=8_000, show_default=True, help="Batches for BART.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="The last digits depend on it.")
+def main(out: Path, scenes: int, steps: int, seed: int, threads: int) -> None:
+    """Make the pretrained picture encoder and BART.
+
+    \b
+    python -m deltaw.trainers.vl.pretrain --out builtin
+    """
+    torch.set_num_threads(threads)
+    try:
+        loss = build(out, scenes=scenes, steps=steps, seed=seed)
+    except (DataError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{out}: loss {loss:.3f} nats a token")
+
+
+if __name__ == "__main__":
+    main()
