@@ -1,6 +1,7 @@
 """Write the pages that are made: ``python docs/generate.py`` or ``make docs``.
 
-cli.md comes from the commands' own help, parameters.md from the figures in paper_parameters.py.
+cli.md comes from the commands' own help, parameters.md from the figures in paper_parameters.py, claims.md from the
+claims themselves (claims_page.py).
 """
 
 import runpy
@@ -126,6 +127,7 @@ def _formulas(rows: list[Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    for path, text in ((PAGE, page()), (PARAMETERS, parameters_page())):
+    claims = runpy.run_path(str(Path(__file__).with_name("claims_page.py")))
+    for path, text in ((PAGE, page()), (PARAMETERS, parameters_page()), (claims["PAGE"], claims["page"]())):
         path.write_text(text, encoding="utf-8")
         print(f"written to {path.name}")

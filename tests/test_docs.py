@@ -10,7 +10,6 @@ import click
 import pytest
 
 from deltaw.adapters import METHODS
-from deltaw.analysis.figures import FIGURES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,11 +96,6 @@ def test_every_long_option_that_is_named_exists(page):
 def test_every_method_is_in_the_tables(name):
     for page in (ROOT / "README.md", ROOT / "docs" / "methods.md"):
         assert f"| `{name}` |" in page.read_text(encoding="utf-8"), f"{page.name}'s table lacks {name}"
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_is_named(name):
-    assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @by_page
