@@ -22,6 +22,7 @@ CHECKPOINT = re.compile(r"(?:checkpoint|ckpt|step|iter|global_step|epoch)[-_=]?(
 SHARD = re.compile(r".*-\d{5}-of-\d{5}\.\w+")
 FSDP = "pytorch_model_fsdp_0"  # where transformers and accelerate put the shards of FSDP
 TRIED = (ADAPTER_CONFIG, "model.safetensors", "model.safetensors.index.json", DCP_METADATA)  # where nothing is listed
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 READABLE = (
     "a run of deltaw, checkpoint-*/ folders of Hugging Face or PEFT, a model or adapter folder, a folder of "
     "torch.distributed.checkpoint, or safetensors files whose names hold a step"
@@ -111,6 +112,8 @@ def _shown(source: Source, modules: Sequence[str] | None, split: bool | None) ->
 
 
 def _one_file(place: Place, file: str, base: Base | None, everything: bool) -> Source:
+    if not file.endswith(WEIGHTS):
+        raise RecordError(f"{place.file(file)}: is no run's folder, and no file of weights ({', '.join(WEIGHTS)})")
     numbers = re.findall(r"step[-_=]?(\d{1,18})(?!\d)", file)
     opened = {int(numbers[-1]) if numbers else 0: partial(_open_file, place, file)}
     return Models(place.file(file), "safetensors", opened, place.mapping("config.json"), base, everything=everything)

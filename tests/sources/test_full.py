@@ -325,6 +325,12 @@ def test_a_missing_shard_and_what_is_no_run(tmp_path):
         _ = run.manifest
 
 
+def test_a_table_is_no_run(tmp_path):
+    (tmp_path / "results.csv").write_text("method,rank\nlora,8\n")
+    with pytest.raises(RecordError, match=r"results\.csv: is no run's folder"):
+        Trajectory.open(tmp_path / "results.csv")
+
+
 def test_a_git_lfs_pointer_is_named(tmp_path):
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     with pytest.raises(RecordError, match="git lfs pull"):
