@@ -15,13 +15,10 @@ Source:
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 import torch
@@ -31,6 +28,7 @@ from tqdm import tqdm
 
 from deltaw.adapters.errors import DataError
 from deltaw.trainers.cola.grammar import grammatical, paradigms, splits, to_tsv, vocabulary
+from deltaw.trainers.pretraining import wrapped, written_anew
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, RobertaForMaskedLM
@@ -56,7 +54,6 @@ _WRITTEN = {"train.tsv", "dev.tsv", "model"}
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Return the tokenizer: one token a word of the grammar, lower case, RoBERTa's special tokens."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
 
     ids = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *vocabulary()])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
@@ -67,21 +64,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pair="<s> $A </s> </s> $B </s>",
         special_tokens=[("<s>", ids["<s>"]), ("</s>", ids["</s>"])],
     )
-    wrap: Any = PreTrainedTokenizerFast  # its constructor has no types
-    return cast(
-        PreTrainedTokenizerFast,
-        wrap(
-            tokenizer_object=tokenizer,
-            model_max_length=LONGEST,
-            bos_token="<s>",
-            eos_token="</s>",
-            cls_token="<s>",
-            sep_token="</s>",
-            pad_token="<pad>",
-            unk_token="<unk>",
-            mask_token="<mask>",
-        ),
-    )
+    return wrapped(tokenizer, LONGEST)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> RobertaForMaskedLM:
@@ -229,24 +212,12 @@ def build(out: Path, *, sentences: int, epochs: int, seed: int, progress: bool =
     Raises:
         DataError: ``out`` holds something that this function did not write.
     """
-    strangers = sorted(path.name for path in out.iterdir() if path.name not in _WRITTEN) if out.exists() else []
-    if strangers:
-        raise DataError(f"{out} holds {strangers[0]}, which would be lost; choose a new or empty folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        new.mkdir()
+    with written_anew(out, _WRITTEN) as new:
         write_tables(new)
         model, tokenizer, loss = pretrain(grammatical(sentences, seed), epochs=epochs, seed=seed, progress=progress)
         model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = FINETUNING_DROPOUT
         model.save_pretrained(new / "model")
         tokenizer.save_pretrained(new / "model")
-        for path in (new / "model").iterdir():
-            path.chmod(0o644)  # safetensors makes its files private; a package's are for all
-        if out.exists():
-            os.replace(out, old)
-        os.replace(new, out)
-        shutil.rmtree(old, ignore_errors=True)
     return loss
 
 

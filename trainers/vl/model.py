@@ -11,8 +11,6 @@ Source:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BartForConditionalGeneration, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
-from transformers.utils import logging as transformers_logging
 
 from deltaw.adapters.errors import DataError
+from deltaw.trainers.experiment import first_line, quiet
 
 BUILTIN = Path(__file__).parent / "builtin"
 BART, ENCODER, VISUAL = "bart", "encoder.safetensors", "visual.safetensors"
@@ -277,7 +275,7 @@ def load_bart(model: str | None = None) -> tuple[BartForConditionalGeneration, A
         (128, 'a red circle')
     """
     source = str(BUILTIN / BART) if model is None else model
-    with _quiet():
+    with quiet():
         try:
             kind = AutoConfig.from_pretrained(source).model_type
             if kind != "bart":
@@ -290,12 +288,12 @@ def load_bart(model: str | None = None) -> tuple[BartForConditionalGeneration, A
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{source}: no BART can be loaded; wanted is a name on the hub, or a folder with config.json and "
-                f"model.safetensors ({_first_line(error)})"
+                f"model.safetensors ({first_line(error)})"
             ) from None
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as error:
-            raise DataError(f"{source}: no tokenizer can be loaded ({_first_line(error)})") from None
+            raise DataError(f"{source}: no tokenizer can be loaded ({first_line(error)})") from None
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # what transformers makes of no file at all
         raise DataError(f"{source}: no tokenizer can be loaded (it has no words); put its tokenizer.json there")
     return cast(BartForConditionalGeneration, cast(nn.Module, bart).float()), tokenizer
@@ -329,21 +327,3 @@ def load_vl_bart(model: str | None = None, *, tokens: int, width: int, pictures:
         }:
             vl_bart.visual.load_state_dict({name: value.float() for name, value in kept.items()})
     return vl_bart, tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the notices and bars of transformers out of the output while it loads."""
-    before = transformers_logging.get_verbosity()
-    quieter: Any = transformers_logging  # its functions are not typed
-    quieter.set_verbosity_error()
-    quieter.disable_progress_bar()
-    try:
-        yield
-    finally:
-        quieter.set_verbosity(before)
-        quieter.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -22,9 +22,6 @@ Source:
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Container, Iterator, Sequence
 from itertools import islice, product
 from pathlib import Path
@@ -39,6 +36,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from deltaw.adapters.errors import DataError
+from deltaw.trainers.pretraining import wrapped, written_anew
 from deltaw.trainers.vl.language import (
     described,
     inventory,
@@ -173,7 +171,6 @@ def build_tokenizer(scenes: Sequence[Scene], seed: int) -> PreTrainedTokenizerFa
     Unlike BART's it writes the first word of a text as any other, so that an answer has the words of a caption.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
 
     random = Random(seed)
     texts = [sample(scenes, random).text for _ in range(5000)] + [*OTHER_WORDS] * 50
@@ -193,21 +190,7 @@ def build_tokenizer(scenes: Sequence[Scene], seed: int) -> PreTrainedTokenizerFa
         pair="<s> $A </s> </s> $B </s>",
         special_tokens=[("<s>", START), ("</s>", END)],
     )
-    wrap: Any = PreTrainedTokenizerFast  # its constructor has no types
-    return cast(
-        PreTrainedTokenizerFast,
-        wrap(
-            tokenizer_object=tokenizer,
-            model_max_length=LONGEST,
-            bos_token="<s>",
-            eos_token="</s>",
-            cls_token="<s>",
-            sep_token="</s>",
-            pad_token="<pad>",
-            unk_token="<unk>",
-            mask_token="<mask>",
-        ),
-    )
+    return wrapped(tokenizer, LONGEST)
 
 
 # --- The models ---------------------------------------------------------------------------------------------
@@ -407,13 +390,7 @@ def build(
     Raises:
         DataError: ``out`` holds something that this function did not write.
     """
-    strangers = sorted(path.name for path in out.iterdir() if path.name not in _WRITTEN) if out.exists() else []
-    if strangers:
-        raise DataError(f"{out} holds {strangers[0]}, which would be lost; choose a new or empty folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        new.mkdir()
+    with written_anew(out, _WRITTEN) as new:
         encoder, model, tokenizer, loss = pretrain(
             scenes, steps, picture_steps=picture_steps, seed=seed, progress=progress
         )
@@ -424,12 +401,6 @@ def build(
         kept = {name: value for name, value in encoder.state_dict().items() if not name.endswith("num_batches_tracked")}
         save_file(kept, new / ENCODER)
         save_file(model.visual.state_dict(), new / BART / VISUAL)
-        for path in new.rglob("*.*"):
-            path.chmod(0o644)  # safetensors makes its files private; a package's are for all
-        if out.exists():
-            os.replace(out, old)
-        os.replace(new, out)
-        shutil.rmtree(old, ignore_errors=True)
     return loss
 
 
