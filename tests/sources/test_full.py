@@ -344,3 +344,37 @@ def test_tables_over_several_runs(kept, tmp_path):
             kept["bert"].save_pretrained(tmp_path / name / f"checkpoint-{step}")
     runs = open_runs([tmp_path / "a", tmp_path / "b"])
     assert set(table(runs, "consecutive").run) == {"a", "b"}
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own
+def test_lightnings_checkpoints(tmp_path):
+    """Written by Lightning itself: the module's state dict and more, in a pickle that is read with weights_only."""
+    pl = pytest.importorskip("lightning.pytorch")
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.ModuleDict({"query": torch.nn.Linear(6, 4)})
+
+        def training_step(self, batch, index):
+            return self.net["query"](batch).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), 1e-2)
+
+    torch.manual_seed(0)
+    module, seen = Module(), {}
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            seen[trainer.global_step] = module.net["query"].weight.detach().clone()
+
+    saving = pl.callbacks.ModelCheckpoint(dirpath=tmp_path / "run", every_n_train_steps=2, save_top_k=-1)
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(max_epochs=1, callbacks=[Keep(), saving], **options)
+    trainer.fit(module, torch.utils.data.DataLoader(torch.randn(16, 6), batch_size=4))
+    run = Trajectory.open(tmp_path / "run")
+    assert run.steps == [2, 4]
+    assert run.modules == ["net.query"]
+    for step in run.steps:
+        assert torch.equal(run.weight("net.query", step), seen[step])
