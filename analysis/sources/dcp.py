@@ -142,6 +142,11 @@ class _Block:
     def __init__(self, offsets: tuple[int, ...], sizes: tuple[int, ...], file: str, start: int, length: int) -> None:
         self.offsets, self.sizes, self.file, self.start, self.length = offsets, sizes, file, start, length
 
+    @property
+    def place(self) -> tuple[slice, ...]:
+        """Where it stands in the tensor."""
+        return tuple(slice(o, o + n) for o, n in zip(self.offsets, self.sizes, strict=True))
+
 
 class Sharded(Tensors):
     """The model's tensors of such a folder.
@@ -224,9 +229,11 @@ class Sharded(Tensors):
         parts = [self._block(block, name, dtype) for block in blocks]
         whole = parts[0] if len(parts) == 1 else torch.empty(shape, dtype=dtype)
         if len(parts) > 1:
+            filled = torch.zeros(shape, dtype=torch.bool)
             for block, part in zip(blocks, parts, strict=True):
-                at = tuple(slice(o, o + n) for o, n in zip(block.offsets, block.sizes, strict=True))
-                whole[at] = part
+                whole[block.place], filled[block.place] = part, True
+            if not filled.all():  # as many entries as the tensor has, so some are in two blocks
+                raise RecordError(f"{self.where}: the blocks of {name} overlap")
         return whole if index is None else whole[index]
 
     def _block(self, block: _Block, name: str, dtype: torch.dtype) -> Tensor:

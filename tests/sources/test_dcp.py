@@ -54,27 +54,40 @@ def test_where_accelerate_puts_it(tmp_path):
     assert torch.equal(run.weight("layers.0.query", 5), model.layers[0].query.weight)
 
 
-def test_blocks_are_put_together(tmp_path):
-    """Two blocks of one tensor, as two processes write them."""
-    whole = torch.arange(24.0).view(6, 4)
+def in_two_blocks(folder, whole, second_at):
+    """Rows 0 to 3 of a matrix (6, 4) in one block, its last two in another, which is said to begin at a row."""
     first, second = io.BytesIO(), io.BytesIO()
     torch.save(whole[:4].clone(), first)
     torch.save(whole[4:].clone(), second)
     m = dcp.metadata
     properties = m.TensorProperties(dtype=torch.float32)
     size = torch.Size
-    chunks = [m.ChunkStorageMetadata(size([0, 0]), size([4, 4])), m.ChunkStorageMetadata(size([4, 0]), size([2, 4]))]
+    at = size([second_at, 0])
+    chunks = [m.ChunkStorageMetadata(size([0, 0]), size([4, 4])), m.ChunkStorageMetadata(at, size([2, 4]))]
     info = dcp.filesystem._StorageInfo
     metadata = Metadata(
         {"a.weight": m.TensorStorageMetadata(properties, size([6, 4]), chunks)},
         storage_data={
             m.MetadataIndex("a.weight", size([0, 0]), 0): info("__0_0.distcp", 0, len(first.getvalue())),
-            m.MetadataIndex("a.weight", size([4, 0]), 1): info("__1_0.distcp", 0, len(second.getvalue())),
+            m.MetadataIndex("a.weight", at, 1): info("__1_0.distcp", 0, len(second.getvalue())),
         },
     )
-    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
-    (tmp_path / "__0_0.distcp").write_bytes(first.getvalue())
-    (tmp_path / "__1_0.distcp").write_bytes(second.getvalue())
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    (folder / "__0_0.distcp").write_bytes(first.getvalue())
+    (folder / "__1_0.distcp").write_bytes(second.getvalue())
+
+
+def test_blocks_that_overlap_leave_a_gap(tmp_path):
+    """As many entries as the matrix has, but rows 4 and 5 are in no block: they would be whatever the memory held."""
+    in_two_blocks(tmp_path, torch.arange(24.0).view(6, 4), second_at=2)
+    with pytest.raises(RecordError, match=r"blocks of a\.weight overlap"):
+        Trajectory.open(tmp_path).weight("a", 0)
+
+
+def test_blocks_are_put_together(tmp_path):
+    """Two blocks of one tensor, as two processes write them."""
+    whole = torch.arange(24.0).view(6, 4)
+    in_two_blocks(tmp_path, whole, second_at=4)
     assert torch.equal(Trajectory.open(tmp_path).weight("a", 0), whole)
     (tmp_path / "__1_0.distcp").unlink()
     with pytest.raises(RecordError, match="__1_0"):
