@@ -219,7 +219,9 @@ def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
     try:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            # Copied into memory of torch's own: the file's is aligned as the header's length has it, and with another
+            # alignment some processors' kernels sum in another order.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read as a safetensors file ({error})") from None
     if header.get("format") != FILE_FORMAT:

@@ -98,8 +98,8 @@ class MoRA(RankedMethod):
         if self.variant == "sharing":
             outputs = M @ Q.sum(0)
         else:
-            turned = torch.stack([_rotation(k, side, M) @ chunk for k, chunk in enumerate(Q)])
-            outputs = (M @ turned).flatten(0, 1)
+            # One product of matrices a chunk: how PyTorch multiplies a stack depends on whether M wants a gradient.
+            outputs = torch.cat([M @ (_rotation(k, side, M) @ chunk) for k, chunk in enumerate(Q)])
         return self.scaling * outputs[torch.arange(rows, device=M.device) % len(outputs)]
 
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor] | None:

@@ -79,4 +79,5 @@ class OrthogonalAdaptation(FrozenDown):
 
     def _rows(self, in_features: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.basis_seed)
-        return orthonormal_rows((self.task + 1) * self.rank, in_features, generator)[self.task * self.rank :]
+        rows = orthonormal_rows((self.task + 1) * self.rank, in_features, generator)
+        return rows[self.task * self.rank :].clone()  # the other tasks' rows are not kept

@@ -134,9 +134,13 @@ class Recorded(Source):
         return 1 + len(entries)
 
     def wide(self, module: str, state: State, dtype: torch.dtype | None) -> tuple[Tensor, State]:
-        """W₀ and the method's tensors in one dtype; by default the one the layer computes its weight in."""
+        """W₀ and the method's tensors in one dtype; by default the one the layer computes its weight in.
+
+        The tensors are copied out of the file: with its alignment some processors sum in another order than they did
+        in training, and W' would differ by a rounding.
+        """
         base = self.base(module)
         base = base.to(dtype or WIDENED.get(base.dtype, base.dtype))
-        if dtype is not None:
-            state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
-        return base, state
+        return base, {
+            key: value.to(dtype if value.is_floating_point() else None, copy=True) for key, value in state.items()
+        }
