@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import ShapeError
-from deltaw.analysis.spectrum import _matrix
+from deltaw.analysis.spectrum import finite_matrix
 from deltaw.analysis.subspace import Directions
 
 
@@ -83,7 +83,7 @@ def amplification(
         >>> found.factor, found.projected, found.projected_own
         (3.0, 1.0, 5.0)
     """
-    wide = _matrix("weight", weight).cpu()
+    wide = finite_matrix("weight", weight).cpu()
     if wide.shape != (len(moved.left), len(moved.right)):
         raise ShapeError(
             f"weight has shape {tuple(wide.shape)} and the update ({len(moved.left)}, {len(moved.right)}); "

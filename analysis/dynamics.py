@@ -11,14 +11,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from deltaw.adapters import NonFiniteError, OptionError, ShapeError
-from deltaw.adapters.inject import matching
 from deltaw.analysis.amplification import Amplification, amplification
 from deltaw.analysis.change import AXES, Axis, changes
 from deltaw.analysis.intruders import intruders
 from deltaw.analysis.similarity import Examples, dissimilarity
 from deltaw.analysis.spectrum import spectrum
 from deltaw.analysis.subspace import SIDES, Directions, Side, directions, overlap, principal_angles
-from deltaw.analysis.trajectory import Pairs, Trajectory
+from deltaw.analysis.trajectory import Pairs, Trajectory, chosen_modules
 
 Steps = Sequence[int] | Literal["last"] | None
 
@@ -301,7 +300,7 @@ def similarity_table(
     """
     rows = []
     for run in _some(runs):
-        chosen = _chosen(run, modules) if other is None else _common(run, other, modules)
+        chosen = chosen_modules(run.modules, modules) if other is None else _common(run, other, modules)
         pairs = _steps_of_both(run, other, steps)
         work = [(module, *pair) for module in chosen for pair in pairs]
         base, at = torch.empty(0), None
@@ -362,7 +361,7 @@ def vector_changes(
     blocks = []
     for run in _some(runs):
         steps = run.pairs(pairs)
-        work = [(module, *pair) for module in _chosen(run, modules) for pair in steps]
+        work = [(module, *pair) for module in chosen_modules(run.modules, modules) for pair in steps]
         held: dict[tuple[str, int | None], Tensor] = {}
         for module, step_from, step_to in tqdm(work, desc=f"vectors of {run.name}", disable=not progress):
             # float64 where W' is rebuilt, so that its rounding does not stand in for a change.
@@ -404,7 +403,7 @@ def _walk(
 ) -> Iterator[tuple[Trajectory, str, int]]:
     """Yield run, module and step, all steps of a module in a row."""
     for run in _some(runs):
-        work = [(module, step) for module in _chosen(run, modules) for step in _steps(run, steps)]
+        work = [(module, step) for module in chosen_modules(run.modules, modules) for step in _steps(run, steps)]
         for module, step in tqdm(work, desc=f"{what} of {run.name}", unit="matrix", disable=not progress):
             yield run, module, step
 
@@ -462,22 +461,12 @@ def _some(runs: Sequence[Trajectory]) -> Sequence[Trajectory]:
     return runs
 
 
-def _chosen(run: Trajectory, patterns: Sequence[str] | None) -> list[str]:
-    return _matching(run.modules, patterns)
-
-
-def _matching(modules: list[str], patterns: Sequence[str] | None) -> list[str]:
-    if patterns is None:
-        return modules
-    return matching(modules, [patterns] if isinstance(patterns, str) else patterns, "module")
-
-
 def _common(first: Trajectory, second: Trajectory, patterns: Sequence[str] | None) -> list[str]:
     common = [module for module in first.modules if module in set(second.modules)]
     if not common:
         some = " and ".join(f"{run.source.where} has {', '.join(run.modules[:3])}, …" for run in (first, second))
         raise OptionError(f"the runs have no module in common: {some}; pass runs of one model")
-    return _matching(common, patterns)
+    return chosen_modules(common, patterns)
 
 
 def _steps(run: Trajectory, steps: Steps) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError, ShapeError
-from deltaw.analysis.spectrum import _matrix
+from deltaw.analysis.spectrum import finite_matrix
 from deltaw.analysis.subspace import Directions, directions
 
 
@@ -79,8 +79,8 @@ def intruders(before: Tensor | Directions, after: Tensor, *, k: int = 10, epsilo
     if not (isinstance(epsilon, int | float) and math.isfinite(epsilon) and 0 < epsilon <= 1):
         raise OptionError(f"epsilon is {epsilon!r}; choose a cosine above 0 and at most 1, as 0.5")
     # In float64, where only rounding in the SVD counts as zero: W₀ and W' are what they are, to the last bit.
-    base = before if isinstance(before, Directions) else directions(_matrix("before", before))
-    trained = directions(_matrix("after", after))
+    base = before if isinstance(before, Directions) else directions(finite_matrix("before", before))
+    trained = directions(finite_matrix("after", after))
     shapes = [(len(d.left), len(d.right)) for d in (base, trained)]
     if shapes[0] != shapes[1]:
         raise ShapeError(f"before has shape {shapes[0]} and after has shape {shapes[1]}; pass one matrix at two steps")

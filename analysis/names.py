@@ -39,6 +39,9 @@ _EMBEDDING = re.compile(
 # An output head as the masked language models have it: the last linear layer, as large as the vocabulary.
 _HEADS = re.compile(r"(?:.*\.)?(?:lm_head|predictions)\.decoder|generator_lm_head|output_projection")
 
+# The attention of a decoder to an encoder, as a part of a name in lower case.
+_CROSS = ("encoder_attn", "encdecattention", "crossattention", "cross_attn", "cross_attention", "multihead_attn")
+
 
 def kind_of(module: str) -> str:
     """Return "query", "key", "value", "output", "up", "gate", "down" or "qkv", or else the name's last part.
@@ -66,6 +69,21 @@ def layer_of(module: str) -> int | None:
     """
     found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", module)
     return int(found.group(1)) if found else None
+
+
+def stack_of(module: str) -> str:
+    """Return "encoder", "decoder", "cross" (attention from decoder to encoder), or "" where there is no telling.
+
+    Example:
+        >>> stack_of("bart.model.encoder.layers.0.self_attn.q_proj"), stack_of("model.layers.0.self_attn.q_proj")
+        ('encoder', '')
+        >>> stack_of("model.decoder.layers.0.encoder_attn.v_proj"), stack_of("decoder.block.1.layer.0.SelfAttention.q")
+        ('cross', 'decoder')
+    """
+    parts = module.lower().split(".")
+    if any(part in _CROSS for part in parts):
+        return "cross"
+    return next((part for part in parts if part in ("encoder", "decoder")), "")
 
 
 def is_embedding(module: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError, ShapeError
-from deltaw.analysis.spectrum import _matrix
+from deltaw.analysis.spectrum import finite_matrix
 
 Examples = Literal["row", "column"]
 
@@ -82,7 +82,7 @@ def dissimilarity(first: Tensor, second: Tensor, *, examples: Examples = "row") 
     """
     if examples not in ("row", "column"):
         raise OptionError(f"examples is {examples!r}; choose 'row' or 'column'")
-    X, Y = (_matrix(name, tensor) for name, tensor in (("first", first), ("second", second)))
+    X, Y = (finite_matrix(name, tensor) for name, tensor in (("first", first), ("second", second)))
     if examples == "column":
         X, Y = X.T, Y.T
     if len(X) != len(Y):

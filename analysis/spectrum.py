@@ -176,7 +176,7 @@ def spectrum(
 
 def _of_dense(update: Tensor, floor: float) -> Spectrum:
     """Return the spectrum of the update itself; ``floor`` is its noise floor."""
-    wide = _matrix("update", update)
+    wide = finite_matrix("update", update)
     values = torch.linalg.svdvals(wide)
     eps = torch.finfo(update.dtype).eps
     computed = torch.finfo(update.dtype if update.dtype == torch.float32 else torch.float64).eps
@@ -194,8 +194,8 @@ def _of_dense(update: Tensor, floor: float) -> Spectrum:
 def _of_factors(left: Tensor, right: Tensor) -> Spectrum:
     """Return the spectrum of left·right, (out, r) times (r, in), from their triangles."""
     # One after the other, so that the second one's copies take the place of the first one's.
-    r_u, u_full = _triangle(_matrix("factors[0]", left))  # (≤ r, r)
-    r_v, v_full = _triangle(_matrix("factors[1]", right).T)
+    r_u, u_full = _triangle(finite_matrix("factors[0]", left))  # (≤ r, r)
+    r_v, v_full = _triangle(finite_matrix("factors[1]", right).T)
     if left.shape[1] != right.shape[0]:
         raise ShapeError(f"factors have shapes {tuple(left.shape)} and {tuple(right.shape)}; pass (out, r) and (r, in)")
     r_v = r_v.to(r_u.device)
@@ -255,7 +255,7 @@ def _noise_floor(update: Tensor, stored: torch.dtype, weight: Tensor) -> float:
     """Return eps(stored)·‖weight‖₂."""
     if not stored.is_floating_point:
         raise OptionError(f"stored is {stored}; pass a floating dtype, as torch.bfloat16")
-    wide = _matrix("weight", weight)
+    wide = finite_matrix("weight", weight)
     if wide.shape != update.shape:
         raise ShapeError(f"weight has shape {tuple(wide.shape)} and update has shape {tuple(update.shape)}")
     return torch.finfo(stored).eps * _spectral_norm(wide)
@@ -280,7 +280,7 @@ def _spectral_norm(weight: Tensor, vectors: int = 8, steps: int = 8) -> float:
     return float(torch.linalg.matrix_norm(weight @ basis, 2))
 
 
-def _matrix(name: str, tensor: object) -> Tensor:
+def finite_matrix(name: str, tensor: object) -> Tensor:
     """Check one argument and return it in float64."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
         kind = f"{tensor.layout}, {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__

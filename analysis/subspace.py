@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError, ShapeError
-from deltaw.analysis.spectrum import Spectrum, _matrix, spectrum
+from deltaw.analysis.spectrum import Spectrum, finite_matrix, spectrum
 
 Side = Literal["left", "right"]
 SIDES: tuple[Side, ...] = ("left", "right")
@@ -93,12 +93,12 @@ def directions(
     """
     found = spectrum(update, factors=factors, stored=stored, weight=weight)
     if factors is not None:
-        q_u, r_u = torch.linalg.qr(_matrix("factors[0]", factors[0]))
-        q_v, r_v = torch.linalg.qr(_matrix("factors[1]", factors[1]).T.to(q_u.device))
+        q_u, r_u = torch.linalg.qr(finite_matrix("factors[0]", factors[0]))
+        q_v, r_v = torch.linalg.qr(finite_matrix("factors[1]", factors[1]).T.to(q_u.device))
         p, values, g = torch.linalg.svd(r_u @ r_v.T, full_matrices=False)
         left, right = q_u @ p, q_v @ g.T
     else:
-        left, values, g = torch.linalg.svd(_matrix("update", update), full_matrices=False)
+        left, values, g = torch.linalg.svd(finite_matrix("update", update), full_matrices=False)
         right = g.T
     count = int((values > found.tolerance).sum())
     return Directions(left[:, :count].cpu(), right[:, :count].cpu(), found)
@@ -189,7 +189,7 @@ def _bases(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _orthonormal(name: str, columns: Tensor) -> Tensor:
-    wide = _matrix(name, columns).cpu()
+    wide = finite_matrix(name, columns).cpu()
     gram = wide.T @ wide
     if float(torch.dist(gram, torch.eye(len(gram), dtype=gram.dtype))) > _ORTHONORMAL:
         raise OptionError(

@@ -259,7 +259,7 @@ class Trajectory:
             NonFiniteError: A weight holds NaN or infinity; names the module and the steps.
             OptionError: Unknown pairs, axis, module or step.
         """
-        chosen, steps = self._chosen(modules), self.pairs(pairs)
+        chosen, steps = chosen_modules(self.modules, modules), self.pairs(pairs)
         rows: list[dict[str, Any]] = []
         for module, step_from, step_to, cache in self._walk(chosen, steps, progress):
             try:
@@ -302,7 +302,7 @@ class Trajectory:
             stable_rank, effective_rank, participation_ratio, energy_rank_90, energy_rank_99, nuclear, frobenius,
             spectral, zero_rows, zero_columns.
         """
-        chosen = self._chosen(modules)
+        chosen = chosen_modules(self.modules, modules)
         wanted = self.steps if steps is None else list(steps)
         rows = []
         work = [(module, step) for module in chosen for step in wanted]
@@ -356,10 +356,16 @@ class Trajectory:
                     yield module, step_from, step_to, cache
                     bar.update()
 
-    def _chosen(self, patterns: Sequence[str] | None) -> list[str]:
-        if patterns is None:
-            return self.modules
-        return matching(self.modules, [patterns] if isinstance(patterns, str) else patterns, "module")
+
+def chosen_modules(modules: list[str], patterns: Sequence[str] | None) -> list[str]:
+    """Return the modules that fit one of the glob patterns; ``None`` for all.
+
+    Raises:
+        TargetError: A pattern fits none.
+    """
+    if patterns is None:
+        return modules
+    return matching(modules, [patterns] if isinstance(patterns, str) else patterns, "module")
 
 
 _SPECTRUM = [

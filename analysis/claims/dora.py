@@ -46,6 +46,7 @@ from deltaw.analysis.claims.rules import (
     Undecidable,
     below,
 )
+from deltaw.analysis.names import stack_of
 from deltaw.analysis.tidy import display_name
 
 PAPER = "DoRA"
@@ -53,7 +54,6 @@ PAPERS_R = {"ft": -0.62, "lora": 0.83, "dora": -0.31, "dora-row": -0.31}
 FIGURES = {"query": "§4.1, Figure 2", "value": "Appendix A.1, Figure 7"}
 AXES: dict[str, Axis] = {"dora": "column", "dora-row": "row"}
 UNDETACHED = {"dora": "dora, detach_norm False", "dora-row": "dora-row, detach_norm False"}
-CROSS = r"(?i)encoder_attn|cross_?attention|EncDecAttention"  # names of the attention to an encoder
 GRANULAR = "dora+magnitude"  # magnitudes in all modules, directions in some
 
 
@@ -77,7 +77,7 @@ def of_self_attention(frame: pd.DataFrame) -> pd.DataFrame:
         >>> of_self_attention(frame)["module"].tolist()
         ['decoder.0.self_attn.q_proj']
     """
-    return frame[~frame["module"].astype("string").str.contains(CROSS).astype(bool)]
+    return frame[frame["module"].map(stack_of) != "cross"]
 
 
 def _correlations(base: pd.DataFrame, kind: str, dora: str, axis: Axis) -> Iterator[Check]:

@@ -15,29 +15,14 @@ from deltaw.adapters import OptionError
 from deltaw.analysis.figures.axes import Which
 from deltaw.analysis.figures.rows import spread_out
 from deltaw.analysis.figures.style import SMALLEST
+from deltaw.analysis.names import stack_of
 
 STACKS = ("", "encoder", "decoder", "cross")
-_CROSS = ("encoder_attn", "encdecattention", "crossattention", "cross_attn", "cross_attention", "multihead_attn")
 # One ramp a stack, light to dark; blue, orange and grey stay apart for colour-blind readers.
 _RAMPS = {"": "viridis", "encoder": "Blues", "decoder": "Oranges", "cross": "Greys"}
 _GAP = 1.0  # between stacks, in layers
 
 Place = tuple[str, int]
-
-
-def stack_of(module: str) -> str:
-    """Return "encoder", "decoder", "cross" (attention from decoder to encoder), or "" where there is no telling.
-
-    Example:
-        >>> stack_of("bart.model.encoder.layers.0.self_attn.q_proj"), stack_of("model.layers.0.self_attn.q_proj")
-        ('encoder', '')
-        >>> stack_of("model.decoder.layers.0.encoder_attn.v_proj"), stack_of("decoder.block.1.layer.0.SelfAttention.q")
-        ('cross', 'decoder')
-    """
-    parts = module.lower().split(".")
-    if any(part in _CROSS for part in parts):
-        return "cross"
-    return next((part for part in parts if part in ("encoder", "decoder")), "")
 
 
 def with_places(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

@@ -12,13 +12,13 @@ from torch import nn
 
 from deltaw.adapters import DataError, OptionError, RecordError, TargetError
 from deltaw.analysis import Trajectory
+from deltaw.analysis.names import stack_of
 from deltaw.trainers import experiment as shared
 from deltaw.trainers.vl import VLSettings, train_vl
 from deltaw.trainers.vl.examples import TASKS, Example
 from deltaw.trainers.vl.experiment import (
     BLOCKS,
     VLData,
-    block_of,
     check_vl,
     evaluate,
     finished_vl,
@@ -112,7 +112,7 @@ def test_a_method_trains_and_is_recorded(method, scenes, data, tmp_path):
     assert run.steps == [0, 2, 4, 6, 8]  # the start, three between and the end; four tasks are four batches an epoch
     assert len(run.modules) == MATRICES
     assert set(run.changes("initial").kind) == {"query", "value"}
-    assert Counter(block_of(name) for name in run.modules) == {block: 2 * count for block, count in LAYERS.items()}
+    assert Counter(stack_of(name) for name in run.modules) == {block: 2 * count for block, count in LAYERS.items()}
     assert run.spectra(run.steps[-1:]).frobenius.min() > 0  # every matrix has moved
     assert run.scalars()["eval_mean"].dropna().tolist() == [result.mean]
     assert run.manifest.info["experiment"] == "vl"
@@ -230,7 +230,7 @@ def test_what_is_adapted(chosen, blocks, kinds, scenes, data, tmp_path):
         settings(scenes, "lora", tasks=("nlvr",), **chosen), tmp_path / "run", progress=False, data=only(data, "nlvr")
     )
     run = Trajectory.open(tmp_path / "run")
-    assert {block_of(name) for name in run.modules} == blocks
+    assert {stack_of(name) for name in run.modules} == blocks
     assert set(run.spectra([1]).kind) == kinds
 
 

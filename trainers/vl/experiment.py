@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from deltaw.adapters import OptionError, TargetError
 from deltaw.adapters.inject import linear_modules, matching
-from deltaw.analysis.names import kind_of
+from deltaw.analysis.names import kind_of, stack_of
 from deltaw.trainers.experiment import (
     Settings,
     Task,
@@ -265,18 +265,6 @@ def finished_vl(settings: VLSettings, out: Path) -> VLResult | None:
     return finished(settings, out, VLResult)
 
 
-def block_of(module: str) -> str | None:
-    """Return the block of BART that a module is in, one of ``BLOCKS``, or None.
-
-    Example:
-        >>> block_of("bart.model.decoder.layers.0.encoder_attn.q_proj"), block_of("bart.lm_head")
-        ('cross', None)
-    """
-    if ".encoder_attn." in module:
-        return "cross"
-    return next((block for block in ("encoder", "decoder") if f".{block}.layers." in module), None)
-
-
 def _model(settings: VLSettings, data: VLData) -> tuple[VLBart, Any]:
     examples = (*data.corpus.train, *data.corpus.dev)
     most = max(2, *(len(example.pictures) for example in examples))
@@ -289,7 +277,7 @@ def _targets(model: nn.Module, settings: VLSettings) -> list[str]:
     layers = dict(linear_modules(model))
     if settings.targets is not None:
         return matching(layers, settings.targets, "target")
-    found = [name for name in layers if block_of(name) in settings.where and kind_of(name) in settings.kinds]
+    found = [name for name in layers if stack_of(name) in settings.where and kind_of(name) in settings.kinds]
     if not found:
         raise TargetError(
             f"the model has no {' or '.join(settings.kinds)} in {' or '.join(settings.where)}; choose other kinds or "
