@@ -16,13 +16,16 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Axis = Literal["row", "column"]
 
 BLOCK_ENTRIES = 1 << 18  # of a matrix at a time: a block and its temporaries stay in the processor's cache
 FEWEST_BLOCKS = 4
 BLOCK_ENTRIES_ELSEWHERE = 1 << 23  # on other devices, where the number of kernels costs
+LOOP_RANK = 16  # up to which the compiled loop makes V faster than a matrix product
+LOOP_THREADS = 3  # up to which it is faster than that many threads of torch's
+LOOP_PARTS = 4  # of rows, whose sums are added up: a shorter sum is a more exact one
 
 
 def kaiming_uniform(out_features: int, in_features: int, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -263,6 +266,9 @@ def weighted_column_squares(weight: Tensor, q: Tensor) -> Tensor:
 def constant_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float, axis: Axis) -> Tensor:
     """Return the norms of the rows (out,) or the columns (in,) of V = W₀ + s·B A, without a graph."""
     with torch.no_grad():
+        if _loop_reads(weight, A):
+            rows, squares = _loop_norms(weight, A, B, scaling, None, columns=axis == "column")
+            return rows if axis == "row" else squares.sqrt()
         blocks = product_blocks(weight, A, B, scaling)
         if axis == "row":
             return torch.cat([torch.linalg.vector_norm(V, dim=1) for _, V in blocks])
@@ -281,12 +287,52 @@ def constant_norms_of_both(
     """
     row_norms, column_squares = [], A.new_zeros(A.shape[1])
     with torch.no_grad():
+        if _loop_reads(weight, A):
+            rows, squares = _loop_norms(weight, A, B, scaling, magnitude)
+            return rows, squares.sqrt()
         for rows, V in product_blocks(weight, A, B, scaling):
             norm = torch.linalg.vector_norm(V, dim=1)
             p = magnitude[rows] / norm.masked_fill(norm == 0, 1.0)  # a zero row adds nothing, whatever its factor
             column_squares.addmv_(V.square_().T, p.square())
             row_norms.append(norm)
         return torch.cat(row_norms), column_squares.sqrt()
+
+
+def _loop_reads(weight: Tensor, A: Tensor) -> bool:
+    """Whether the compiled loop can read W₀, and is faster than torch's operations, which are many but use all threads.
+
+    It keeps to one thread: torch's own are still waiting, busily, for their next part, and a second would have to wait
+    for them.
+    """
+    return (
+        len(A) <= LOOP_RANK
+        and torch.get_num_threads() <= LOOP_THREADS
+        and weight.dtype == A.dtype in (torch.float32, torch.float64)
+        and weight.device.type == "cpu"
+        and weight.is_contiguous()
+        and {type(weight), type(A)} <= {Tensor, nn.Parameter}  # no DTensor, and nothing that only stands for one
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _loop_norms(
+    weight: Tensor, A: Tensor, B: Tensor, scaling: float, magnitude: Tensor | None, columns: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return ‖V_i:‖ (out,) and Σ_i p_i² v_ij² (in,), p = magnitude / ‖V_i:‖ or 1, without a graph."""
+    from deltaw.adapters.kernels import CHUNK, product_norms  # a quarter of a second, for those who need no norms
+
+    missing = -len(A) % CHUNK
+    down = F.pad(A.detach(), (0, 0, 0, missing)).contiguous().numpy()
+    up = F.pad(scaling * B.detach(), (0, missing)).contiguous().numpy()
+    factors = A.new_empty(0) if magnitude is None else magnitude.detach()
+    norms = A.new_empty(len(weight))
+    length = max(1, math.ceil(len(weight) / LOOP_PARTS))
+    squares = A.new_zeros(LOOP_PARTS, A.shape[1] if columns else 0)
+    arrays = weight.detach().numpy(), up, factors.numpy(), norms.numpy()
+    for part, found in enumerate(squares.numpy()):
+        W, B_part, p, rows = (array[part * length : (part + 1) * length] for array in arrays)
+        product_norms(W, down, B_part, p, rows, found)
+    return norms, squares.sum(0)
 
 
 def row_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:

@@ -144,7 +144,7 @@ def test_no_dense_product_in_forward_or_backward(method, options, monkeypatch):
     x = torch.randn(3, 40, dtype=torch.float64, requires_grad=True)
     with Largest(layer.weight) as largest:
         layer(x).sum().backward()
-    assert largest.entries <= 200  # a block has 200, A and B 120 and 180; W' would have 2,400
+    assert largest.entries <= 240  # a block has 200, B in the compiled loop 240, A and B 120 and 180; W' would have 2,400
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in dynamo
@@ -168,3 +168,29 @@ def test_sign_of_zero_is_minus_one():
     x = torch.randn(TOKENS, IN, dtype=torch.float64)
     assert (layer.update()[2] < 0).all()
     torch.testing.assert_close(layer(x), defined(layer, x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rank", [1, 4, 7, 16])
+@pytest.mark.parametrize(("out", "in_"), [(1, 1), (1, 9), (2, 5), (33, 20), (700, 520)])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_compiled_loop_is_the_blocks_of_torch(dtype, rank, out, in_, weighted, monkeypatch):
+    """Any number of rows, ranks that are no multiple of the loop's chunk, and a zero row."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    generator = torch.Generator().manual_seed(out + rank)
+    W, A, B, m = (
+        torch.randn(shape, generator=generator, dtype=dtype) for shape in [(out, in_), (rank, in_), (out, rank), (out,)]
+    )
+    W[0], B[0] = 0, 0
+
+    def found():
+        if weighted:
+            return low_rank.constant_norms_of_both(W, A, B, 0.7, m)
+        return [low_rank.constant_norms(W, A, B, 0.7, axis) for axis in ("row", "column")]
+
+    assert low_rank._loop_reads(W, A)
+    got = found()
+    monkeypatch.setattr(low_rank, "LOOP_RANK", 0)
+    assert not low_rank._loop_reads(W, A)
+    torch.testing.assert_close(got, found(), rtol=1e-13 if dtype == torch.float64 else 5e-6, atol=0)
+    assert got[0][0] == 0
