@@ -75,14 +75,12 @@ def _product_norms(
             p0, p1 = p0 * p0, p1 * p1 if i + 1 <= last else zero
             p2, p3 = p2 * p2 if i + 2 <= last else zero, p3 * p3 if i + 3 <= last else zero
             for j in range(width):
-                columns[j] += (
-                    p0 * (v0[j] * v0[j]) + p1 * (v1[j] * v1[j]) + p2 * (v2[j] * v2[j]) + p3 * (v3[j] * v3[j])
-                )
+                columns[j] += p0 * (v0[j] * v0[j]) + p1 * (v1[j] * v1[j]) + p2 * (v2[j] * v2[j]) + p3 * (v3[j] * v3[j])
 
 
-product_norms: Callable[
-    [NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], None
-] = compiled(_product_norms)
+product_norms: Callable[[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], None] = (
+    compiled(_product_norms)
+)
 """Write ‖v_i‖ of V = W + B A into rows (n,), and add Σ_i p_i² v_ij² with p = magnitude / ‖v_i‖ to columns (m,).
 
 W: (n, m). A: (r, m) and B: (n, r), r a multiple of ``CHUNK``. magnitude: (n,), or (0,) for p = 1. columns: (m,), or

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -120,10 +121,11 @@ class _LowRankLinear(torch.autograd.Function):
         start: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         scaled = x if gamma is None else x * gamma
-        down = A @ scaled.T  # (r, tokens)
-        z = F.linear(scaled, weight, bias if rho is None else None).addmm_(down.T, B.T, alpha=scaling)
+        left, right = _stacked(A, B, start)
+        down = right @ scaled.T  # (r, tokens), or (2r, tokens)
+        z = F.linear(scaled, weight, bias if rho is None else None).addmm_(down.T, left.T, alpha=scaling)
         if start is not None:
-            z.addmm_(scaled @ start[0].T, start[1].T, alpha=-scaling)
+            down = down[: len(A)].clone()  # the start's own half is not kept
         kept = x if gamma is not None or ctx.needs_input_grad[1] or ctx.needs_input_grad[3] else None
         ctx.save_for_backward(kept, weight, bias, A, B, rho, gamma, down, None if rho is None else z)
         ctx.scaling, ctx.start = scaling, start
@@ -154,17 +156,24 @@ class _LowRankLinear(torch.autograd.Function):
             result[1] = g.T @ (x if gamma is None else x * gamma)
         if wanted[4]:
             result[4] = (down @ g).mul_(ctx.scaling).T
-        up = g @ (ctx.scaling * B)  # (tokens, r)
+        left, right = _stacked(A, B, ctx.start)
+        up = g @ (ctx.scaling * left)  # (tokens, r), or (tokens, 2r)
         if wanted[3]:
-            result[3] = up.T @ x if gamma is None else (up.T @ x).mul_(gamma)
+            grad_A = up[:, : len(A)].T @ x
+            result[3] = grad_A if gamma is None else grad_A.mul_(gamma)
         if wanted[0] or wanted[7]:
-            grad_x = (g @ weight).addmm_(up, A)
-            if ctx.start is not None:
-                grad_x.addmm_(g @ ctx.start[1], ctx.start[0], alpha=-ctx.scaling)
+            grad_x = (g @ weight).addmm_(up, right)
             if wanted[7]:
                 result[7] = column_dots(x, grad_x)
             result[0] = grad_x if gamma is None else grad_x.mul_(gamma)
         return tuple(result)
+
+
+def _stacked(A: Tensor, B: Tensor, start: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Return B and A, or [B, −B₀] (out, 2r) and [A; A₀] (2r, in): one product of twice the rank costs less than two."""
+    if start is None:
+        return B, A
+    return torch.cat((B, -start[1]), dim=1), torch.cat((A, start[0]))
 
 
 def column_dots(a: Tensor, b: Tensor) -> Tensor:
@@ -267,8 +276,8 @@ def constant_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float, axis: A
     """Return the norms of the rows (out,) or the columns (in,) of V = W₀ + s·B A, without a graph."""
     with torch.no_grad():
         if _loop_reads(weight, A):
-            rows, squares = _loop_norms(weight, A, B, scaling, None, columns=axis == "column")
-            return rows if axis == "row" else squares.sqrt()
+            row_norms, squares = _loop_norms(weight, A, B, scaling, None, columns=axis == "column")
+            return row_norms if axis == "row" else squares.sqrt()
         blocks = product_blocks(weight, A, B, scaling)
         if axis == "row":
             return torch.cat([torch.linalg.vector_norm(V, dim=1) for _, V in blocks])
@@ -285,11 +294,11 @@ def constant_norms_of_both(
 
     A row of V is enough for its own factor, so each block serves both norms.
     """
-    row_norms, column_squares = [], A.new_zeros(A.shape[1])
     with torch.no_grad():
         if _loop_reads(weight, A):
-            rows, squares = _loop_norms(weight, A, B, scaling, magnitude)
-            return rows, squares.sqrt()
+            of_rows, squares = _loop_norms(weight, A, B, scaling, magnitude)
+            return of_rows, squares.sqrt()
+        row_norms, column_squares = [], A.new_zeros(A.shape[1])
         for rows, V in product_blocks(weight, A, B, scaling):
             norm = torch.linalg.vector_norm(V, dim=1)
             p = magnitude[rows] / norm.masked_fill(norm == 0, 1.0)  # a zero row adds nothing, whatever its factor
@@ -305,13 +314,13 @@ def _loop_reads(weight: Tensor, A: Tensor) -> bool:
     for them.
     """
     return (
-        len(A) <= LOOP_RANK
+        not torch.compiler.is_compiling()
+        and len(A) <= LOOP_RANK
         and torch.get_num_threads() <= LOOP_THREADS
         and weight.dtype == A.dtype in (torch.float32, torch.float64)
         and weight.device.type == "cpu"
         and weight.is_contiguous()
         and {type(weight), type(A)} <= {Tensor, nn.Parameter}  # no DTensor, and nothing that only stands for one
-        and not torch.compiler.is_compiling()
     )
 
 
@@ -322,16 +331,17 @@ def _loop_norms(
     from deltaw.adapters.kernels import CHUNK, product_norms  # a quarter of a second, for those who need no norms
 
     missing = -len(A) % CHUNK
-    down = F.pad(A.detach(), (0, 0, 0, missing)).contiguous().numpy()
-    up = F.pad(scaling * B.detach(), (0, missing)).contiguous().numpy()
+    down = F.pad(A.detach(), (0, 0, 0, missing)).contiguous()
+    up = F.pad(scaling * B.detach(), (0, missing)).contiguous()
     factors = A.new_empty(0) if magnitude is None else magnitude.detach()
     norms = A.new_empty(len(weight))
     length = max(1, math.ceil(len(weight) / LOOP_PARTS))
     squares = A.new_zeros(LOOP_PARTS, A.shape[1] if columns else 0)
-    arrays = weight.detach().numpy(), up, factors.numpy(), norms.numpy()
-    for part, found in enumerate(squares.numpy()):
+    # Not ``.numpy()``: it makes a parameter's memory one that FSDP2 cannot give back.
+    arrays = [np.from_dlpack(tensor) for tensor in (weight.detach(), up, factors, norms)]
+    for part in range(LOOP_PARTS):
         W, B_part, p, rows = (array[part * length : (part + 1) * length] for array in arrays)
-        product_norms(W, down, B_part, p, rows, found)
+        product_norms(W, np.from_dlpack(down), B_part, p, rows, np.from_dlpack(squares[part]))
     return norms, squares.sum(0)
 
 

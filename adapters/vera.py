@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,24 @@ from deltaw.adapters.method import RankedMethod, Shape, State
 
 if TYPE_CHECKING:
     from deltaw.adapters.layer import AdaptedLayer
+
+
+class _ScaledOnBothSides(torch.autograd.Function):
+    """diag(b) B diag(d) for a frozen B (out, r), with one pass over B in the backward pass.
+
+    b: Σ_k g_ik B_ik d_k        d: Σ_i b_i g_ik B_ik
+    """
+
+    @staticmethod
+    def forward(ctx: Any, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
+        ctx.save_for_backward(B, b, d)
+        return (B * d).mul_(b[:, None])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
+        (B, b, d), (g,) = ctx.saved_tensors, gradients
+        product = g * B
+        return None, product @ d, b @ product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +94,8 @@ class SharedPair(RankedMethod):
 
     def pair(self, state: State) -> tuple[Tensor, Tensor]:
         """Return A (r, in) and diag(b) B diag(d) (out, r): with A frozen, no input is kept for its gradient."""
-        return state["vera_A"], state["vera_b"][:, None] * (state["vera_B"] * state["vera_d"])
+        scaled: Tensor = _ScaledOnBothSides.apply(state["vera_B"], state["vera_b"], state["vera_d"])  # type: ignore[no-untyped-call]
+        return state["vera_A"], scaled
 
     def product(self, state: State) -> Tensor:
         """Return s·diag(b) B diag(d) A, (out, in), dense: for definitions, not for forwards."""

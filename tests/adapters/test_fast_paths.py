@@ -144,7 +144,7 @@ def test_no_dense_product_in_forward_or_backward(method, options, monkeypatch):
     x = torch.randn(3, 40, dtype=torch.float64, requires_grad=True)
     with Largest(layer.weight) as largest:
         layer(x).sum().backward()
-    assert largest.entries <= 240  # a block has 200, B in the compiled loop 240, A and B 120 and 180; W' would have 2,400
+    assert largest.entries <= 240  # a block has 200, B in the compiled loop 240; W' would have 2,400
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in dynamo
