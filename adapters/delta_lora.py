@@ -1,7 +1,7 @@
 """Delta-LoRA: LoRA whose base moves with the change of its product."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -99,12 +99,24 @@ class DeltaLoRA(LowRankPair):
         return low_rank_linear(x, layer.base, layer.bias, stacked, wide, self.scaling, dropout)
 
     def observe(self, layer: "AdaptedLayer") -> None:
-        """Count the optimizer steps up to K, and keep A and B as they are then."""
+        """Count the optimizer steps up to K, and keep A and B as they are at K."""
         if not self.start_step or not (taken := layer.steps_taken()):
             return
         with torch.no_grad():
             steps = layer.tensor("steps")
-            if int(steps) < self.start_step:
-                steps.add_(taken).clamp_(max=self.start_step)
+            if (before := int(steps)) >= self.start_step:
+                return
+            steps.fill_(min(before + taken, self.start_step))
+            if before + taken >= self.start_step:
                 for anchor, name in (("anchor_A", "lora_A"), ("anchor_B", "lora_B")):
-                    layer.tensor(anchor).copy_(layer.tensor(name))
+                    layer.tensor(anchor).copy_(_in_the_form_of(layer.tensor(anchor), layer.tensor(name)))
+
+
+def _in_the_form_of(anchor: Tensor, parameter: Any) -> Tensor:
+    """The whole of a parameter of which each process has a part: buffers are not cut up by FSDP2.
+
+    All processes come here together, as they make the optimizer step together.
+    """
+    is_cut = hasattr(parameter, "full_tensor") and not hasattr(anchor, "full_tensor")
+    whole: Tensor = parameter.full_tensor() if is_cut else parameter
+    return whole

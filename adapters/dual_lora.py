@@ -37,8 +37,8 @@ class DualLoRA(RankedMethod):
     All four matrices start Gaussian: a zero would either kill all four gradients (A or B) or not make the update zero
     (C or D). The paper starts from ΔW = 0 by "a warm-up strategy for the first few training steps", which is here the
     ramp: after t optimizer steps the update counts min(t / warmup_steps, 1). The layer counts the
-    steps that ``torch.optim`` makes on its parameters, so gradient accumulation and checkpointing do not disturb it,
-    and the count is part of what is saved and recorded. Trainable: (r₁ + r₂)·(out + in).
+    steps that ``torch.optim`` makes on its parameters, so gradient accumulation, checkpointing, and sharding over
+    processes do not disturb it, and the count is part of what is saved and recorded. Trainable: (r₁ + r₂)·(out + in).
 
     The paper's ablations:
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from deltaw.adapters.clock import Reading, read_clock, steps_between
+from deltaw.adapters.clock import follow, version
 from deltaw.adapters.method import Method, State
 
 _MOVED: weakref.WeakValueDictionary[Any, Tensor] = weakref.WeakValueDictionary()  # what moved, by what it was
@@ -69,7 +69,11 @@ class AdaptedLayer(nn.Module):
                 self.register_buffer(name, value)
         self._names = tuple(trainable) + tuple(method.frozen_shapes(self.out_features, self.in_features))
         self._trainable = tuple(trainable)
-        self._clock = self._read_clock()
+        self._told = 0  # optimizer steps that the method has not taken note of
+        self._has_optimizer = False
+        self._read: tuple[int, int] | None = None  # the parameter's, at the last pass that can lead to a step
+        if method.moving:
+            follow(self)
 
     def _adopt(self, source: nn.Module) -> None:
         """Take over the original's parameters."""
@@ -127,10 +131,33 @@ class AdaptedLayer(nn.Module):
     def steps_taken(self) -> int:
         """Return how many optimizer steps the method's parameters went through since the last call.
 
-        Never compiled: compiled code takes a clock's reading for a constant, and would not see a step.
+        As long as no optimizer has made one, a change by hand counts: one between two looks, after a forward pass with
+        gradients. What changes parameters before the training begins, such as loading or DDP's first broadcast, is no
+        step.
+
+        Never compiled: compiled code takes the count for a constant, and would not see a step.
         """
-        before, self._clock = self._clock, self._read_clock()
-        return steps_between(before, self._clock)
+        told, self._told = self._told, 0
+        if self._has_optimizer:
+            return told
+        before, now = self._read, version(self.tensor(self._trainable[0]))
+        changed = before is not None and before[0] == now[0] and before != now
+        if torch.is_grad_enabled():
+            self._read = now
+        elif changed:
+            self._read = None
+        return int(changed)
+
+    def counted_parameter(self) -> Tensor | None:
+        """Return the parameter whose optimizer's steps count: the method's first that is trained."""
+        parameters = (self._parameters.get(name) for name in self._trainable)
+        return next((p for p in parameters if p is not None and p.requires_grad), None)
+
+    def optimizer_stepped(self) -> None:
+        """Hear of a step, at once: now the parameters are what the step has made of them, and whole in precision."""
+        self._has_optimizer = True
+        self._told += 1
+        self.method.observe(self)
 
     def extra_repr(self) -> str:
         """Shape and method, for ``print(model)``."""
@@ -139,9 +166,6 @@ class AdaptedLayer(nn.Module):
 
     def _wide_base(self) -> Tensor:
         return self.base.to(WIDENED.get(self.base_dtype, self.base_dtype))
-
-    def _read_clock(self) -> Reading:
-        return read_clock(self.tensor(self._trainable[0]))
 
     def constants(self) -> list[str]:
         """Return the names of the tensors that never change."""
@@ -164,9 +188,15 @@ class AdaptedLayer(nn.Module):
         return self
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.method.observe(self)  # what is saved is what the next forward would use
+        with torch.no_grad():
+            self.method.observe(self)  # what is saved is what the next forward would use
         super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._clock = self._read_clock()  # loading writes to the parameters, but is no step
+        self._read = None  # loading writes to the parameters, but is no step
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.method.moving:
+            follow(self)  # a copy counts for itself

@@ -1,8 +1,6 @@
 """Recording in two processes: one writes, and what it writes is, bit for bit, one process's record of those weights."""
 
 import json
-import multiprocessing
-import traceback
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parametrize
 
-from deltaw.adapters import AdaptedLayer, BoRA, LoRA, RecordError, WriteError, create, inject
+from deltaw.adapters import AdaptedLayer, BoRA, DeltaLoRA, DualLoRA, LoRA, RecordError, WriteError, create, inject
 from deltaw.adapters.inject import linear_modules
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, every
@@ -23,38 +21,6 @@ if not hasattr(fsdp, "fully_shard"):
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # noqa: E402
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module  # noqa: E402
-
-
-def run(rank, work, path, answers):
-    """One of the two processes."""
-    torch.set_num_threads(1)
-    try:
-        dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
-        answers.put((rank, work(rank, path), None))
-        dist.barrier()
-        dist.destroy_process_group()
-    except BaseException:
-        answers.put((rank, None, traceback.format_exc()))
-
-
-def in_two(work, path):
-    """Run ``work(rank, path)`` in two processes, and return what the two return."""
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    processes = [context.Process(target=run, args=(rank, work, path, answers)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = dict.fromkeys(range(2))
-    try:
-        for _ in processes:
-            rank, value, error = answers.get(timeout=120)
-            assert error is None, f"rank {rank}: {error}"
-            found[rank] = value
-    finally:
-        for process in processes:
-            process.join(10)
-            process.kill()
-    return found[0], found[1]
 
 
 class Product(nn.Module):
@@ -86,7 +52,12 @@ def make(kind):
             "peft ia3": peft.IA3Config(target_modules=["0"], feedforward_modules=[]),
         }
         return peft.get_peft_model(model, configs[kind])
-    methods = {"bora": BoRA(rank=2), "lora": LoRA(rank=2)}
+    methods = {
+        "bora": BoRA(rank=2),
+        "lora": LoRA(rank=2),
+        "dual-lora": DualLoRA(rank=2, warmup_steps=5),
+        "delta-lora": DeltaLoRA(rank=2, start_step=3),
+    }
     return inject(model, methods.get(kind) or create(kind), targets=["0", "2"])
 
 
@@ -138,11 +109,12 @@ def record_alone(kind, seen, path):
             recorder.record(step)
 
 
-KINDS = ["ft", "lora", "bora", "parametrized", "peft dora", "peft pissa", "peft loha", "peft ia3"]
+OURS = ["ft", "lora", "bora", "dual-lora", "delta-lora"]
+KINDS = [*OURS, "parametrized", "peft dora", "peft pissa", "peft loha", "peft ia3"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fsdp2_is_recorded_as_in_one_process(kind, tmp_path):
+def test_fsdp2_is_recorded_as_in_one_process(kind, tmp_path, in_two):
     if kind.startswith("peft"):
         pytest.importorskip("peft")
 
@@ -169,7 +141,7 @@ def test_fsdp2_is_recorded_as_in_one_process(kind, tmp_path):
     assert record.update(record.modules[0], 4).norm() > 0
 
 
-def test_tensor_parallel_weights_are_recorded_as_in_one_process(tmp_path):
+def test_tensor_parallel_weights_are_recorded_as_in_one_process(tmp_path, in_two):
     def work(rank, path):
         mesh = init_device_mesh("cpu", (2,))
         torch.manual_seed(0)
@@ -200,7 +172,7 @@ def test_tensor_parallel_weights_are_recorded_as_in_one_process(tmp_path):
         assert ours[name] == alone[name], name
 
 
-def test_ddp_one_process_writes_and_nothing_changes(tmp_path):
+def test_ddp_one_process_writes_and_nothing_changes(tmp_path, in_two):
     def work(rank, path):
         plain = train(nn.parallel.DistributedDataParallel(make("bora")))
         model = nn.parallel.DistributedDataParallel(make("bora"))
@@ -219,7 +191,7 @@ def test_ddp_one_process_writes_and_nothing_changes(tmp_path):
     assert all(ours[name] == alone[name] for name in alone)
 
 
-def test_half_precision_that_is_kept_together_after_a_forward_is_not_what_is_recorded(tmp_path):
+def test_half_precision_that_is_kept_together_after_a_forward_is_not_what_is_recorded(tmp_path, in_two):
     def work(rank, path):
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
         model = shard(make("ft"), mp_policy=policy, reshard_after_forward=False)
@@ -238,7 +210,7 @@ def test_half_precision_that_is_kept_together_after_a_forward_is_not_what_is_rec
         assert torch.equal(record.weight("2", step), model[2].weight)
 
 
-def test_an_error_of_the_one_that_writes_reaches_both(tmp_path):
+def test_an_error_of_the_one_that_writes_reaches_both(tmp_path, in_two):
     with Recorder(make("ft"), tmp_path / "taken"):
         pass
 
@@ -274,7 +246,7 @@ def test_an_error_of_the_one_that_writes_reaches_both(tmp_path):
     assert Trajectory.open(tmp_path / "run").steps == [0]
 
 
-def test_fsdp2_goes_on_behind_the_step_it_went_back_to(tmp_path):
+def test_fsdp2_goes_on_behind_the_step_it_went_back_to(tmp_path, in_two):
     def work(rank, path):
         model, steps = shard(make("lora")), []
         for first in (0, 2):
