@@ -17,7 +17,8 @@ from deltaw.trainers.schedules import Schedule, every
 
 # What the Trainer logs under other names; everything else that is a number is kept under its own.
 NAMES = {"eval_loss": "evaluation_loss"}
-SKIPPED = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+ENDS = "train_runtime"  # is in what the Trainer logs last
+SKIPPED = {"total_flos", ENDS, "train_samples_per_second", "train_steps_per_second"}
 
 
 class RecorderCallback(TrainerCallback):
@@ -83,7 +84,11 @@ class RecorderCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep the Trainer's numbers."""
+        """Keep the Trainer's numbers, and record the last step when it logs that it has come to the end.
+
+        That is where a training that was stopped early is still what it came to: after it, the Trainer loads the best
+        checkpoint (``load_best_model_at_end``), and the callbacks that report close.
+        """
         numbers = {
             NAMES.get(name, name): float(value)
             for name, value in (logs or {}).items()
@@ -91,11 +96,11 @@ class RecorderCallback(TrainerCallback):
         }
         if self.recorder is not None and numbers:
             self.recorder.log(state.global_step, **numbers)
+        if self.recorder is not None and ENDS in (logs or {}):
+            self._report(args, state, control, self.recorder.record(state.global_step))
 
     def on_train_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Record the last step and close."""
-        if self.recorder is not None:
-            self._report(args, state, control, self.recorder.record(state.global_step))
+        """Close; the last step is recorded."""
         self.close()
 
     def close(self) -> None:
