@@ -86,3 +86,39 @@ product_norms: Callable[[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any],
 W: (n, m). A: (r, m) and B: (n, r), r a multiple of ``CHUNK``. magnitude: (n,), or (0,) for p = 1. columns: (m,), or
 (0,) where they are not wanted. All C-contiguous, float32 or float64, of one dtype.
 """
+
+
+def _scaled_and_dots(
+    g: NDArray[Any], z: NDArray[Any], scale: NDArray[Any], out: NDArray[Any], dots: NDArray[Any]
+) -> None:
+    part = np.empty_like(dots)
+    for start in range(0, len(g), 64):
+        part[:] = 0
+        for t in range(start, min(start + 64, len(g))):
+            for j in range(g.shape[1]):
+                part[j] += g[t, j] * z[t, j]
+                out[t, j] = g[t, j] * scale[j]
+        for j in range(len(dots)):
+            dots[j] += part[j]
+
+
+scaled_and_dots: Callable[[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], None] = compiled(
+    _scaled_and_dots
+)
+"""Write g_tj scale_j into out (n, m), and add Σ_t g_tj z_tj to dots (m,). All C-contiguous, of one dtype."""
+
+
+def _scale_and_dots(g: NDArray[Any], z: NDArray[Any], scale: NDArray[Any], dots: NDArray[Any]) -> None:
+    part = np.empty_like(dots)
+    for start in range(0, len(g), 64):
+        part[:] = 0
+        for t in range(start, min(start + 64, len(g))):
+            for j in range(g.shape[1]):
+                part[j] += g[t, j] * z[t, j]
+                g[t, j] *= scale[j]
+        for j in range(len(dots)):
+            dots[j] += part[j]
+
+
+scale_and_dots: Callable[[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], None] = compiled(_scale_and_dots)
+"""The same in place: g becomes g_tj scale_j. One function for both would take the slow way, for fear of the overlap."""

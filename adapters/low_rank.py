@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Axis = Literal["row", "column"]
@@ -149,8 +150,8 @@ class _LowRankLinear(torch.autograd.Function):
         if wanted[2]:
             result[2] = g.sum(0)
         if wanted[6]:
-            result[6] = column_dots(g, z)
-        if rho is not None:
+            g, result[6] = scaled_and_dots(g, z, rho)
+        elif rho is not None:
             g = g * rho
         if wanted[1]:
             result[1] = g.T @ (x if gamma is None else x * gamma)
@@ -164,8 +165,9 @@ class _LowRankLinear(torch.autograd.Function):
         if wanted[0] or wanted[7]:
             grad_x = (g @ weight).addmm_(up, right)
             if wanted[7]:
-                result[7] = column_dots(x, grad_x)
-            result[0] = grad_x if gamma is None else grad_x.mul_(gamma)
+                result[0], result[7] = scaled_and_dots(grad_x, x, gamma, in_place=True)
+            else:
+                result[0] = grad_x if gamma is None else grad_x.mul_(gamma)
         return tuple(result)
 
 
@@ -176,11 +178,49 @@ def _stacked(A: Tensor, B: Tensor, start: tuple[Tensor, Tensor] | None) -> tuple
     return torch.cat((B, -start[1]), dim=1), torch.cat((A, start[0]))
 
 
-def column_dots(a: Tensor, b: Tensor) -> Tensor:
-    """Return Σ_t a_tj b_tj for every column j, a block of rows at a time."""
+def scaled_and_dots(g: Tensor, z: Tensor, scale: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
+    """Return g_tj scale_j (tokens, features), written over g or not, and Σ_t g_tj z_tj (features,)."""
+    if loop_reads(g, z, scale):
+        from deltaw.adapters import kernels
+
+        dots = g.new_zeros(g.shape[1])
+        if in_place:
+            kernels.scale_and_dots(*map(as_array, (g, z, scale, dots)))
+            return g, dots
+        out = torch.empty_like(g)
+        kernels.scaled_and_dots(*map(as_array, (g, z, scale, out, dots)))
+        return out, dots
     if torch.compiler.is_compiling():  # blocks would tie the compiled code to one number of tokens
-        return (a * b).sum(0)
-    return torch.stack([(a[rows] * block).sum(0) for rows, block in row_blocks(b, fewest=1)]).sum(0)
+        dots = (g * z).sum(0)
+    else:
+        dots = torch.stack([(z[rows] * block).sum(0) for rows, block in row_blocks(g, fewest=1)]).sum(0)
+    return (g.mul_(scale) if in_place else g * scale), dots
+
+
+def loop_reads(*tensors: Tensor) -> bool:
+    """Whether the compiled loops can read the tensors, and are faster than torch's operations with all its threads.
+
+    They keep to one thread: torch's own are still waiting, busily, for their next part, and a second would have to wait
+    for them.
+    """
+    dtype = tensors[0].dtype
+    return (
+        not torch.compiler.is_compiling()
+        and torch.get_num_threads() <= LOOP_THREADS
+        and dtype in (torch.float32, torch.float64)
+        and all(
+            tensor.dtype == dtype
+            and tensor.device.type == "cpu"
+            and tensor.is_contiguous()
+            and type(tensor) in (Tensor, nn.Parameter)  # no DTensor, and nothing that only stands for one
+            for tensor in tensors
+        )
+    )
+
+
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """Return the same memory as an array; not by ``.numpy()``, after which FSDP2 cannot give the memory back."""
+    return np.from_dlpack(tensor.detach())
 
 
 def add_product(result: Tensor, down: Tensor, B: Tensor, scaling: float) -> Tensor:
@@ -275,9 +315,8 @@ def weighted_column_squares(weight: Tensor, q: Tensor) -> Tensor:
 def constant_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float, axis: Axis) -> Tensor:
     """Return the norms of the rows (out,) or the columns (in,) of V = W₀ + s·B A, without a graph."""
     with torch.no_grad():
-        if _loop_reads(weight, A):
-            row_norms, squares = _loop_norms(weight, A, B, scaling, None, columns=axis == "column")
-            return row_norms if axis == "row" else squares.sqrt()
+        if found := _loop_norms(weight, A, B, scaling, None, columns=axis == "column"):
+            return found[0] if axis == "row" else found[1].sqrt()
         blocks = product_blocks(weight, A, B, scaling)
         if axis == "row":
             return torch.cat([torch.linalg.vector_norm(V, dim=1) for _, V in blocks])
@@ -295,9 +334,8 @@ def constant_norms_of_both(
     A row of V is enough for its own factor, so each block serves both norms.
     """
     with torch.no_grad():
-        if _loop_reads(weight, A):
-            of_rows, squares = _loop_norms(weight, A, B, scaling, magnitude)
-            return of_rows, squares.sqrt()
+        if found := _loop_norms(weight, A, B, scaling, magnitude):
+            return found[0], found[1].sqrt()
         row_norms, column_squares = [], A.new_zeros(A.shape[1])
         for rows, V in product_blocks(weight, A, B, scaling):
             norm = torch.linalg.vector_norm(V, dim=1)
@@ -307,41 +345,29 @@ def constant_norms_of_both(
         return torch.cat(row_norms), column_squares.sqrt()
 
 
-def _loop_reads(weight: Tensor, A: Tensor) -> bool:
-    """Whether the compiled loop can read W₀, and is faster than torch's operations, which are many but use all threads.
-
-    It keeps to one thread: torch's own are still waiting, busily, for their next part, and a second would have to wait
-    for them.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and len(A) <= LOOP_RANK
-        and torch.get_num_threads() <= LOOP_THREADS
-        and weight.dtype == A.dtype in (torch.float32, torch.float64)
-        and weight.device.type == "cpu"
-        and weight.is_contiguous()
-        and {type(weight), type(A)} <= {Tensor, nn.Parameter}  # no DTensor, and nothing that only stands for one
-    )
-
-
 def _loop_norms(
     weight: Tensor, A: Tensor, B: Tensor, scaling: float, magnitude: Tensor | None, columns: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Return ‖V_i:‖ (out,) and Σ_i p_i² v_ij² (in,), p = magnitude / ‖V_i:‖ or 1, without a graph."""
+) -> tuple[Tensor, Tensor] | None:
+    """Return ‖V_i:‖ (out,) and Σ_i p_i² v_ij² (in,), p = magnitude / ‖V_i:‖ or 1, without a graph.
+
+    ``None`` where the compiled loop cannot read the tensors or would be slower: beyond a rank of 16, matrix products
+    are faster.
+    """
+    if len(A) > LOOP_RANK or not loop_reads(weight, A):
+        return None
     from deltaw.adapters.kernels import CHUNK, product_norms  # a quarter of a second, for those who need no norms
 
     missing = -len(A) % CHUNK
-    down = F.pad(A.detach(), (0, 0, 0, missing)).contiguous()
+    down = as_array(F.pad(A.detach(), (0, 0, 0, missing)).contiguous())
     up = F.pad(scaling * B.detach(), (0, missing)).contiguous()
-    factors = A.new_empty(0) if magnitude is None else magnitude.detach()
+    factors = A.new_empty(0) if magnitude is None else magnitude
     norms = A.new_empty(len(weight))
     length = max(1, math.ceil(len(weight) / LOOP_PARTS))
     squares = A.new_zeros(LOOP_PARTS, A.shape[1] if columns else 0)
-    # Not ``.numpy()``: it makes a parameter's memory one that FSDP2 cannot give back.
-    arrays = [np.from_dlpack(tensor) for tensor in (weight.detach(), up, factors, norms)]
-    for part in range(LOOP_PARTS):
+    arrays = [as_array(tensor) for tensor in (weight, up, factors, norms)]
+    for part, found in enumerate(as_array(squares)):
         W, B_part, p, rows = (array[part * length : (part + 1) * length] for array in arrays)
-        product_norms(W, np.from_dlpack(down), B_part, p, rows, np.from_dlpack(squares[part]))
+        product_norms(W, down, B_part, p, rows, found)
     return norms, squares.sum(0)
 
 

@@ -188,9 +188,26 @@ def test_the_compiled_loop_is_the_blocks_of_torch(dtype, rank, out, in_, weighte
             return low_rank.constant_norms_of_both(W, A, B, 0.7, m)
         return [low_rank.constant_norms(W, A, B, 0.7, axis) for axis in ("row", "column")]
 
-    assert low_rank._loop_reads(W, A)
+    assert low_rank._loop_norms(W, A, B, 0.7, m) is not None
     got = found()
     monkeypatch.setattr(low_rank, "LOOP_RANK", 0)
-    assert not low_rank._loop_reads(W, A)
+    assert low_rank._loop_norms(W, A, B, 0.7, m) is None
     torch.testing.assert_close(got, found(), rtol=1e-13 if dtype == torch.float64 else 5e-6, atol=0)
     assert got[0][0] == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (64, 5), (200, 40)])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_the_compiled_scaling_is_that_of_torch(shape, in_place, monkeypatch):
+    torch.manual_seed(0)
+    g, z, scale = (torch.randn(s, dtype=torch.float64) for s in (shape, shape, shape[1:]))
+    wanted, dots = g * scale, (g * z).sum(0)
+    for threads in (1, low_rank.LOOP_THREADS + 1):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert low_rank.loop_reads(g, z, scale) == (threads == 1)
+        given = g.clone()
+        out, found = low_rank.scaled_and_dots(given, z, scale, in_place)
+        assert (out is given) == in_place
+        assert torch.equal(out, wanted)
+        torch.testing.assert_close(found, dots, rtol=1e-13, atol=1e-13)
+        assert in_place or torch.equal(given, g)
