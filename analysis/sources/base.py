@@ -3,19 +3,44 @@
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deltaw.adapters import OptionError, RecordError
 from deltaw.analysis.sources.contract import Shape, fitting
-from deltaw.analysis.sources.layout import Part, matrices
+from deltaw.analysis.sources.layout import Part, matrices, module_name
 from deltaw.analysis.sources.place import is_address, place_of
 from deltaw.analysis.sources.tensors import InMemory, Tensors, read_weights, weights_file
 
 BaseLike = str | Path | nn.Module | Mapping[str, Tensor] | None
 GIVE = "give it: base=FOLDER, a name in Hugging Face's cache, a model or its state dict (at the command line --base)"
+# transformers stacks the experts of some models when it loads them: what is a parameter's in their files.
+APART = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("w2",),)}
+
+
+class BaseError(RecordError):
+    """The base has no matrix of a module, or one of another shape."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A parameter of the base: a matrix, or one an expert.
+
+    Arguments:
+        shape: (out, in) of each.
+        experts: How many there are, 0 for a plain matrix.
+        turned: Whether they are stored as [in, out].
+        place: Which of the model's tensors it is, where their order is known.
+    """
+
+    shape: Shape
+    experts: int
+    turned: bool
+    place: int | None
 
 
 class Base:
@@ -24,13 +49,14 @@ class Base:
     Arguments:
         tensors: The model's.
         config: Its ``config.json``.
+        ordered: Whether the tensors come in the model's order, as those of a file or a state dict need not.
     """
 
-    def __init__(self, tensors: Tensors, config: Mapping[str, Any]) -> None:
+    def __init__(self, tensors: Tensors, config: Mapping[str, Any], *, ordered: bool = False) -> None:
         self.where, self.config = tensors.where, dict(config)
-        self._tensors = tensors
+        self._tensors, self._ordered = tensors, ordered
         self._parts = matrices(tensors, config, everything=True)
-        self.order = list(self._parts) if isinstance(tensors, InMemory) else []  # a file's order is not the model's
+        self.order = [name for name, part in self._parts.items() if ordered and part.tensor == f"{name}.weight"]
 
     def find(self, module: str) -> Part | None:
         """Return where the matrix of a module stands.
@@ -53,18 +79,67 @@ class Base:
         found = [name for name in self._parts if name.endswith("." + module)]
         return self._parts[found[0]] if len(found) == 1 else None
 
+    def stack(self, parameter: str) -> Stack | None:
+        """Return what is known of a parameter, ``None`` where it is no matrix and no stack of matrices."""
+        head, _, last = parameter.rpartition(".")
+        names = self._tensors.names()
+        pieces = self._pieces(f"{head}.0.{last}")
+        if pieces:
+            first, rows = pieces[0], sum(part.shape[0] for part in pieces)
+            front, found, back = first.tensor.rpartition(".experts.0.")
+            if first.expert is not None:
+                place = list(names).index(first.tensor) if self._ordered else None
+                return Stack(first.shape, self._tensors.shape(first.tensor)[0], first.turned, place)
+            if found:
+                count = next(k for k in range(len(names) + 1) if f"{front}.experts.{k}.{back}" not in names)
+                return Stack((rows, first.shape[1]), count, first.turned, None)
+        part = self.find(module_name(parameter) or parameter)
+        if part is None or part.expert is not None or not f".{part.tensor}".endswith(f".{last}"):
+            return None
+        return Stack(part.shape, 0, part.turned, list(names).index(part.tensor) if self._ordered else None)
+
+    def _pieces(self, module: str) -> list[Part]:
+        """The matrices that stand one below the other in a module's; an expert's may be apart in a file."""
+        part = self.find(module)
+        if part is not None:
+            return [part]
+        head, _, last = module.rpartition(".")
+        for ends in APART.get(last, ()):
+            for name in (head, head.replace(".mlp.experts.", ".block_sparse_moe.experts.")):
+                parts = [found for end in ends if (found := self.find(f"{name}.{end}")) is not None]
+                if len(parts) == len(ends):
+                    return parts
+        return []
+
+    def bias(self, module: str) -> Tensor | None:
+        """Return the bias of a linear layer, ``None`` where it has none."""
+        part = self.find(module)
+        name = "" if part is None else part.tensor.removesuffix("weight") + "bias"
+        return self._tensors.read(name) if name in self._tensors.names() else None
+
     def read(self, module: str, shape: Shape) -> Tensor:
         """Return W₀ (out, in) of a module.
 
         Raises:
-            RecordError: The base has no such module, or of another shape: it is another model's.
+            BaseError: The base has no such module, or of another shape: it is another model's.
+            RecordError: It cannot be read.
         """
-        part = self.find(module)
-        if part is None:
-            raise RecordError(f"{self.where}: the base has no matrix of {module}; is it the model that was trained?")
+        parts = self._pieces(module)
+        if not parts:
+            raise BaseError(f"{self.where}: the base has no matrix of {module}; is it the model that was trained?")
+        if len(parts) > 1:
+            joined = torch.cat([part.read(self._tensors) for part in parts])
+            return self._fitting(module, joined, shape)
+        part = parts[0]
         if tuple(part.shape) == tuple(shape[::-1]) != tuple(shape):
             part = Part(part.tensor, shape, part.expert, not part.turned)
-        return fitting(f"{self.where}: the base is of another model", module, part.read(self._tensors), shape)
+        return self._fitting(module, part.read(self._tensors), shape)
+
+    def _fitting(self, module: str, found: Tensor, shape: Shape) -> Tensor:
+        try:
+            return fitting(f"{self.where}: the base is of another model", module, found, shape)
+        except RecordError as error:
+            raise BaseError(str(error)) from None
 
 
 def open_base(base: BaseLike) -> Base | None:
@@ -79,7 +154,8 @@ def open_base(base: BaseLike) -> Base | None:
     if isinstance(base, nn.Module):
         config: Any = getattr(base, "config", None)
         told = config.to_dict() if hasattr(config, "to_dict") else {}
-        return Base(InMemory(_plain(base.state_dict(keep_vars=True)), f"base ({type(base).__name__})"), told)
+        state = InMemory(_plain(base.state_dict(keep_vars=True)), f"base ({type(base).__name__})")
+        return Base(state, told, ordered=True)
     if isinstance(base, Mapping):
         if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in base.items()):
             raise OptionError("base: a mapping must be a state dict, from names to tensors")
@@ -150,7 +226,7 @@ def base_named(config: Mapping[str, Any]) -> Path | None:
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict under the plain model's names, where PEFT has put its layers around the linear ones."""
     return {
-        key.removeprefix("base_model.model.").replace(".base_layer.", "."): value
+        re.sub(r"(?:\.base_layer)+\.", ".", key.removeprefix("base_model.model.")): value
         for key, value in state.items()
         if isinstance(value, Tensor)
     }

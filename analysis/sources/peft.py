@@ -1,7 +1,8 @@
 """Adapters that PEFT saved: one folder, or one a ``checkpoint-*/``."""
 
+import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,21 +12,23 @@ from deltaw.adapters import RecordError
 from deltaw.adapters.layer import WIDENED
 from deltaw.analysis.sources.base import GIVE, Base, BaseLike, base_named, open_base
 from deltaw.analysis.sources.contract import Shape, Source, State, fitting
+from deltaw.analysis.sources.peft_experts import Parameter, parameters
 from deltaw.analysis.sources.peft_formulas import FORMULAS, REFUSED, Factors, Formula, Settings
+from deltaw.analysis.sources.peft_targets import targeted
 from deltaw.analysis.sources.place import Place
 from deltaw.analysis.sources.tensors import SafeTensors, Tensors, read_pickled
 
 ADAPTER_CONFIG, ADAPTER, PICKLED_ADAPTER = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
+UNILORA = "base_model.unilora_theta_d"  # all that its file holds without indices
+LAYER = re.compile(r"((?:model\.)*(?:bert\.)?(?:layers|encoder\.layer|h)\.)(\d{1,9})(\..*)")  # what PEFT can replicate
 OPEN_AT_ONCE = 2  # checkpoints whose headers are kept
 
-# Options of LoRA with which no one W' belongs to a layer, or not to a layer of the base.
+# Options of LoRA with which no one W' belongs to a layer.
 NOT_READ = {
-    "alora_invocation_tokens": "the adapter acts on some tokens only",
-    "arrow_config": "its weight depends on the input",
-    "use_qalora": "it acts on pooled inputs of a quantised layer",
-    "layer_replication": "its layers are copies of the base's",
-    "target_parameters": "it adapts parameters that are no linear layer",
+    "alora_invocation_tokens": "the adapter acts on some tokens only, so there is no one W'; for that of those tokens "
+    "take the option out of a copy of adapter_config.json",
+    "arrow_config": "its weight depends on the input, so there is no W'; open the adapters that it mixes",
 }
 
 
@@ -55,13 +58,24 @@ class Adapters(Source):
         self.info = {"peft": self._settings}
         self._base: Base | None = open_base(base if base is not None else base_named(self._settings))
         self.config = {} if self._base is None else self._base.config
+        self._copies = copied_layers(self._settings, where)
         tensors, modules = self._checkpoint(self.steps[0])
         if not modules:
             raise RecordError(f"{tensors.where}: has no tensor of a {kind} adapter")
         self._saved = _whole_modules(tensors, self._formula.prefix)
+        stored = {
+            module: {key: tensors.shape(name) for key, name in names.items()} for module, names in modules.items()
+        }
         self.shapes: dict[str, Shape] = {}
-        for module, names in modules.items():
-            shape = self._shape(module, {key: tensors.shape(name) for key, name in names.items()})
+        self._parameters: dict[str, Parameter] = {}
+        if kind == "LORA" and self._settings.get("target_parameters"):
+            self._parameters, used = parameters(
+                stored, self._settings["target_parameters"], self._base, self._copies, where
+            )
+            self.shapes |= {module: parameter.shape for module, parameter in self._parameters.items()}
+            stored = {module: shapes for module, shapes in stored.items() if module not in used}
+        for module, shapes in stored.items():
+            shape = self._shape(module, shapes)
             if shape is not None:
                 self.shapes[module] = shape
         for module, name in self._saved.items():
@@ -73,10 +87,10 @@ class Adapters(Source):
     def _shape(self, module: str, shapes: dict[str, tuple[int, ...]]) -> Shape | None:
         """(out, in) from the adapter where it tells, else from the base; ``None`` for an embedding or a convolution."""
         if any("embedding" in key for key in shapes) or (
-            any(len(s) > 3 for s in shapes.values()) and "boft_R" not in shapes
+            any(len(s) > 3 for s in shapes.values()) and not {"boft_R", "poly_lora_A"} & set(shapes)
         ):
             return None
-        part = None if self._base is None else self._base.find(module)
+        part = None if self._base is None else self._base.find(self._copies(module))
         if part is not None:
             return part.shape
         found = None
@@ -85,6 +99,9 @@ class Adapters(Source):
                 found = self._formula.sides(shapes)
             except (KeyError, IndexError):
                 found = None
+        if found is not None and self._settings.get("use_qalora"):
+            size = self._settings.get("qalora_group_size")
+            found = (found[0], found[1] * size) if type(size) is int and 0 < size < 2**20 else None
         if found is None and self._base is not None:
             raise RecordError(f"{self.where}: the base has no matrix of {module}; is it the model that was trained?")
         if found is None:
@@ -99,17 +116,37 @@ class Adapters(Source):
             place = self._places[step]
             if step != self.steps[0]:
                 settings = read_settings(place)
-                for key in ("peft_type", "use_dora", "use_rslora", "init_lora_weights", "lora_alpha"):
+                for key in (
+                    "peft_type",
+                    "use_dora",
+                    "use_rslora",
+                    "init_lora_weights",
+                    "lora_alpha",
+                    "use_qalora",
+                    "layer_replication",
+                ):
                     if settings.get(key) != self._settings.get(key):
                         raise RecordError(
                             f"{place.where}: {key} is {settings.get(key)!r:.60}, not as in the first checkpoint"
                         )
             tensors = _read(place)
-            self._open[step] = tensors, _by_module(tensors, self._formula.prefix)
+            modules = _by_module(tensors, self._formula.prefix)
+            if not modules and self._settings["peft_type"] == "UNILORA" and UNILORA in tensors.names():
+                modules = {module: {"unilora_theta_d": UNILORA} for module in self._meant()}
+            self._open[step] = tensors, modules
             while len(self._open) > OPEN_AT_ONCE:
                 self._open.popitem(last=False)
         self._open.move_to_end(step)
         return self._open[step]
+
+    def _meant(self) -> list[str]:
+        """The layers that the configuration means, where the file names none."""
+        if self._base is None or not self._base.order:
+            raise RecordError(
+                f"{self.where}: its indices were not saved (save_indices was false) and follow from the model's order; "
+                "give base as the model itself, or save the adapter with save_indices=True"
+            )
+        return targeted(self._settings, self._base.order, self.where)
 
     def state(self, module: str, step: int) -> State:
         """Return the adapter's tensors under PEFT's names, or {"weight": the matrix} of a module saved whole."""
@@ -117,9 +154,15 @@ class Adapters(Source):
         tensors, modules = self._checkpoint(step)
         if module in self._saved:
             return {"weight": fitting(tensors.where, module, tensors.read(self._saved[module]), self.shapes[module])}
-        if module not in modules:
+        holder = self._holder(module)
+        if holder not in modules:
             raise RecordError(f"{tensors.where}: has no adapter of {module}, which the first checkpoint has")
-        return {key: tensors.read(name) for key, name in modules[module].items()}
+        state = {key: tensors.read(name) for key, name in modules[holder].items()}
+        return self._parameters[module].of(state) if module in self._parameters else state
+
+    def _holder(self, module: str) -> str:
+        """The name that the file has for a module."""
+        return self._parameters[module].holder if module in self._parameters else module
 
     @property
     def base_from(self) -> str | None:
@@ -135,7 +178,7 @@ class Adapters(Source):
             raise RecordError(
                 f"{self.where}: W₀ of {module} is needed and an adapter folder does not hold it{told}; {GIVE}"
             )
-        return self._base.read(module, self.shapes[module])
+        return self._base.read(self._copies(module), self.shapes[module])
 
     def _delta(self, module: str, step: int, dtype: torch.dtype) -> Factors | Tensor:
         tensors, modules = self._checkpoint(step)
@@ -158,9 +201,15 @@ class Adapters(Source):
             return {key: wide(value) for key, value in self.state(module, 0).items()}
 
         state = {key: wide(value) for key, value in self.state(module, step).items()}
+
+        def bias() -> Tensor | None:
+            return None if self._base is None else self._base.bias(module)
+
         settings = Settings(
-            tensors.where, module, self._settings, self.shapes[module], lambda: self.base(module).to(dtype), shared,
-            start, len(modules), [] if self._base is None else [m for m in self._base.order if m in modules],
+            tensors.where, self._parameters[module].name if module in self._parameters else module, self._settings,
+            self.shapes[module], lambda: self.base(module).to(dtype), shared, start, len(modules),
+            [] if self._base is None else [m for m in self._base.order if m in modules],
+            {name: shape for name, shape in self.shapes.items() if name not in self._saved}, bias,
         )  # fmt: skip
         try:
             found = self._formula.update(state, settings)
@@ -207,7 +256,7 @@ class Adapters(Source):
     def _dtype(self, module: str, step: int) -> torch.dtype:
         """What the adapter is computed in: its own dtype, 16 bits widened."""
         tensors, modules = self._checkpoint(step)
-        names = modules.get(module, {}).values()
+        names = modules.get(self._holder(module), {}).values()
         found = [d for d in map(tensors.dtype, names) if d.is_floating_point]
         return WIDENED.get(found[0], found[0]) if found else torch.float32
 
@@ -226,7 +275,7 @@ class Adapters(Source):
         if module in self._saved:
             return tensors.dtype(self._saved[module])
         if self._formula.scales_base or self._settings.get("use_dora"):
-            return next((tensors.dtype(name) for name in modules.get(module, {}).values()), None)
+            return next((tensors.dtype(name) for name in modules.get(self._holder(module), {}).values()), None)
         return None
 
     def scalars(self) -> list[dict[str, float]]:
@@ -249,8 +298,43 @@ def read_settings(place: Place) -> dict[str, Any]:
     if kind == "LORA":
         for option, reason in NOT_READ.items():
             if settings.get(option):
-                raise RecordError(f"{place.where}: {option} is set: {reason}; merge it with PEFT, if it can be")
+                raise RecordError(f"{place.where}: {option} is set: {reason}")
+    if kind == "POLY" and settings.get("n_tasks", 1) != 1:
+        raise RecordError(
+            f"{place.where}: n_tasks is {settings['n_tasks']!r:.40}: its weight depends on the task, so there "
+            "is no one W'; one task is read"
+        )
     return settings
+
+
+def copied_layers(settings: Mapping[str, Any], where: str) -> Callable[[str], str]:
+    """Return which module of the base a module is a copy of: by ``layer_replication``, else it is its own.
+
+    The ranges say which layers of the base stand one after the other: [[0, 4], [2, 5]] is 0, 1, 2, 3, 2, 3, 4.
+
+    Raises:
+        RecordError: They are no ranges.
+    """
+    ranges = settings.get("layer_replication") if settings["peft_type"] == "LORA" else None
+    if not ranges:
+        return lambda module: module
+    if not isinstance(ranges, list) or not all(
+        isinstance(r, list) and len(r) == 2 and all(type(end) is int and end >= 0 for end in r) for r in ranges
+    ):
+        raise RecordError(f"{where}: layer_replication = {ranges!r:.60} is no list of ranges of layers")
+
+    def original(module: str) -> str:
+        found = LAYER.fullmatch(module)
+        if found is None:
+            return module
+        left = int(found[2])
+        for start, end in ranges:
+            if left < max(0, end - start):
+                return f"{found[1]}{start + left}{found[3]}"
+            left -= max(0, end - start)
+        raise RecordError(f"{where}: layer_replication makes no layer of {module}")
+
+    return original
 
 
 def _read(place: Place) -> Tensors:

@@ -8,16 +8,18 @@ that layers share, and W₀. It returns U (out, r) and V (r, in) with ΔW = U V,
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from deltaw.adapters import RecordError
+from deltaw.analysis.sources.peft_targets import fits
 
 Tensors = Mapping[str, Tensor]
 Factors = tuple[Tensor, Tensor]
@@ -38,6 +40,8 @@ class Settings:
         start: Returns the layer's tensors before training, for a start that cannot be made again; or ``None``.
         layers: How many layers are adapted.
         order: Their names in the model's order, where it is known.
+        shapes: (out, in) of each of them.
+        bias: Returns the layer's bias, ``None`` where it has none.
     """
 
     where: str
@@ -49,6 +53,8 @@ class Settings:
     start: Callable[[], Tensors | None] = lambda: None
     layers: int = 0
     order: list[str] = field(default_factory=list)
+    shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    bias: Callable[[], Tensor | None] = lambda: None
 
     def number(self, key: str, default: float, patterns: str = "") -> float:
         """Return an option that is a number, for this layer where a pattern names it."""
@@ -69,26 +75,15 @@ class Settings:
             raise self.wrong(f"{key} = {value!r:.40} is no count")
         return int(value)
 
+    def number_in_model(self) -> int:
+        """Return which of the adapted layers it is, in the model's order."""
+        if self.module not in self.order or len(self.order) != self.layers:
+            raise self.wrong("this type numbers the layers in the model's order; give base as the model itself")
+        return self.order.index(self.module)
+
     def wrong(self, what: str) -> RecordError:
         """Return the error that says what of this layer cannot be."""
         return RecordError(f"{self.where}: {self.module}: {what}")
-
-
-def fits(pattern: Any, module: str, where: str) -> bool:
-    """Return whether a key of ``rank_pattern`` or ``alpha_pattern`` names a module, by PEFT's rule.
-
-    Raises:
-        RecordError: The pattern is none, or could search for ever: repeated groups and many repetitions are refused.
-    """
-    if not isinstance(pattern, str) or len(pattern) > 1000:
-        raise RecordError(f"{where}: {pattern!r:.60} is no pattern of modules")
-    loops = len(re.findall(r"(?<!\\)[*+{]", pattern))
-    if loops > 4 or re.search(r"\)[*+{]", pattern) or "(?" in pattern:
-        raise RecordError(f"{where}: the pattern {pattern!r:.60} is too costly to search for; write the names out")
-    try:
-        return re.match(rf"(.*\.)?({pattern})$", module) is not None
-    except (re.error, RecursionError, OverflowError) as error:
-        raise RecordError(f"{where}: {pattern!r:.60} is no pattern of modules ({error})") from None
 
 
 def need(t: Tensors, s: Settings, *names: str) -> list[Tensor]:
@@ -107,10 +102,11 @@ def lora(t: Tensors, s: Settings) -> Factors | Tensor:
 
     DoRA: ΔW = diag(m / ‖W_i + s·B A‖_i) (W + s·B A) − W₀, norms of rows. A start that takes its part out of the base
     (PiSSA, OLoRA, CorDA, …) has W = W₀ − s·B₀ A₀ in the place of W₀. KaSA: W is W₀ less its r smallest singular
-    components, and A carries a diagonal. BD-LoRA: A or B is block-diagonal, and only its blocks are stored.
+    components, and A carries a diagonal. BD-LoRA: A or B is block-diagonal, and only its blocks are stored. QA-LoRA: A
+    acts on means of g inputs that follow each other, times in/g.
 
     Source: Hu et al. 2021; Kalajdzievski 2023; Liu et al. 2024; Meng et al. 2024; Büyükakyüz 2024; Yang et al. 2024;
-    Wang et al. 2024.
+    Wang et al. 2024; Xu et al. 2024.
     """
     A, B = need(t, s, "lora_A", "lora_B")
     rank = len(A)
@@ -120,6 +116,11 @@ def lora(t: Tensors, s: Settings) -> Factors | Tensor:
     blocks = s.config.get("use_bdlora")
     if isinstance(blocks, dict):
         A, B = _blocks(A, B, s, blocks)
+    if s.config.get("use_qalora"):
+        size = s.whole("qalora_group_size", 16)
+        if size == 0 or A.shape[1] * size != s.shape[1]:
+            raise s.wrong(f"qalora_group_size = {size} does not fit {A.shape[1]} groups of {s.shape[1]} inputs")
+        A = A.repeat_interleave(size, dim=1) * (A.shape[1] / size)
     scaling = alpha / math.sqrt(rank) if s.config.get("use_rslora") else alpha / rank
     if s.config.get("kasa_config"):
         (diagonal,) = need(t, s, "lora_diag")
@@ -205,16 +206,33 @@ def lokr(t: Tensors, s: Settings) -> Tensor:
 def vera(t: Tensors, s: Settings) -> Factors:
     """ΔW = diag(b) B diag(d) A, A and B shared by all layers. Source: Kopiczko et al. 2024."""
     d, b = need(t, s, "vera_lambda_d", "vera_lambda_b")
-    A, B = s.shared("vera_A"), s.shared("vera_B")
-    return b[:, None] * B[: s.shape[0]], d[:, None] * A[:, : s.shape[1]]
+    A, B = _projections(s, "vera", len(d), len(d))
+    return b[:, None] * B[: s.shape[0]].to(b.dtype), d[:, None] * A[:, : s.shape[1]].to(d.dtype)
 
 
 def pvera(t: Tensors, s: Settings) -> Factors:
     """As VeRA, with the first half of d and A, which is the mean. Source: PVeRA (2025), in PEFT's evaluation mode."""
     d, b = need(t, s, "pvera_lambda_d", "pvera_lambda_b")
-    A, B = s.shared("pvera_A"), s.shared("pvera_B")
     half = len(d) // 2
-    return b[:, None] * B[: s.shape[0]], d[:half, None] * A[:half, : s.shape[1]]
+    A, B = _projections(s, "pvera", len(d), half)
+    return b[:, None] * B[: s.shape[0]].to(b.dtype), d[:half, None] * A[:half, : s.shape[1]].to(d.dtype)
+
+
+def _projections(s: Settings, name: str, rows: int, columns: int) -> Factors:
+    """A (rows, in) and B (out, columns), as wide as any layer; where they were not saved, drawn as PEFT draws them."""
+    if s.config.get("save_projection", True):
+        return s.shared(f"{name}_A"), s.shared(f"{name}_B")
+    out, into = (max(shape[side] for shape in s.shapes.values()) for side in (0, 1))
+    if not 1 <= columns <= rows <= 64 * max(out, into):
+        raise s.wrong(f"a rank of {columns} does not fit {s.shape}")
+    generator = torch.Generator().manual_seed(s.whole("projection_prng_key", 0))
+
+    def drawn(*shape: int) -> Tensor:
+        """Uniform, of variance 2 / columns."""
+        bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))
+        return torch.empty(shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+
+    return drawn(rows, into), drawn(out, columns)
 
 
 def randlora(t: Tensors, s: Settings) -> Factors:
@@ -287,30 +305,84 @@ def vblora(t: Tensors, s: Settings) -> Factors:
 
 
 def unilora(t: Tensors, s: Settings) -> Factors:
-    """ΔW = B A, their entries taken from one vector θ by saved indices and scaled. Source: Uni-LoRA (2025)."""
-    if "unilora_indices_A" not in t:
-        raise s.wrong("the indices were not saved (save_indices=False); save the adapter with save_indices=True")
-    left, right, scale_A, scale_B = need(
-        t, s, "unilora_indices_A", "unilora_indices_B", "unilora_scales_A", "unilora_scales_B"
-    )
+    """ΔW = B A, their entries taken from one vector θ by indices, and scaled. Source: Uni-LoRA (2025).
+
+    Where the indices were not saved, they are drawn again for all layers in the model's order, A before B, and an entry
+    of θ that is taken n times has the scale 1/√n.
+    """
     theta = s.shared("unilora_theta_d")
-    return _picked(theta, right, s) * scale_B, _picked(theta, left, s) * scale_A
+    if "unilora_indices_A" in t:
+        left, right, scale_A, scale_B = need(
+            t, s, "unilora_indices_A", "unilora_indices_B", "unilora_scales_A", "unilora_scales_B"
+        )
+        return _picked(theta, right, s) * scale_B, _picked(theta, left, s) * scale_A
+    rank, length = s.whole("r", 4), s.whole("theta_d_length", 256)
+    if not 1 <= rank <= max(s.shape) or length != len(theta):
+        raise s.wrong(f"r = {rank} and theta_d_length = {length} do not fit {s.shape} and a vector of {len(theta)}")
+    sizes = [rank * sum(s.shapes[module]) for module in s.order]
+    indices, counts = drawn_indices(sum(sizes), length, s.whole("proj_seed", 42))
+    rows, columns = s.shape
+    start = sum(sizes[: s.number_in_model()])
+    left = indices[start : start + rank * columns].view(rank, columns)
+    right = indices[start + rank * columns :][: rows * rank].view(rows, rank)
+    picked = theta * counts.float().rsqrt().nan_to_num(posinf=0.0).to(theta.dtype)  # the scale is PEFT's, in float32
+    return picked[right], picked[left]
+
+
+@lru_cache(maxsize=1)
+def drawn_indices(total: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return Uni-LoRA's indices as PEFT draws them, each equally often but for one, and how often each is there.
+
+    Arguments:
+        total: How many.
+        length: Of the vector that they point into.
+        seed: NumPy's.
+    """
+    generator = np.random.default_rng(seed)
+    indices = np.repeat(np.arange(length), total // length)
+    if total % length:
+        indices = np.concatenate([indices, generator.choice(length, size=total % length, replace=False)])
+    generator.shuffle(indices)
+    found = torch.from_numpy(indices).long()
+    return found, torch.bincount(found, minlength=length)
 
 
 def tinylora(t: Tensors, s: Settings) -> Factors:
-    """ΔW = B (Σ_k v_k P_k) A; v may be shared by layers that follow each other. Source: TinyLoRA (2026)."""
+    """ΔW = B (Σ_k v_k P_k) A; v may be shared by layers that follow each other. Source: TinyLoRA (2026).
+
+    Where the projections P were not saved, they are drawn again: normal, of variance 1/r, seeded by the layer's number.
+    """
     A, B = need(t, s, "tinylora_A", "tinylora_B")
-    if "tinylora_P" not in t:
-        raise s.wrong("the projections were not saved (save_projection=False); save the adapter with them")
     groups = max(1, round(s.layers * (1 - s.number("weight_tying", 0.0))))
     group = 0
     if groups > 1:
-        if s.module not in s.order:
-            raise s.wrong(
-                "which v is its own follows from the order of the model's layers; give base as the model itself"
-            )
-        group = min(s.order.index(s.module) // max(1, s.layers // groups), groups - 1)
-    return B @ torch.einsum("i,ijk->jk", s.shared(f"tinylora_v.{group}"), t["tinylora_P"]), A
+        group = min(s.number_in_model() // max(1, s.layers // groups), groups - 1)
+    v, rank = s.shared(f"tinylora_v.{group}"), len(A)
+    if "tinylora_P" in t:
+        P = t["tinylora_P"]
+    elif v.ndim != 1 or not 1 <= rank <= min(s.shape) or len(v) * rank**2 > 64 * s.shape[0] * s.shape[1]:
+        raise s.wrong(f"{tuple(v.shape)} projections of rank {rank} do not fit {s.shape}")
+    else:
+        generator = torch.Generator().manual_seed(s.whole("projection_seed", 42) + s.number_in_model())
+        size = (len(v), rank, rank)
+        P = torch.normal(0.0, 1 / math.sqrt(rank), size, generator=generator, dtype=torch.float32).to(v.dtype)
+    return B @ torch.einsum("i,ijk->jk", v, P), A
+
+
+def poly(t: Tensors, s: Settings) -> Factors:
+    """ΔW = (1/r) B A, each block of inputs and of outputs a mean of skills with weights σ(z) / Σ σ(z). One task only.
+
+    Source: Ponti et al. 2022, in PEFT's evaluation mode.
+    """
+    A, B, logits = need(t, s, "poly_lora_A", "poly_lora_B", "poly_router.module_logits")
+    splits, skills, _, rank = A.shape  # (splits, skills, in / splits, r), (splits, skills, r, out / splits)
+    if len(logits) != 1:
+        raise s.wrong(f"{len(logits)} tasks were trained, so there is no one W'")
+    weights = torch.sigmoid(logits).view(splits, skills)
+    weights = weights / (weights.sum(1, keepdim=True) + 1e-12)
+    V = torch.einsum("qs,qsdr->rqd", weights, A).flatten(1)
+    U = torch.einsum("qs,qsrd->qdr", weights, B).flatten(0, 1)
+    return U / rank, V
 
 
 # --- rotations: W' = W₀ R -------------------------------------------------------------------------------------------
@@ -497,23 +569,51 @@ def fourierft(t: Tensors, s: Settings) -> Tensor:
 
 
 def waveft(t: Tensors, s: Settings) -> Tensor:
-    """ΔW = s·(inverse Haar transform of F), or s·F itself, F as in FourierFT. Source: WaveFT (2025)."""
+    """ΔW = s·(inverse wavelet transform of F), or s·F itself, F as in FourierFT. Source: WaveFT (2025).
+
+    F, in a frame of zeros as wide as the filter reaches, is the four bands of a transform of one level.
+    """
     (values,) = need(t, s, "waveft_spectrum")
-    scaling = s.number("scaling", 25.0)
+    scaling, spectrum = s.number("scaling", 25.0), _placed(values, s)
     if not s.config.get("use_idwt", True):
-        return scaling * _placed(values, s)
-    if s.config.get("wavelet_family", "db1") != "db1":
-        raise s.wrong(
-            f"wavelet_family = {s.config['wavelet_family']!r:.40}: only db1 (Haar) is read; merge it with PEFT"
-        )
-    rows, columns = (side + side % 2 for side in s.shape)
-    spectrum = F.pad(_placed(values, s), (0, columns - s.shape[1], 0, rows - s.shape[0]))
-    half = rows // 2, columns // 2
-    a, h = spectrum[: half[0], : half[1]], spectrum[: half[0], half[1] :]
-    v, d = spectrum[half[0] :, : half[1]], spectrum[half[0] :, half[1] :]
-    even = torch.stack([a + h + v + d, a + h - v - d], -1).flatten(1)
-    odd = torch.stack([a - h + v - d, a - h - v + d], -1).flatten(1)
-    return scaling * torch.stack([even, odd], 1).flatten(0, 1)[: s.shape[0], : s.shape[1]] / 2
+        return scaling * spectrum
+    low = _filter(s)
+    high = [(-1) ** k * value for k, value in enumerate(reversed(low))]
+    filters = torch.tensor([low, high], dtype=values.dtype)[:, None]
+    reach = len(low) - 2
+
+    def joined(first: Tensor, second: Tensor) -> Tensor:
+        """Two bands as one, along the last axis."""
+        found = F.conv_transpose1d(torch.stack([first, second], 1), filters, stride=2)[:, 0]
+        return found[:, reach : found.shape[1] - reach]
+
+    frames = [reach + side % 2 for side in s.shape]  # both sides together; a filter's length is even
+    (top, left), (bottom, right) = ((frame // 2, frame - frame // 2) for frame in frames)
+    spectrum = F.pad(spectrum, (bottom, right, top, left))
+    upper, lower = spectrum.chunk(2, 0)
+    (a, h), (v, d) = upper.chunk(2, 1), lower.chunk(2, 1)
+    update = joined(joined(a, v).T, joined(h, d).T).T
+    start = [(have - want) // 2 for have, want in zip(update.shape, s.shape, strict=True)]
+    return scaling * update[start[0] :, start[1] :][: s.shape[0], : s.shape[1]]
+
+
+def _filter(s: Settings) -> list[float]:
+    """A wavelet's low-pass filter: Haar's, or one of the tables in PEFT."""
+    family = s.config.get("wavelet_family", "db1")
+    if family == "db1":
+        return [math.sqrt(0.5)] * 2
+    try:
+        from peft.tuners.waveft.constants import WAVELET_REDUCTIONS
+        from peft.tuners.waveft.wavelet import Wavelet
+    except ImportError:
+        raise s.wrong(f"the filter of wavelet_family = {family!r:.40} is a table in PEFT; pip install peft") from None
+    try:
+        low = list(Wavelet(str(family)).rec_lo)
+    except ValueError:
+        low = []
+    if not low or WAVELET_REDUCTIONS.get(str(family)) != (len(low) - 2, len(low) - 2):  # so of coif5, in 0.21
+        raise s.wrong(f"wavelet_family = {family!r:.40}: PEFT has no filter of it with which its own layer runs")
+    return low
 
 
 def c3a(t: Tensors, s: Settings) -> Tensor:
@@ -556,12 +656,27 @@ def glora(t: Tensors, s: Settings) -> Tensor:
     return W * path("glora_A") + path("glora_B")
 
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # by transformers' names
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
+    "swish": F.silu,
+    "mish": F.mish,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "linear": lambda x: x,
+}
+
+
 def peanut(t: Tensors, s: Settings) -> Tensor:
     """ΔWᵀ = s·f(W₀ᵀ) B, f a small network on the rows of W₀ᵀ. Source: PEANuT (2025)."""
     A, B = need(t, s, "peanut_A", "peanut_B")
-    act = {"relu": torch.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}.get(
-        str(s.config.get("act_fn", "relu"))
-    )
+    act = ACTIVATIONS.get(str(s.config.get("act_fn", "relu")))
     if act is None:
         raise s.wrong(f"act_fn = {s.config.get('act_fn')!r:.40} is not read; merge it with PEFT")
     hidden = act(s.base().T @ A.T)
@@ -584,6 +699,75 @@ def osf(t: Tensors, s: Settings) -> Factors:
     P, values, Q = torch.linalg.svd(s.base(), full_matrices=False)
     kept = len(values) - len(S)
     return torch.cat([U * S, -P[:, kept:] * values[kept:]], 1), torch.cat([V, Q[kept:]])
+
+
+def frod(t: Tensors, s: Settings) -> Tensor:
+    """W' = U (diag(λ) + S) Vᵀ, S sparse; V is that of the layers of one kind, U that with W₀ = U diag(λ₀) Vᵀ.
+
+    Source: FRoD (2026).
+    """
+    diagonal, values = need(t, s, "frod_lambda_l", "frod_lambda_s_values")
+    parts = s.module.split(".")
+    kind = "_".join(parts[-1:] if len(parts) == 1 or parts[-2].isdigit() else parts[-2:])
+    if kind == "output_dense" and parts[-3:-2] == ["attention"]:
+        kind = "attention_output"
+    V, places = s.shared(f"frod_V.{kind}"), s.shared(f"frod_s_indices.{kind}").long()
+    size = s.shape[1]
+    if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < size:
+        raise s.wrong("an index lies outside the matrix")
+    W = s.base()
+    v, w = V.double(), W.double()
+    try:
+        scaled = torch.linalg.solve(v, w.T).T  # U diag(λ₀)
+    except RuntimeError:
+        scaled = w @ torch.linalg.pinv(v, rtol=1e-6).T
+    lengths = scaled.norm(dim=0)
+    U = torch.where(lengths > 1e-12, scaled / lengths, 0).float().to(W.dtype)  # PEFT keeps it in float32
+    inner = values.new_zeros(size, size).index_put((places[0], places[1]), values, accumulate=True)
+    return U @ (inner + torch.diag(diagonal)) @ V.T - W
+
+
+def adamss(t: Tensors, s: Settings) -> Tensor:
+    """ΔW's rows of cluster k are B_k A_k P, P the r first right singular vectors of [W₀ b]; the bias has a column too.
+
+    The clusters are not saved: k-means on the rows of the left singular vectors, as PEFT makes it anew when it loads. P
+    is saved, and is held to the one made here, and the clusters' sizes to those of B.
+
+    Source: AdaMSS (2025).
+    """
+    (P,) = need(t, s, "adamss_newB")
+    count = sum(name.startswith("adamss_B.") for name in t)
+    W = s.base().float()
+    if P.shape[1] == W.shape[1] + 1:
+        bias = s.bias()
+        if bias is None:
+            raise s.wrong("its bias is needed and the base has none")
+        W = torch.cat([W, bias.float()[:, None]], 1)
+    if P.shape[1] != W.shape[1] or not len(P) <= min(W.shape) or not count <= len(W):
+        raise s.wrong(f"{tuple(P.shape)} and {count} clusters do not fit {s.shape}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(s.whole("random_seed", 42))
+        left, _, right = torch.svd_lowrank(W, q=len(P), niter=2)
+    labels = _clusters(left, count, s)
+    sizes = [len(t[f"adamss_B.{k}"]) if f"adamss_B.{k}" in t else -1 for k in range(count)]
+    overlap = (right.T @ P.T.float()).square().sum()
+    if abs(overlap - len(P)) > 1e-2 * len(P) or [int((labels == k).sum()) for k in range(count)] != sizes:
+        raise s.wrong("its clusters of rows are not saved and come out different here; merge it with PEFT")
+    update = P.new_zeros(s.shape)
+    for k in range(count):
+        A, B = need(t, s, f"adamss_A.{k}", f"adamss_B.{k}")
+        update[labels == k] = (B @ A @ P)[:, : s.shape[1]]
+    return update
+
+
+def _clusters(rows: Tensor, count: int, s: Settings) -> Tensor:
+    """Each row's cluster, by the k-means of scikit-learn with the options that PEFT sets."""
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError:
+        raise s.wrong("its clusters of rows are made again by scikit-learn; pip install scikit-learn") from None
+    means = KMeans(n_clusters=count, init="random", n_init=1, max_iter=10, random_state=123456789)
+    return torch.from_numpy(means.fit_predict(rows.numpy()))
 
 
 # --- parts of them --------------------------------------------------------------------------------------------------
@@ -728,16 +912,20 @@ FORMULAS = {
     "DEFT": Formula("deft_", deft, _of("deft_P", "deft_R"), needs_base=True),
     "GLORA": Formula("glora_", glora, needs_base=True),
     "PEANUT": Formula("peanut_", peanut, needs_base=True),
+    "POLY": Formula(
+        "poly_",
+        poly,
+        lambda s: (s["poly_lora_B"][0] * s["poly_lora_B"][3], s["poly_lora_A"][0] * s["poly_lora_A"][2]),
+    ),
+    "FROD": Formula("frod_", frod, needs_base=True, scales_base=True),
+    "ADAMSS": Formula("adamss_", adamss, needs_base=True),
     "OSF": Formula("osf_", osf, _of("osf_svd_params.U_low", "osf_svd_params.V_low"), needs_base=True),
 }
 
 _MERGE = "load it with PEFT, call merge_and_unload() and save_pretrained(folder), and open that folder"
 REFUSED = {
-    "ADAMSS": f"its rows follow from a clustering that is not saved; {_MERGE}",
-    "FROD": f"its basis follows from all layers of the base together; {_MERGE}",
     "LILY": "its weight depends on the input (it mixes by a router), so there is no W'",
     "XLORA": "its weight depends on the input, so there is no W'; open the adapters that it mixes",
-    "POLY": "its weight depends on the task, so there is no one W'",
     "SHADOW": "it runs a second network beside the layers and changes no matrix",
     "BEFT": "it trains biases and changes no matrix",
     "LN_TUNING": "it trains norms and changes no matrix of a linear layer",

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from deltaw.adapters import RecordError
 from deltaw.analysis import Trajectory
-from deltaw.analysis.sources.peft import FORMULAS, REFUSED
+from deltaw.analysis.sources.peft import FORMULAS, NOT_READ, REFUSED
 
 peft = pytest.importorskip("peft")
 
@@ -57,6 +57,14 @@ CASES = {
     "LORA orthogonal": config("LoraConfig", r=2, init_lora_weights="orthogonal"),
     "LORA gaussian": config("LoraConfig", r=2, init_lora_weights="gaussian"),
     "LORA mica": config("LoraConfig", r=2, init_lora_weights="mica"),
+    "LORA velora": lambda: peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=["query", "value", "key"],
+        velora_config=peft.tuners.lora.config.VeloraConfig(num_groups=4),
+    ),
+    "LORA monteclora": lambda: peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=["query", "value", "key"],
+        monteclora_config=peft.tuners.lora.config.MontecloraConfig(),
+    ),
     "LORA bias": config("LoraConfig", r=2, lora_bias=True, bias="lora_only"),
     "ADALORA": config("AdaLoraConfig", init_r=4, target_r=2, total_step=10),
     "LOHA": config("LoHaConfig", r=2, alpha=3, alpha_pattern={"layers.1.query": 5}),
@@ -64,6 +72,8 @@ CASES = {
     "LOKR small": config("LoKrConfig", r=1, alpha=3, decompose_both=True, decompose_factor=4),
     "VERA": config("VeraConfig", r=4),
     "PVERA": config("PveraConfig", r=4),
+    "VERA drawn": config("VeraConfig", r=4, save_projection=False, projection_prng_key=5),
+    "PVERA drawn": config("PveraConfig", r=4, save_projection=False),
     "RANDLORA": config("RandLoraConfig", r=3),
     "HIRA": config("HiraConfig", r=2),
     "DELORA": config("DeloraConfig", r=2),
@@ -72,6 +82,11 @@ CASES = {
     "VBLORA": config("VBLoRAConfig", r=2, num_vectors=20, vector_length=2, topk=3),
     "VBLORA top only": config("VBLoRAConfig", r=2, num_vectors=20, vector_length=2, save_only_topk_weights=True),
     "UNILORA": config("UniLoraConfig", r=2, theta_d_length=30, save_indices=True),
+    "UNILORA drawn": config("UniLoraConfig", r=2, theta_d_length=30),
+    "UNILORA drawn few": config(
+        "UniLoraConfig", r=3, theta_d_length=1000, proj_seed=7, target_modules=r".*\.(query|value|key)"
+    ),
+    "TINYLORA drawn": config("TinyLoraConfig", r=2, u=3, weight_tying=0.5, save_projection=False),
     "TINYLORA": config("TinyLoraConfig", r=2, u=3),
     "TINYLORA tied": config("TinyLoraConfig", r=2, u=3, weight_tying=0.5),
     "OFT": config("OFTConfig", r=0, oft_block_size=4),
@@ -96,6 +111,10 @@ CASES = {
     "FOURIERFT": config("FourierFTConfig", n_frequency=20),
     "WAVEFT": config("WaveFTConfig", n_frequency=20),
     "WAVEFT direct": config("WaveFTConfig", n_frequency=20, use_idwt=False),
+    **{
+        f"WAVEFT {name}": config("WaveFTConfig", n_frequency=20, wavelet_family=name)
+        for name in ("db2", "db7", "sym3", "sym10", "coif1", "coif4")
+    },
     "C3A": config("C3AConfig", block_size=4),
     "DEFT": config("DeftConfig", r=2),
     "DEFT qr alpha": config("DeftConfig", r=2, decomposition_method="qr", alpha=3),
@@ -105,10 +124,29 @@ CASES = {
     "GLORA constant": config("GloraConfig", r=2, config_A_B="constant"),
     "PEANUT": config("PeanutConfig", r=2, depth=2),
     "PEANUT shallow": config("PeanutConfig", r=2, depth=0, act_fn="gelu"),
+    "POLY": config("PolyConfig", r=2, n_skills=3),
+    "POLY splits": config("PolyConfig", r=2, n_skills=3, n_splits=2),
+    "FROD": config("FrodConfig", sparse_rate=0.1, progressbar=False),
+    "ADAMSS": config("AdamssConfig", r=5, num_subspaces=3, subspace_rank=2),
+    **{
+        f"PEANUT {name}": config("PeanutConfig", r=2, depth=2, act_fn=name)
+        for name in ("relu6", "leaky_relu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "swish", "mish", "linear")
+    },
     "OSF": config("OSFConfig", effective_rank=4),
 }  # fmt: skip
 # In float32 inside PEFT: transforms, the start's decomposition of W₀, projections.
-FLOAT32 = ("C3A", "DEFT", "FOURIERFT", "LORA pissa", "LORA olora", "OFT constrained", "OSF", "PSOFT", "VBLORA top")
+FLOAT32 = (
+    "C3A",
+    "DEFT",
+    "FOURIERFT",
+    "FROD",
+    "LORA pissa",
+    "LORA olora",
+    "OFT constrained",
+    "OSF",
+    "PSOFT",
+    "VBLORA top",
+)
 NEEDS_NO_BASE = ("LORA", "ADALORA", "LOHA", "LOKR", "DELORA", "GRALORA", "UNILORA", "C3A")
 
 
@@ -124,6 +162,11 @@ def perturbed(model, seed=1):
 def own_weight(layer, inputs):
     """What the layer multiplies with: its forward of the identity, less that of zero."""
     x = torch.eye(inputs, dtype=torch.float64)
+    if hasattr(layer, "poly_router"):
+        tasks = torch.zeros(1, dtype=torch.long)
+        return own_weight(lambda x: layer(x[None], task_ids=tasks)[0], inputs)
+    if hasattr(layer, "adamss_A"):
+        layer.dtype = torch.float64
     with torch.no_grad():
         return (layer(x) - layer(torch.zeros_like(x[:1]))).T
 
@@ -154,7 +197,7 @@ def test_every_type_against_its_own_forward(case, tmp_path):
         if factors is not None:
             torch.testing.assert_close(factors[0] @ factors[1], update, rtol=1e-12, atol=1e-12)
     assert len(run.spectra()) == 6
-    if case.split()[0] in NEEDS_NO_BASE and not any(word in case for word in ("dora", "pissa", "olora")):
+    if case.split()[0] in NEEDS_NO_BASE and not any(word in case for word in ("dora", "pissa", "olora", "drawn")):
         alone = Trajectory.open(tmp_path)
         for name in alone.modules:
             assert torch.equal(alone.update(name, 0), run.update(name, 0))
@@ -171,12 +214,17 @@ def test_every_type_of_peft_is_read_or_refused_by_name(tmp_path):
     assert {case.split()[0] for case in CASES} == set(FORMULAS)
     for kind in (*REFUSED, "SOMETHING", 3, None):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
-        with pytest.raises(RecordError, match=str(kind)):
+        with pytest.raises(RecordError, match=str(kind)) as caught:
             Trajectory.open(tmp_path)
-    for option in ("alora_invocation_tokens", "use_qalora", "layer_replication", "target_parameters", "arrow_config"):
+        assert "\n" not in str(caught.value)
+    for option in NOT_READ:
         (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", option: [1]}))
-        with pytest.raises(RecordError, match=option):
+        with pytest.raises(RecordError, match=option) as caught:
             Trajectory.open(tmp_path)
+        assert "no one W'" in str(caught.value) or "no W'" in str(caught.value)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "POLY", "n_tasks": 8}))
+    with pytest.raises(RecordError, match=r"n_tasks is 8.*no one W'"):
+        Trajectory.open(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")
