@@ -10,6 +10,8 @@ import torch
 from deltaw.analysis.record import VERSION, read_index
 from deltaw.analysis.soundness import soundness
 from deltaw.analysis.sources.base import BaseLike
+from deltaw.analysis.sources.opening import is_own
+from deltaw.analysis.sources.place import without_secrets
 from deltaw.analysis.sources.recorded import Recorded
 from deltaw.analysis.trajectory import Trajectory
 
@@ -27,7 +29,8 @@ def inspect_run(
     """Return what a run holds and what is wrong with it, as plain values.
 
     Arguments:
-        path, base, modules: See ``Trajectory.open``.
+        path, modules: See ``Trajectory.open``.
+        base: The same; of a run of deltaw, which keeps its own, a model that this should be of.
         verify: Read every file and compare its checksum where there is one, and check every step, not only the first
             and the last two.
         check: Read weights and check that the run is sound; see ``soundness``.
@@ -35,7 +38,8 @@ def inspect_run(
         progress: Show a progress bar.
 
     Returns:
-        path, format, method, base (where W₀ comes from, or None), modules (module, layer, kind, shape, method), steps,
+        path, format, method, base (where W₀ comes from, or None), base_named (what an adapter's own configuration
+        calls it, or None), modules (module, layer, kind, shape, method), steps,
         info; verified (number of files read, or None); checked (the steps that were looked at), findings (level, check,
         module, step, message), broken (whether one of them is), precision (module, layer, kind, step, dtype, entries,
         error). Of a run that deltaw recorded also version, options, run_id, created, and bytes (base, checkpoints).
@@ -43,8 +47,9 @@ def inspect_run(
     Raises:
         RecordError: Nothing readable is there, or something in it is damaged; names the file.
     """
-    run = Trajectory.open(path, base=base, modules=modules)
-    found: dict[str, Any] = {"path": str(path), "format": run.source.format, "method": run.method}
+    own = is_own(path)
+    run = Trajectory.open(path, base=None if own else base, modules=modules)
+    found: dict[str, Any] = {"path": without_secrets(str(path)), "format": run.source.format, "method": run.method}
     if isinstance(run.source, Recorded):
         manifest = run.source.manifest
         checkpoints = sum(entry.file.bytes for entry in read_index(run.source.path))
@@ -57,13 +62,14 @@ def inspect_run(
         }
     found |= {
         "base": run.base_from,
+        "base_named": _base_named(run),
         "modules": [_module(run, name) for name in run.modules],
         "steps": run.steps,
         "info": run.info,
         "verified": run.verify() if verify and isinstance(run.source, Recorded) else None,
     }
     if check:
-        sound = soundness(run, every_step=verify, dtypes=dtypes, progress=progress)
+        sound = soundness(run, base=base if own else None, every_step=verify, dtypes=dtypes, progress=progress)
         found |= {
             "checked": sound.steps,
             "findings": [asdict(finding) for finding in sound.findings],
@@ -71,6 +77,14 @@ def inspect_run(
             "precision": sound.precision.to_dict(orient="records"),
         }
     return found
+
+
+def _base_named(run: Trajectory) -> str | None:
+    settings = run.info.get("peft")
+    name, revision = (settings.get(k) for k in ("base_model_name_or_path", "revision")) if settings else (None, None)
+    if not isinstance(name, str) or not name:
+        return None
+    return f"{name} at {revision}" if isinstance(revision, str) and revision else name
 
 
 def _module(run: Trajectory, name: str) -> dict[str, Any]:

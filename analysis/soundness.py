@@ -10,14 +10,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from deltaw.adapters import DualLoRA
+from deltaw.analysis.base_check import FOREIGN, ROUNDED, Nearness, nearness, start_agrees, why_foreign
 from deltaw.analysis.precision import survival
+from deltaw.analysis.record import BASE, digest
+from deltaw.analysis.sources.base import BaseError, BaseLike, open_base
+from deltaw.analysis.sources.recorded import Recorded
 from deltaw.analysis.trajectory import Trajectory
 
 Level = Literal["broken", "warning"]
 
 EXPLODED = 10.0  # ‖W_t‖ / ‖W₀‖ from which on weights have left what they were
 STARTED = 1e-3  # ‖W'−W₀‖ / ‖W₀‖ up to which an untrained adapter counts as the identity
-FOREIGN = 0.5  # median |m / ‖w‖ − 1| above which magnitudes were not taken from this base
+FACTOR_STARTS = ("pissa", "olora")  # of PEFT: the first A and B are made of W₀'s own vectors
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Soundness:
 def soundness(
     run: Trajectory,
     *,
+    base: BaseLike = None,
     every_step: bool = False,
     dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float16),
     progress: bool = False,
@@ -75,13 +80,17 @@ def soundness(
     - "zero update": an adapter's update is still zero at the last step, as when its B never trained (broken where it
       holds for all modules).
     - "magnitude": magnitudes are all as at the first step, while the rest of the adapter moved.
-    - "base": the base is another one (broken): an adapter that starts at the identity does not reproduce W₀ at step 0,
-      or the median of DoRA's magnitudes is more than half away from W₀'s norms.
+    - "base": the base is another one (broken): it lacks every module; an adapter that starts at the identity does not
+      reproduce W₀ at step 0; the median of DoRA's magnitudes is more than half away from W₀'s norms; the first factors
+      of PiSSA or OLoRA are not made of W₀; a run of deltaw has not the base that its checksum was taken of; whole
+      matrices are not near it, by ``why_foreign``. A warning, where one whole matrix that no training touched is not
+      W₀ (another version of the model, or a layer that was started anew), or the base lacks some modules.
     - "exploding": ‖W_t‖ is more than ten times ‖W₀‖.
     - "repeated step": no tensor differs from the step before.
 
     Arguments:
         run: The run.
+        base: A model that the base which a run of deltaw keeps should be of.
         every_step: Look at all steps; else at the first, the last, and the one before it.
         dtypes: Merging the last update is tried in these and in the base's own dtype.
         progress: Show a progress bar.
@@ -90,14 +99,26 @@ def soundness(
         RecordError: A file is damaged.
     """
     steps = run.steps if every_step else sorted({*run.steps[:1], *run.steps[-2:]})
-    findings: list[Finding] = []
+    given = open_base(base)
+    findings: list[Finding] = list(_check_sum(run))
+    lacking: dict[str, str] = {}  # what the base has not, with what it says
+    near: dict[str, Nearness] = {}  # of whole matrices to W₀
     survived: list[dict[str, Any]] = []
     same = dict.fromkeys(steps[1:], 0)  # how many modules are as at the step before
     for module in tqdm(run.modules, desc=f"checks of {run.name}", unit="module", disable=not progress):
-        found = list(_check_module(run, module, steps, same))
+        try:
+            own = run.base(module) if run.base_from is not None else None
+            other = None if given is None else given.read(module, run.shape(module))
+        except BaseError as error:
+            lacking[module], own, other = str(error), None, None
+        found = list(_check_module(run, module, steps, same, own))
         findings += found
         finite = not any(finding.check == "finite" for finding in found)
-        if steps and run.base_from is not None and finite:
+        if steps and own is not None and finite:
+            frozen = any(finding.check == "moved" for finding in found)
+            nearest = _near(run, module, steps[0], own, other, frozen=frozen)
+            if nearest is not None:
+                near[module] = nearest
             survived += _survived(run, module, steps[-1], dtypes)
     for step, modules in same.items():
         if run.modules and modules == len(run.modules):
@@ -108,12 +129,56 @@ def soundness(
             findings = [finding for finding in findings if finding.check != check]
             whole = Finding("broken", check, "", found[0].step, f"{text}: did the optimizer get these parameters?")
             findings.insert(0, whole)
+    if given is None and steps and steps[0] != 0 and all(found.untouched for found in near.values()):
+        near = {}  # all stood still, perhaps after training
+    where, at = (run.base_from, steps[0] if steps else None) if given is None else (given.where, None)
+    findings += _check_base(run, at, where, lacking, near)
     columns = ["module", "layer", "kind", "step", "dtype", "entries", "error"]
     return Soundness(findings, list(steps), pd.DataFrame(survived, columns=columns).astype({"layer": "Int64"}))
 
 
-def _check_module(run: Trajectory, module: str, steps: Sequence[int], same: dict[int, int]) -> Iterator[Finding]:
-    base = run.base(module).double() if run.base_from is not None else None
+def _check_sum(run: Trajectory) -> Iterator[Finding]:
+    if isinstance(run.source, Recorded) and digest(run.source.path / BASE) != run.source.manifest.base.sha256:
+        yield Finding("broken", "base", "", None, f"{BASE} has another checksum than was recorded: it was changed")
+
+
+def _near(
+    run: Trajectory, module: str, step: int, own: Tensor, other: Tensor | None, *, frozen: bool
+) -> Nearness | None:
+    """How near to W₀ what should be it is: the run's own base to another, a whole matrix to the base that was given."""
+    if other is not None:
+        return nearness(own, other, untouched=True)
+    if run.source.rebuilt(module) or isinstance(run.source, Recorded) or run.source.format == "pair":
+        return None
+    return nearness(run.weight(module, step), own, untouched=step == 0 or frozen)
+
+
+def _check_base(
+    run: Trajectory, step: int | None, where: str | None, lacking: dict[str, str], near: dict[str, Nearness]
+) -> Iterator[Finding]:
+    if lacking and len(lacking) == len(run.modules):
+        text = next(iter(lacking.values()))
+        yield Finding("broken", "base", "", None, f"no module of this run is in the base: {text}")
+    else:
+        for module, text in lacking.items():
+            yield Finding("warning", "base", module, None, f"it has no W₀, as a new layer has none: {text}")
+    # Copies that an adapter saves whole are few, and may all have been started anew.
+    reason = why_foreign(near) if len(near) + len(lacking) == len(run.modules) else None
+    if reason is not None:
+        yield Finding("broken", "base", "", step, f"{where} is another base: {reason}")
+        return
+    for module, found in near.items():
+        if found.untouched and found.distance > ROUNDED:
+            text = (
+                f"no training touched it, yet it is {found.distance:.3g} of ‖W₀‖ away from W₀: it was started anew, or"
+            )
+            yield Finding("warning", "base", module, step, f"{text} {where} is another version of the base")
+
+
+def _check_module(
+    run: Trajectory, module: str, steps: Sequence[int], same: dict[int, int], base: Tensor | None
+) -> Iterator[Finding]:
+    base = None if base is None else base.double()
     if base is not None and not torch.isfinite(base).all():
         yield Finding("broken", "finite", module, None, "its base holds NaN or infinity")
         return
@@ -150,6 +215,7 @@ def _check_adapter(
         yield Finding("warning", "magnitude", module, steps[-1], text)
     if run.base_from is None:
         return
+    yield from _check_start(run, module, steps, first)
     if steps[-1] > 0 and not run.update(module, steps[-1]).any():
         zero = [name for name, value in last.items() if value.is_floating_point() and not value.any()]
         because = f" ({', '.join(zero)} is zero)" if zero else ""
@@ -167,6 +233,18 @@ def _check_adapter(
             if ratio > FOREIGN:
                 text = f"{name} is {ratio:.3g} away from the norms of W₀ (relative, median): this is another base"
                 yield Finding("broken", "base", module, steps[0], text)
+
+
+def _check_start(run: Trajectory, module: str, steps: Sequence[int], first: dict[str, Tensor]) -> Iterator[Finding]:
+    start = str(run.info.get("peft", {}).get("init_lora_weights")).split("_niter_")[0]
+    if steps[0] != 0 or start not in FACTOR_STARTS or not {"lora_A", "lora_B"} <= first.keys():
+        return
+    base = run.base(module)
+    if first["lora_A"].ndim == 2 and first["lora_B"].shape[0] == base.shape[0]:
+        cosine = start_agrees(first["lora_A"], first["lora_B"], base)
+        if cosine < FOREIGN:
+            text = f"lora_A and lora_B at step 0 are not made of this W₀ (cosine {cosine:.2g}): this is another base"
+            yield Finding("broken", "base", module, 0, text)
 
 
 def _survived(run: Trajectory, module: str, step: int, dtypes: Sequence[torch.dtype]) -> Iterator[dict[str, Any]]:

@@ -25,8 +25,10 @@ def command(path: str, base: str | None, modules: tuple[str, ...], verify: bool,
 
     PATH is a run that deltaw recorded, an output folder of Hugging Face or PEFT, a folder of checkpoints, or its
     address. The checks: weights that are not finite, explode or never moved, an adapter whose update is still zero,
-    magnitudes still at their start, a base that is not this adapter's, steps that repeat; and how much of the last
-    update is left when it is merged into bfloat16 or float16.
+    magnitudes still at their start, a base that is not this run's, steps that repeat; and how much of the last update
+    is left when it is merged into bfloat16 or float16.
+
+    A run that deltaw recorded keeps its own base; --base holds it against another.
 
     \b
     Example:
@@ -40,20 +42,21 @@ def command(path: str, base: str | None, modules: tuple[str, ...], verify: bool,
         click.echo(_page(found))
     broken = [finding for finding in found.get("findings", ()) if finding["level"] == "broken"]
     if broken:
-        where = broken[0]["module"] or path
-        raise RecordError(f"{path}: is broken: {where}: {broken[0]['message']}")
+        where = f"{broken[0]['module']}: " if broken[0]["module"] else ""
+        raise RecordError(f"{found['path']}: is broken: {where}{broken[0]['message']}")
 
 
 def _page(found: dict[str, Any]) -> str:
     steps = found["steps"]
     options = "; ".join(f"{k}={v}" for entry in found.get("options", {}).values() for k, v in entry.items())
     span = f"{len(steps)}, from {steps[0]} to {steps[-1]}" if steps else "none yet"
+    named = f"; the adapter names {found['base_named']}" if found["base_named"] else ""
     checked = "sizes" if found["verified"] is None else f"checksums of {found['verified']} files"
     rows = [
         ("run", found["path"]),
         ("format", found["format"]),
         ("method", found["method"] + (f" ({options})" if options else "")),
-        ("base", found["base"] or "not known: ΔM and ΔD need it (--base)"),
+        ("base", (found["base"] or "not known: ΔM and ΔD need it (--base)") + named),
         ("checkpoints", span),
     ]
     if "bytes" in found:

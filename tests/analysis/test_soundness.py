@@ -163,3 +163,151 @@ def test_a_foreign_folder_without_a_base(tmp_path):
     assert found["base"] is None
     assert found["findings"] == []
     assert found["precision"] == []
+
+
+def models(folder, *, steps=(0, 50, 100), seed=0, frozen=(), start_anew=(), size=128):
+    """Checkpoints of a model of three matrices, each step a little further from W₀; returns W₀."""
+    from safetensors.torch import save_file
+
+    random = torch.Generator().manual_seed(seed)
+
+    def matrices():
+        return {f"layers.{k}.query.weight": torch.randn(size, size, generator=random) / 10 for k in range(3)}
+
+    base, way, anew = matrices(), matrices(), matrices()
+    for step in steps:
+        path = folder / f"checkpoint-{step}"
+        path.mkdir(parents=True)
+        save_file(
+            {
+                name: (anew[name] if name in start_anew else value) + (name not in frozen) * step * 1e-3 * way[name]
+                for name, value in base.items()
+            },
+            path / "model.safetensors",
+        )
+    return base
+
+
+def base_findings(folder, base):
+    found = soundness(Trajectory.open(folder, base=base))
+    return found.broken, [finding for finding in found.findings if finding.check == "base"]
+
+
+NAMES = [f"layers.{k}.query.weight" for k in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "frozen"), [((0, 50, 100), ()), ((50, 100), ()), ((900,), ()), ((50, 100), NAMES[:1]), ((50, 100), NAMES)]
+)
+def test_whole_matrices_know_their_base(steps, frozen, tmp_path):
+    base = models(tmp_path / "run", steps=steps, frozen=frozen)
+    assert base_findings(tmp_path / "run", base)[1] == []
+    assert base_findings(tmp_path / "run", {k: v.bfloat16() for k, v in base.items()})[1] == []
+    foreign = models(tmp_path / "other", seed=1)
+    broken, found = base_findings(tmp_path / "run", foreign)
+    if frozen == NAMES:  # nothing moved: perhaps it was trained before, so nothing is known
+        assert found == []
+        return
+    assert broken
+    assert [(finding.level, finding.module) for finding in found] == [("broken", "")]
+    assert "another base" in found[0].message
+
+
+def test_small_matrices_are_judged_only_where_no_training_touched_them(tmp_path):
+    models(tmp_path / "trained", steps=(50, 100), size=8)
+    models(tmp_path / "start", size=8)
+    foreign = models(tmp_path / "other", seed=1, size=8)
+    assert base_findings(tmp_path / "trained", foreign) == (False, [])
+    assert base_findings(tmp_path / "start", foreign)[0]
+
+
+def test_a_layer_started_anew_and_another_version_of_the_base_are_warnings(tmp_path):
+    base = models(tmp_path / "run", start_anew=NAMES[2:])
+    broken, found = base_findings(tmp_path / "run", base)
+    assert not broken
+    assert [(finding.level, finding.module, finding.step) for finding in found] == [("warning", "layers.2.query", 0)]
+    models(tmp_path / "frozen", steps=(50, 100), frozen=NAMES[:1])
+    near = {name: 1.05 * value for name, value in base.items()}
+    broken, found = base_findings(tmp_path / "frozen", near)
+    assert not broken
+    assert [(finding.level, finding.module) for finding in found] == [("warning", "layers.0.query")]
+
+
+def test_modules_that_the_base_lacks(tmp_path):
+    base = models(tmp_path / "run")
+    broken, found = base_findings(tmp_path / "run", {k: v for k, v in base.items() if k != NAMES[1]})
+    assert not broken
+    assert [(finding.level, finding.module) for finding in found] == [("warning", "layers.1.query")]
+    wide = {name: torch.cat([value, value]) for name, value in base.items()}
+    for wrong in ({"another.weight": base[NAMES[0]]}, wide):
+        broken, found = base_findings(tmp_path / "run", wrong)
+        assert broken
+        assert [(finding.level, finding.module) for finding in found] == [("broken", "")]
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_factors_that_start_from_another_base(start, tmp_path):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 24), nn.Linear(24, 32))
+    base = {f"{k}.weight": model[k].weight.detach().clone() for k in (0, 1)}
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0", "1"], init_lora_weights=start)
+    adapted = peft.get_peft_model(model, config)
+    for step in (0, 10):
+        adapted.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+        for name, value in adapted.named_parameters():
+            value.data += 0.1 * torch.randn_like(value) * value.abs().mean() * ("lora" in name)
+    assert base_findings(tmp_path / "run", base)[1] == []
+    broken, found = base_findings(tmp_path / "run", {name: torch.randn_like(value) for name, value in base.items()})
+    assert broken
+    assert {(finding.module, finding.step) for finding in found} == {("0", 0), ("1", 0)}
+
+
+def test_copies_that_an_adapter_saves_whole(tmp_path):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 6))
+    base = {f"{k}.weight": model[k].weight.detach().clone() for k in (0, 1)}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["0"], modules_to_save=["1"]))
+    adapted.save_pretrained(tmp_path / "run" / "checkpoint-0")
+    assert base_findings(tmp_path / "run", base) == (False, [])
+    broken, found = base_findings(tmp_path / "run", {name: torch.randn_like(value) for name, value in base.items()})
+    assert not broken  # it may be a head that was started anew
+    assert [(finding.level, finding.module) for finding in found] == [("warning", "1")]
+
+
+def test_a_recorded_base_that_was_changed_or_is_of_another_model(tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    folder, other = tmp_path / "run", tmp_path / "other"
+    record(folder, "ft")
+    other.mkdir()
+    base = load_file(folder / "base.safetensors")
+    save_file({f"{name}.weight": value.bfloat16() for name, value in base.items()}, other / "model.safetensors")
+    assert main(["inspect", str(folder), "--base", str(other)]) == 0
+    foreign = {f"{name}.weight": torch.randn_like(value) for name, value in base.items()}
+    save_file(foreign, other / "model.safetensors")
+    capsys.readouterr()
+    assert main(["inspect", str(folder), "--base", str(other), "--json"]) == 1
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["broken"] is True
+    assert "another base" in shown.err
+    assert shown.err.count("\n") == 1
+    save_file({name: value + 1 for name, value in base.items()}, folder / "base.safetensors")
+    assert main(["inspect", str(folder)]) == 1
+    assert "another checksum" in capsys.readouterr().err
+
+
+def test_inspect_names_a_foreign_base(tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    base = models(tmp_path / "run", steps=(50, 100))
+    for name, tensors in (("right", base), ("wrong", models(tmp_path / "other", seed=1))):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    assert main(["inspect", str(tmp_path / "run"), "--base", str(tmp_path / "right")]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "run"), "--base", str(tmp_path / "wrong")]) == 1
+    shown = capsys.readouterr()
+    assert "is another base" in shown.err
+    assert "nothing in common" in " ".join(shown.out.split())
