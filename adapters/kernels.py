@@ -30,22 +30,24 @@ def _product_norms(
     weight: NDArray[Any],
     A: NDArray[Any],
     B: NDArray[Any],
+    scaling: float,
     magnitude: NDArray[Any],
     rows: NDArray[Any],
     columns: NDArray[Any],
 ) -> None:
-    width, last, zero = weight.shape[1], len(weight) - 1, weight.dtype.type(0)
-    v = np.empty((4, width), weight.dtype)
+    width, last = weight.shape[1], len(weight) - 1
+    zero, s = weight.dtype.type(0), weight.dtype.type(scaling)
+    v, part = np.empty((4, width), weight.dtype), np.zeros_like(columns)
     v0, v1, v2, v3 = v[0], v[1], v[2], v[3]
     for i in range(0, len(weight), 4):  # four rows at a time share what is read of A; they stay in the innermost caches
         i1, i2, i3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)  # the last row may be done several times
         w0, w1, w2, w3 = weight[i], weight[i1], weight[i2], weight[i3]
         for r in range(0, len(A), 4):
             A0, A1, A2, A3 = A[r], A[r + 1], A[r + 2], A[r + 3]
-            b00, b01, b02, b03 = B[i, r], B[i, r + 1], B[i, r + 2], B[i, r + 3]
-            b10, b11, b12, b13 = B[i1, r], B[i1, r + 1], B[i1, r + 2], B[i1, r + 3]
-            b20, b21, b22, b23 = B[i2, r], B[i2, r + 1], B[i2, r + 2], B[i2, r + 3]
-            b30, b31, b32, b33 = B[i3, r], B[i3, r + 1], B[i3, r + 2], B[i3, r + 3]
+            b00, b01, b02, b03 = s * B[i, r], s * B[i, r + 1], s * B[i, r + 2], s * B[i, r + 3]
+            b10, b11, b12, b13 = s * B[i1, r], s * B[i1, r + 1], s * B[i1, r + 2], s * B[i1, r + 3]
+            b20, b21, b22, b23 = s * B[i2, r], s * B[i2, r + 1], s * B[i2, r + 2], s * B[i2, r + 3]
+            b30, b31, b32, b33 = s * B[i3, r], s * B[i3, r + 1], s * B[i3, r + 2], s * B[i3, r + 3]
             if r == 0:
                 for j in range(width):
                     v0[j] = w0[j] + b00 * A0[j] + b01 * A1[j] + b02 * A2[j] + b03 * A3[j]
@@ -75,16 +77,21 @@ def _product_norms(
             p0, p1 = p0 * p0, p1 * p1 if i + 1 <= last else zero
             p2, p3 = p2 * p2 if i + 2 <= last else zero, p3 * p3 if i + 3 <= last else zero
             for j in range(width):
-                columns[j] += p0 * (v0[j] * v0[j]) + p1 * (v1[j] * v1[j]) + p2 * (v2[j] * v2[j]) + p3 * (v3[j] * v3[j])
+                part[j] += p0 * (v0[j] * v0[j]) + p1 * (v1[j] * v1[j]) + p2 * (v2[j] * v2[j]) + p3 * (v3[j] * v3[j])
+            if i % 256 == 252 or i + 4 > last:  # sums of fewer terms are more exact
+                columns += part
+                part[:] = 0
+    for j in range(len(columns)):
+        columns[j] = np.sqrt(columns[j])
 
 
-product_norms: Callable[[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], None] = (
-    compiled(_product_norms)
-)
-"""Write ‖v_i‖ of V = W + B A into rows (n,), and add Σ_i p_i² v_ij² with p = magnitude / ‖v_i‖ to columns (m,).
+product_norms: Callable[
+    [NDArray[Any], NDArray[Any], NDArray[Any], float, NDArray[Any], NDArray[Any], NDArray[Any]], None
+] = compiled(_product_norms)
+"""Write ‖v_i‖ of V = W + s·B A into rows (n,), and √(Σ_i p_i² v_ij²) with p = magnitude / ‖v_i‖ into columns (m,).
 
-W: (n, m). A: (r, m) and B: (n, r), r a multiple of ``CHUNK``. magnitude: (n,), or (0,) for p = 1. columns: (m,), or
-(0,) where they are not wanted. All C-contiguous, float32 or float64, of one dtype.
+W: (n, m). A: (r, m) and B: (n, r), r a multiple of ``CHUNK``. magnitude: (n,), or (0,) for p = 1. columns: (m,) zeros,
+or (0,) where they are not wanted. All C-contiguous, float32 or float64, of one dtype.
 """
 
 

@@ -2,8 +2,8 @@
 
 LoRA, rsLoRA, DoRA and BoRA are all W' = diag(ρ) (W₀ + s·B A) diag(γ). So x W'ᵀ is: scale the input by γ, one linear
 with W₀, the low-rank product, scale the output by ρ. Only the norms need W₀ again. Held constant, as the papers do in
-the backward pass, they are read off V = W₀ + s·B A, made a block of rows at a time that never leaves the cache. To be
-differentiated, they come from small products,
+the backward pass, they are read off V = W₀ + s·B A, made a few rows at a time that never leave the cache, by a compiled
+loop (``deltaw.adapters.kernels``) or by torch. To be differentiated, they come from small products,
 
     ‖w_i + s·b_i A‖² = ‖w_i‖² + 2s ⟨w_i, b_i A⟩ + s² b_i (A Aᵀ) b_iᵀ        for the rows w_i of W₀,
 
@@ -27,7 +27,6 @@ FEWEST_BLOCKS = 4
 BLOCK_ENTRIES_ELSEWHERE = 1 << 23  # on other devices, where the number of kernels costs
 LOOP_RANK = 16  # up to which the compiled loop makes V faster than a matrix product
 LOOP_THREADS = 3  # up to which it is faster than that many threads of torch's
-LOOP_PARTS = 4  # of rows, whose sums are added up: a shorter sum is a more exact one
 
 
 def kaiming_uniform(out_features: int, in_features: int, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -185,10 +184,10 @@ def scaled_and_dots(g: Tensor, z: Tensor, scale: Tensor, in_place: bool = False)
 
         dots = g.new_zeros(g.shape[1])
         if in_place:
-            kernels.scale_and_dots(*map(as_array, (g, z, scale, dots)))
+            kernels.scale_and_dots(*map(as_array, (g, z, scale)), dots.numpy())
             return g, dots
         out = torch.empty_like(g)
-        kernels.scaled_and_dots(*map(as_array, (g, z, scale, out, dots)))
+        kernels.scaled_and_dots(*map(as_array, (g, z, scale)), out.numpy(), dots.numpy())
         return out, dots
     if torch.compiler.is_compiling():  # blocks would tie the compiled code to one number of tokens
         dots = (g * z).sum(0)
@@ -316,7 +315,7 @@ def constant_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float, axis: A
     """Return the norms of the rows (out,) or the columns (in,) of V = W₀ + s·B A, without a graph."""
     with torch.no_grad():
         if found := _loop_norms(weight, A, B, scaling, None, columns=axis == "column"):
-            return found[0] if axis == "row" else found[1].sqrt()
+            return found[0] if axis == "row" else found[1]
         blocks = product_blocks(weight, A, B, scaling)
         if axis == "row":
             return torch.cat([torch.linalg.vector_norm(V, dim=1) for _, V in blocks])
@@ -335,7 +334,7 @@ def constant_norms_of_both(
     """
     with torch.no_grad():
         if found := _loop_norms(weight, A, B, scaling, magnitude):
-            return found[0], found[1].sqrt()
+            return found
         row_norms, column_squares = [], A.new_zeros(A.shape[1])
         for rows, V in product_blocks(weight, A, B, scaling):
             norm = torch.linalg.vector_norm(V, dim=1)
@@ -348,27 +347,22 @@ def constant_norms_of_both(
 def _loop_norms(
     weight: Tensor, A: Tensor, B: Tensor, scaling: float, magnitude: Tensor | None, columns: bool = True
 ) -> tuple[Tensor, Tensor] | None:
-    """Return ‖V_i:‖ (out,) and Σ_i p_i² v_ij² (in,), p = magnitude / ‖V_i:‖ or 1, without a graph.
+    """Return ‖V_i:‖ (out,) and ‖(diag(p) V)_:j‖ (in,), p = magnitude / ‖V_i:‖ or 1, without a graph.
 
     ``None`` where the compiled loop cannot read the tensors or would be slower: beyond a rank of 16, matrix products
     are faster.
     """
-    if len(A) > LOOP_RANK or not loop_reads(weight, A):
+    factors = A.new_empty(0) if magnitude is None else magnitude
+    if len(A) > LOOP_RANK or not loop_reads(weight, A, B, factors):
         return None
     from deltaw.adapters.kernels import CHUNK, product_norms  # a quarter of a second, for those who need no norms
 
-    missing = -len(A) % CHUNK
-    down = as_array(F.pad(A.detach(), (0, 0, 0, missing)).contiguous())
-    up = F.pad(scaling * B.detach(), (0, missing)).contiguous()
-    factors = A.new_empty(0) if magnitude is None else magnitude
-    norms = A.new_empty(len(weight))
-    length = max(1, math.ceil(len(weight) / LOOP_PARTS))
-    squares = A.new_zeros(LOOP_PARTS, A.shape[1] if columns else 0)
-    arrays = [as_array(tensor) for tensor in (weight, up, factors, norms)]
-    for part, found in enumerate(as_array(squares)):
-        W, B_part, p, rows = (array[part * length : (part + 1) * length] for array in arrays)
-        product_norms(W, down, B_part, p, rows, found)
-    return norms, squares.sum(0)
+    if missing := -len(A) % CHUNK:
+        A, B = F.pad(A, (0, 0, 0, missing)), F.pad(B, (0, missing))
+    of_rows, of_columns = A.new_empty(len(weight)), A.new_zeros(A.shape[1] if columns else 0)
+    weight_array, A_array, B_array, factors_array = map(as_array, (weight, A, B, factors))
+    product_norms(weight_array, A_array, B_array, scaling, factors_array, of_rows.numpy(), of_columns.numpy())
+    return of_rows, of_columns
 
 
 def row_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
@@ -437,5 +431,13 @@ def safe_sqrt(squares: Tensor) -> Tensor:
 
 def ratio(magnitude: Tensor, norm: Tensor) -> Tensor:
     """Return magnitude / norm, and 1 where the norm is 0: a zero vector has no direction and stays as it is."""
+    if _all_positive(norm):
+        return magnitude / norm
     positive = norm > 0
     return torch.where(positive, magnitude / norm.where(positive, 1.0), 1.0)
+
+
+def _all_positive(norm: Tensor) -> bool:
+    """Whether it is known without waiting for a device that no norm is 0 or NaN."""
+    known = norm.device.type == "cpu" and not torch.compiler.is_compiling() and type(norm) is Tensor
+    return known and norm.numel() > 0 and float(norm.detach().min()) > 0
