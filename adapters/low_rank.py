@@ -184,10 +184,10 @@ def scaled_and_dots(g: Tensor, z: Tensor, scale: Tensor, in_place: bool = False)
 
         dots = g.new_zeros(g.shape[1])
         if in_place:
-            kernels.scale_and_dots(*map(as_array, (g, z, scale)), dots.numpy())
+            kernels.scale_and_dots(as_array(g), as_array(z), as_array(scale), dots.numpy())
             return g, dots
         out = torch.empty_like(g)
-        kernels.scaled_and_dots(*map(as_array, (g, z, scale)), out.numpy(), dots.numpy())
+        kernels.scaled_and_dots(as_array(g), as_array(z), as_array(scale), out.numpy(), dots.numpy())
         return out, dots
     if torch.compiler.is_compiling():  # blocks would tie the compiled code to one number of tokens
         dots = (g * z).sum(0)
