@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from deltaw.analysis.record import VERSION, read_index
+from deltaw.analysis.record import VERSION
 from deltaw.analysis.soundness import soundness
 from deltaw.analysis.sources.base import BaseLike
 from deltaw.analysis.sources.opening import is_own
@@ -47,12 +47,12 @@ def inspect_run(
     Raises:
         RecordError: Nothing readable is there, or something in it is damaged; names the file.
     """
-    own = is_own(path)
+    own = base is not None and is_own(path)
     run = Trajectory.open(path, base=None if own else base, modules=modules)
     found: dict[str, Any] = {"path": without_secrets(str(path)), "format": run.source.format, "method": run.method}
     if isinstance(run.source, Recorded):
         manifest = run.source.manifest
-        checkpoints = sum(entry.file.bytes for entry in read_index(run.source.path))
+        checkpoints = sum(entry.file.bytes for entry in run.source.entries)
         found |= {
             "version": VERSION,
             "options": {entry.method: entry.options for entry in manifest.modules.values() if entry.method},

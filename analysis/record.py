@@ -103,9 +103,14 @@ class CheckpointEntry:
         return json.dumps({"step": self.step, **vars(self.file)}) + "\n"
 
 
+def checkpoint_name(step: int) -> str:
+    """Return what the file of a step is called, in the folder of the checkpoints."""
+    return f"{step:010d}.safetensors"
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Return where the checkpoint of a step stands."""
-    return folder / CHECKPOINTS / f"{step:010d}.safetensors"
+    return folder / CHECKPOINTS / checkpoint_name(step)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -123,14 +128,23 @@ def read_manifest(folder: Path) -> Manifest:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: is damaged, it is not JSON ({error})") from None
+    return parse_manifest(raw, str(path))
+
+
+def parse_manifest(raw: Any, where: str) -> Manifest:
+    """Return what the JSON of ``manifest.json`` says; ``where`` is for messages.
+
+    Raises:
+        RecordError: It is no manifest, its format is newer, or it is damaged.
+    """
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise RecordError(f"{path}: is not the manifest of a deltaw run")
+        raise RecordError(f"{where}: is not the manifest of a deltaw run")
     version = raw.get("version")
     if not isinstance(version, int) or version < 1:
-        raise RecordError(f"{path}: is damaged, its version is {version!r}")
+        raise RecordError(f"{where}: is damaged, its version is {version!r}")
     if version > VERSION:
         raise RecordError(
-            f"{path}: has format version {version}, this deltaw reads up to {VERSION}; pip install -U deltaw"
+            f"{where}: has format version {version}, this deltaw reads up to {VERSION}; pip install -U deltaw"
         )
     try:
         return Manifest(
@@ -144,7 +158,7 @@ def read_manifest(folder: Path) -> Manifest:
             info=dict(raw.get("info", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise RecordError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
+        raise RecordError(f"{where}: is damaged ({type(error).__name__}: {error})") from None
 
 
 def read_index(folder: Path) -> list[CheckpointEntry]:
@@ -153,16 +167,25 @@ def read_index(folder: Path) -> list[CheckpointEntry]:
     Raises:
         RecordError: A line other than a cut last one cannot be read, or the steps do not rise.
     """
+    return parse_index(_log(folder / INDEX), str(folder / INDEX))
+
+
+def parse_index(data: bytes, where: str) -> list[CheckpointEntry]:
+    """Return the checkpoints that the bytes of an index announce, in order.
+
+    Raises:
+        RecordError: As ``read_index``.
+    """
     entries: list[CheckpointEntry] = []
-    for number, line in complete_lines(folder / INDEX):
+    for number, line in numbered_lines(data, where):
         try:
             raw = json.loads(line)
             entry = CheckpointEntry(_whole(raw["step"]), _file(raw))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise RecordError(f"{folder / INDEX}: line {number} is damaged ({error})") from None
+            raise RecordError(f"{where}: line {number} is damaged ({error})") from None
         if entries and entry.step <= entries[-1].step:
             raise RecordError(
-                f"{folder / INDEX}: line {number} has step {entry.step} after step {entries[-1].step}; steps must rise"
+                f"{where}: line {number} has step {entry.step} after step {entries[-1].step}; steps must rise"
             )
         entries.append(entry)
     return entries
@@ -174,47 +197,70 @@ def read_scalars(folder: Path) -> list[dict[str, float]]:
     Raises:
         RecordError: A line other than a cut last one cannot be read.
     """
+    return parse_scalars(_log(folder / SCALARS), str(folder / SCALARS))
+
+
+def parse_scalars(data: bytes, where: str) -> list[dict[str, float]]:
+    """Return the mappings that the bytes of a scalar log hold.
+
+    Raises:
+        RecordError: As ``read_scalars``.
+    """
     rows = []
-    for number, line in complete_lines(folder / SCALARS):
+    for number, line in numbered_lines(data, where):
         try:
             raw = json.loads(line)
             rows.append({_string(key): float("nan") if value is None else float(value) for key, value in raw.items()})
         except (TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-            raise RecordError(f"{folder / SCALARS}: line {number} is damaged ({error})") from None
+            raise RecordError(f"{where}: line {number} is damaged ({error})") from None
     return rows
 
 
 def complete_lines(path: Path) -> list[tuple[int, str]]:
     """Return the numbered lines of a log, without a last one that was cut off; none where there is no file."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror})") from None
+    return numbered_lines(_log(path), str(path))
+
+
+def numbered_lines(data: bytes, where: str) -> list[tuple[int, str]]:
+    """Return the lines that a log's bytes hold, without a last one that was cut off."""
     whole = data[: data.rfind(b"\n") + 1]
     try:
         return [(i, line) for i, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1)]
     except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: is damaged, it is not text ({error.reason} at byte {error.start})") from None
+        raise RecordError(f"{where}: is damaged, it is not text ({error.reason} at byte {error.start})") from None
 
 
-def check_size(path: Path, entry: FileEntry) -> None:
-    """Raise where a file is missing or was cut; a look at its size only."""
+def _log(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-    except OSError:
-        raise RecordError(f"{path}: is missing, though the record announces it") from None
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def compare_size(where: str, size: int | None, entry: FileEntry) -> None:
+    """Raise where a file of so many bytes, ``None`` where there is none, is not the announced one."""
+    if size is None:
+        raise RecordError(f"{where}: is missing, though the record announces it")
     if size != entry.bytes:
-        raise RecordError(f"{path}: has {size} bytes, the record says {entry.bytes}: it is truncated or was changed")
+        raise RecordError(f"{where}: has {size} bytes, the record says {entry.bytes}: it is truncated or was changed")
+
+
+def compare_sum(where: str, found: str, entry: FileEntry) -> None:
+    """Raise where a file of this sha256 is not the announced one."""
+    if found != entry.sha256:
+        raise RecordError(f"{where}: has checksum {found[:12]}…, the record says {entry.sha256[:12]}…: it was changed")
 
 
 def check_sum(path: Path, entry: FileEntry) -> None:
     """Raise where a file is missing, was cut, or its checksum is another; reads it whole."""
-    check_size(path, entry)
-    found = digest(path)
-    if found != entry.sha256:
-        raise RecordError(f"{path}: has checksum {found[:12]}…, the record says {entry.sha256[:12]}…: it was changed")
+    try:
+        size = path.stat().st_size
+    except OSError:
+        size = None
+    compare_size(str(path), size, entry)
+    compare_sum(str(path), digest(path), entry)
 
 
 def digest(path: Path) -> str:

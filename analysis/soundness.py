@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from deltaw.adapters import DualLoRA
 from deltaw.analysis.base_check import FOREIGN, ROUNDED, Nearness, nearness, start_agrees, why_foreign
 from deltaw.analysis.precision import survival
-from deltaw.analysis.record import BASE, digest
+from deltaw.analysis.record import BASE
 from deltaw.analysis.sources.base import BaseError, BaseLike, open_base
 from deltaw.analysis.sources.recorded import Recorded
 from deltaw.analysis.trajectory import Trajectory
@@ -138,7 +138,7 @@ def soundness(
 
 
 def _check_sum(run: Trajectory) -> Iterator[Finding]:
-    if isinstance(run.source, Recorded) and digest(run.source.path / BASE) != run.source.manifest.base.sha256:
+    if isinstance(run.source, Recorded) and run.source.base_sum() != run.source.manifest.base.sha256:
         yield Finding("broken", "base", "", None, f"{BASE} has another checksum than was recorded: it was changed")
 
 

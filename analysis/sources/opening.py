@@ -14,14 +14,29 @@ from deltaw.analysis.sources.dcp import DCP_METADATA, read_dcp
 from deltaw.analysis.sources.full import Models, step_in, trainer_log
 from deltaw.analysis.sources.layout import Split
 from deltaw.analysis.sources.peft import ADAPTER_CONFIG, Adapters
-from deltaw.analysis.sources.place import FILES, Place, is_address, place_of
+from deltaw.analysis.sources.place import (
+    FILES,
+    LocalPlace,
+    NotListedError,
+    Place,
+    RemotePlace,
+    is_address,
+    place_of,
+    without_secrets,
+)
 from deltaw.analysis.sources.recorded import Recorded
 from deltaw.analysis.sources.tensors import Tensors, read_pickled, read_weights, weights_file
 
 CHECKPOINT = re.compile(r"(?:checkpoint|ckpt|step|iter|global_step|epoch)[-_=]?(\d{1,18})")
 SHARD = re.compile(r".*-\d{5}-of-\d{5}\.\w+")
 FSDP = "pytorch_model_fsdp_0"  # where transformers and accelerate put the shards of FSDP
-TRIED = (ADAPTER_CONFIG, "model.safetensors", "model.safetensors.index.json", DCP_METADATA)  # where nothing is listed
+TRIED = (
+    MANIFEST,
+    ADAPTER_CONFIG,
+    "model.safetensors",
+    "model.safetensors.index.json",
+    DCP_METADATA,
+)  # where nothing is listed
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 READABLE = (
     "a run of deltaw, checkpoint-*/ folders of Hugging Face or PEFT, a model or adapter folder, a folder of "
@@ -45,15 +60,15 @@ def open_source(
         OptionError: ``base`` is given for a run that records it itself.
         TargetError: A pattern of ``modules`` matches nothing.
     """
-    if not (isinstance(path, str) and is_address(path)) and not Path(path).is_file():
-        folder = Path(path)
-        if not folder.exists() or any((folder / name).is_file() for name in (MANIFEST, INDEX)):
-            return _own(folder, base, modules, split)
+    if not (isinstance(path, str) and is_address(path)) and is_own(path):
+        return _own(LocalPlace(Path(path)), base, modules, split)
     place, file = place_of(path)
     everything = modules is not None
     if file is not None:
         return _shown(_one_file(place, file, open_base(base), everything), modules, split)
-    names = place.names() or [name for name in TRIED if place.has(name)]
+    names = _names(place)
+    if isinstance(place, RemotePlace) and _has_own(names):
+        return _own(place, base, modules, split)
     steps = {int(found.group(1)): name for name in names if (found := CHECKPOINT.fullmatch(name))}
     if len(steps) < sum(CHECKPOINT.fullmatch(name) is not None for name in names):
         raise RecordError(f"{place.where}: two of its folders are of the same step; move one away")
@@ -66,6 +81,14 @@ def open_source(
     else:
         source = _models(place, names, base, everything)
     return _shown(source, modules, split)
+
+
+def is_own(path: str | Path) -> bool:
+    """Return whether it is the folder, or its address, of a run that deltaw recorded."""
+    if isinstance(path, str) and is_address(path):
+        place, file = place_of(path)
+        return file is None and _has_own(_names(place))
+    return any((Path(path) / name).is_file() for name in (MANIFEST, INDEX))
 
 
 def open_pair(
@@ -87,6 +110,7 @@ def open_pair(
     base = open_base(before if not Path(before).is_file() else Path(before))
     readers = {0: _model_reader(before), 1: _model_reader(after)}
     config = base.config if base is not None else {}
+    before, after = (without_secrets(str(path)) for path in (before, after))
     source = Models(f"{before} → {after}", "pair", readers, config, base, everything=modules is not None)
     for module, shape in source.shapes.items():
         found = source.shape_at(module, 1)
@@ -95,10 +119,14 @@ def open_pair(
     return _shown(source, modules, split)
 
 
-def _own(folder: Path, base: BaseLike, modules: Sequence[str] | None, split: bool | None) -> Source:
+def _has_own(names: Sequence[str]) -> bool:
+    return MANIFEST in names or INDEX in names
+
+
+def _own(place: Place, base: BaseLike, modules: Sequence[str] | None, split: bool | None) -> Source:
     if base is not None:
-        raise OptionError(f"{folder}: records its base weights itself; leave base out")
-    source: Source = Recorded(folder)
+        raise OptionError(f"{place.where}: records its base weights itself; leave base out")
+    source: Source = Recorded(place)
     return _shown(source, modules, bool(split))
 
 
@@ -203,8 +231,15 @@ def _models(place: Place, names: list[str], base: BaseLike, everything: bool) ->
 
 def _model_reader(path: str | Path) -> Callable[[], Tensors]:
     place, file = place_of(path)
-    return partial(_open_file, place, file) if file is not None else _reader(place, place.names() or _tried(place))
+    return partial(_open_file, place, file) if file is not None else _reader(place, _names(place))
 
 
-def _tried(place: Place) -> list[str]:
-    return [name for name in TRIED if place.has(name)]
+def _names(place: Place) -> list[str]:
+    """What is in a folder; where a web server does not list it, which of the usual names are there."""
+    try:
+        found = place.names()
+    except NotListedError:
+        found = [name for name in TRIED if place.has(name)]
+        if not found:
+            raise
+    return found or [name for name in TRIED if place.has(name)]

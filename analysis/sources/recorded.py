@@ -1,7 +1,5 @@
 """A run that deltaw's own recorder wrote; see ``deltaw.analysis.record`` for the format."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -9,15 +7,21 @@ from deltaw.adapters import Method, OptionError, RecordError, create
 from deltaw.adapters.layer import WIDENED
 from deltaw.analysis.record import (
     BASE,
-    check_size,
-    check_sum,
-    checkpoint_path,
-    read_index,
-    read_manifest,
-    read_scalars,
-    read_tensors,
+    CHECKPOINTS,
+    INDEX,
+    MANIFEST,
+    SCALARS,
+    FileEntry,
+    checkpoint_name,
+    compare_size,
+    compare_sum,
+    parse_index,
+    parse_manifest,
+    parse_scalars,
 )
 from deltaw.analysis.sources.contract import Source, State
+from deltaw.analysis.sources.place import LocalPlace, Place
+from deltaw.analysis.sources.safefile import Entry, header_entries, header_text, read_tensor
 
 
 class Recorded(Source):
@@ -29,15 +33,21 @@ class Recorded(Source):
 
     format = "deltaw"
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder
-        self.where = str(folder)
-        self.manifest = read_manifest(folder)
-        entries = read_index(folder)
-        check_size(folder / BASE, self.manifest.base)
-        for entry in entries:
-            check_size(checkpoint_path(folder, entry.step), entry.file)
-        self.steps = [entry.step for entry in entries]
+    def __init__(self, place: Place) -> None:
+        self.where = place.where
+        self._place, self._checkpoints = place, place.folder(CHECKPOINTS)
+        if not place.has(MANIFEST):
+            raise RecordError(f"{self.where}: is not a recorded run (it has no {MANIFEST})")
+        self.manifest = parse_manifest(place.json(MANIFEST), place.file(MANIFEST))
+        self.entries = parse_index(place.whole(INDEX), place.file(INDEX))
+        self._announced = {checkpoint_name(entry.step): entry.file for entry in self.entries}
+        self._check_sizes(place, {BASE: self.manifest.base})
+        self._check_sizes(self._checkpoints, self._announced)
+        self._headers: dict[str, dict[str, Entry]] = {}  # by file
+        self._known: dict[tuple[bytes, int], dict[str, Entry]] = {}  # most checkpoints of a run have the same header
+        self._base_sum: str | None = None
+        self._fetched: dict[str, Tensor] = {}  # of a base behind an address; see _from_base
+        self.steps = [entry.step for entry in self.entries]
         self.shapes = {name: entry.shape for name, entry in self.manifest.modules.items()}
         self.method = self.manifest.method
         self.info = self.manifest.info
@@ -54,7 +64,7 @@ class Recorded(Source):
             try:
                 self._methods[module] = None if entry.method is None else create(entry.method, **entry.options)
             except (OptionError, TypeError) as error:
-                raise RecordError(f"{self.path}: {module}: {error}") from None
+                raise RecordError(f"{self.where}: {module}: {error}") from None
         return self._methods[module]
 
     def label(self, module: str) -> str:
@@ -65,30 +75,32 @@ class Recorded(Source):
     @property
     def base_from(self) -> str | None:
         """Where W₀ comes from: the run keeps it."""
-        return str(self.path / BASE)
+        return self._place.file(BASE)
 
     def base(self, module: str) -> Tensor:
         """Return W₀ (out, in), in the dtype it was recorded in."""
         self.check(module)
         shape = self.shapes[module]
-        tensor = read_tensors(self.path / BASE, {"base": module})["base"]
+        tensor = self._from_base({"base": module})["base"]
         if tuple(tensor.shape) != shape:
-            raise RecordError(f"{self.path / BASE}: {module} is {tuple(tensor.shape)}, the manifest says {shape}")
+            raise RecordError(f"{self.base_from}: {module} is {tuple(tensor.shape)}, the manifest says {shape}")
         return tensor
 
     def state(self, module: str, step: int) -> State:
         """Return what was recorded of a module at a step: the method's tensors, or {"weight": the matrix}."""
         self.check(module, step)
         method, shape = self.method_of(module), self.shapes[module]
-        path = checkpoint_path(self.path, step)
+        file = checkpoint_name(step)
         wanted = {"weight": shape} if method is None else method.shapes(*shape) | method.frozen_shapes(*shape)
         constants = self.manifest.constants
         once = {key: constants[f"{module}.{key}"] for key in wanted if f"{module}.{key}" in constants}
-        state = read_tensors(self.path / BASE, once) if once else {}
-        state |= read_tensors(path, {key: f"{module}.{key}" for key in wanted if key not in once})
+        state = self._from_base(once) if once else {}
+        own = {key: f"{module}.{key}" for key in wanted if key not in once}
+        state |= self._read(self._checkpoints, file, self._announced[file], own)
         for key, value in state.items():
             if tuple(value.shape) != tuple(wanted[key]):
-                raise RecordError(f"{path}: {module}.{key} is {tuple(value.shape)}, it should be {tuple(wanted[key])}")
+                where = self._checkpoints.file(file)
+                raise RecordError(f"{where}: {module}.{key} is {tuple(value.shape)}, it should be {tuple(wanted[key])}")
         return state
 
     def weight(self, module: str, step: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -123,15 +135,25 @@ class Recorded(Source):
 
     def scalars(self) -> list[dict[str, float]]:
         """Return the scalar log."""
-        return read_scalars(self.path)
+        return parse_scalars(self._place.whole(SCALARS), self._place.file(SCALARS))
 
     def verify(self) -> int:
         """Read every file and compare its checksum; return the number of files."""
-        check_sum(self.path / BASE, self.manifest.base)
-        entries = read_index(self.path)
+        self._check_sizes(self._place, {BASE: self.manifest.base})
+        self._base_sum = self._place.digest(BASE)
+        compare_sum(self._place.file(BASE), self._base_sum, self.manifest.base)
+        entries = parse_index(self._place.whole(INDEX), self._place.file(INDEX))
         for entry in entries:
-            check_sum(checkpoint_path(self.path, entry.step), entry.file)
+            name = checkpoint_name(entry.step)
+            self._check_sizes(self._checkpoints, {name: entry.file})
+            compare_sum(self._checkpoints.file(name), self._checkpoints.digest(name), entry.file)
         return 1 + len(entries)
+
+    def base_sum(self) -> str:
+        """Return the sha256 of the base's file, which is read for it once."""
+        if self._base_sum is None:
+            self._base_sum = self._place.digest(BASE)
+        return self._base_sum
 
     def wide(self, module: str, state: State, dtype: torch.dtype | None) -> tuple[Tensor, State]:
         """W₀ and the method's tensors in one dtype; by default the one the layer computes its weight in.
@@ -144,3 +166,39 @@ class Recorded(Source):
         return base, {
             key: value.to(dtype if value.is_floating_point() else None, copy=True) for key, value in state.items()
         }
+
+    @staticmethod
+    def _check_sizes(place: Place, announced: dict[str, FileEntry]) -> None:
+        for name, size in place.sizes(announced).items():
+            compare_size(place.file(name), size, announced[name])
+
+    def _from_base(self, names: dict[str, str]) -> State:
+        """Tensors of the base's file, as ``_read``.
+
+        Behind an address they are fetched once for all steps: what never changes, which is as small as an adapter, is
+        kept, and of the modules' matrices the last one.
+        """
+        if isinstance(self._place, LocalPlace):
+            return self._read(self._place, BASE, self.manifest.base, names)
+        missing = {name: name for name in names.values() if name not in self._fetched}
+        if missing:
+            found = self._read(self._place, BASE, self.manifest.base, missing)
+            if not self.shapes.keys().isdisjoint(found):
+                self._fetched = {name: value for name, value in self._fetched.items() if name not in self.shapes}
+            self._fetched |= found
+        return {key: self._fetched[name].clone() for key, name in names.items()}
+
+    def _read(self, place: Place, file: str, announced: FileEntry, names: dict[str, str]) -> State:
+        """Tensors of a file: the key wanted in the result -> the tensor's name there."""
+        size = place.size(file)
+        compare_size(place.file(file), size, announced)
+        if file not in self._headers:
+            text = header_text(place, file, size)
+            if (text, size) not in self._known:
+                self._known[text, size] = header_entries(text, size, place.file(file))
+            self._headers[file] = self._known[text, size]
+        header = self._headers[file]
+        for name in names.values():
+            if name not in header:
+                raise RecordError(f"{place.file(file)}: lacks the tensor {name!r}")
+        return {key: read_tensor(place, file, header[name]) for key, name in names.items()}

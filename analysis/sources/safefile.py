@@ -54,7 +54,17 @@ def read_header(place: Place, name: str) -> dict[str, Entry]:
     Raises:
         RecordError: The file is missing, cut, or its header is not true of it.
     """
-    where, size = place.file(name), place.size(name)
+    size = place.size(name)
+    return header_entries(header_text(place, name, size), size, place.file(name))
+
+
+def header_text(place: Place, name: str, size: int) -> bytes:
+    """Return the JSON of a file's header.
+
+    Raises:
+        RecordError: The file of ``size`` bytes is missing, cut, or none of safetensors.
+    """
+    where = place.file(name)
     if size < 8:
         raise RecordError(f"{where}: has {size} bytes; it is truncated")
     first = bytes(place.read(name, 0, min(size, len(LFS)), size))
@@ -65,11 +75,20 @@ def read_header(place: Place, name: str) -> dict[str, Entry]:
         raise RecordError(
             f"{where}: its header should have {length} bytes, the file has {size}: it is truncated or none"
         )
-    raw = parsed(place.read(name, 8, length, size), where)
+    return bytes(place.read(name, 8, length, size))
+
+
+def header_entries(text: bytes, size: int, where: str) -> dict[str, Entry]:
+    """Return what a header says that a file of ``size`` bytes holds; ``where`` is for messages.
+
+    Raises:
+        RecordError: It is damaged, or not true of such a file.
+    """
+    raw = parsed(text, where)
     if not isinstance(raw, dict):
         raise RecordError(f"{where}: its header is damaged, it holds no mapping")
     raw.pop("__metadata__", None)
-    begin = 8 + length
+    begin = 8 + len(text)
     found = {}
     ends = [begin]
     for key, value in raw.items():
