@@ -1,21 +1,38 @@
 """Loops compiled by numba: one pass over a matrix, where torch would need one for every operation.
 
+They run on torch's own threads, which libgomp keeps: after one of torch's operations these wait, busily, for the next,
+and any other thread would have to wait for them. Where libgomp is not found, the loops keep to the calling thread.
+What a thread does is a chunk of rows, whatever the number of threads, and the chunks' sums are added in order: the
+result does not depend on who did what.
+
 The compiled code is kept beside this file or, where that cannot be written, in the user's cache folder, so that only
-the first call ever waits for the compiler (about a second). Where neither can be written, every process waits once.
+the first call ever waits for the compiler (seconds). Where neither can be written, every process waits once.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
+import torch
+import torch.nn.functional as F
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.extending import intrinsic
 from numpy.typing import NDArray
+from torch import Tensor
 
 # Sums may be taken in any order and products fused into them; NaN and infinity keep their meaning.
 _ORDER_FREE = {"reassoc", "contract", "nsz"}
-CHUNK = 4  # of the rank, in ``product_norms``
+_intrinsic: Any = intrinsic
+_carray: Any = vars(numba)["carray"]
+
+RANKS = 4  # at a time, in the norms
+NORM_ROWS = 64  # a chunk of a weight
+SCALE_ROWS = 32  # a chunk of tokens
 
 
 def compiled(function: Callable[..., None]) -> Any:
@@ -26,18 +43,181 @@ def compiled(function: Callable[..., None]) -> Any:
         return numba.njit(nogil=True, fastmath=_ORDER_FREE)(function)
 
 
-def _product_norms(
+def product_norms(
+    weight: Tensor, A: Tensor, B: Tensor, scaling: float, magnitude: Tensor | None, columns: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return ‖v_i‖ (n,) of V = W + s·B A, and √(Σ_i p_i² v_ij²) (m,), p = magnitude / ‖v_i‖ or 1; a zero row adds none.
+
+    Arguments:
+        weight, A, B: (n, m), (r, m) and (n, r), on the CPU, contiguous, float32 or float64, of one dtype.
+        scaling: s.
+        magnitude: (n,), of the same dtype, or ``None`` for p = 1.
+        columns: ``False`` where the second is not wanted; then it is empty.
+    """
+    if missing := -len(A) % RANKS:
+        A, B = F.pad(A, (0, 0, 0, missing)), F.pad(B, (0, missing))
+    (n, m), chunks = weight.shape, -(-len(weight) // NORM_ROWS)
+    of_rows, of_columns = weight.new_empty(n), weight.new_zeros(m if columns else 0)
+    parts = weight.new_empty(chunks, len(of_columns))
+    held = weight, A, B, magnitude, of_rows, parts, of_columns
+    addresses = (0 if tensor is None else tensor.data_ptr() for tensor in held)
+    _run(_norms_task, weight.dtype, np.array((0, 0, chunks, n, m, len(A), columns, *addresses, scaling), _NORMS))
+    return of_rows, of_columns
+
+
+def scaled_and_dots(g: Tensor, z: Tensor, scale: Tensor, out: Tensor | None) -> Tensor:
+    """Write g_tj scale_j into out, or over g where there is none, and return Σ_t g_tj z_tj (m,).
+
+    Arguments:
+        g, z, out: (n, m), on the CPU, contiguous, float32 or float64, of one dtype.
+        scale: (m,), of the same dtype.
+    """
+    (n, m), chunks = g.shape, -(-len(g) // SCALE_ROWS)
+    dots, parts = g.new_zeros(m), g.new_empty(chunks, m)
+    addresses = (0 if tensor is None else tensor.data_ptr() for tensor in (g, z, scale, out, parts, dots))
+    _run(_scale_task, g.dtype, np.array((0, 0, chunks, n, m, *addresses), _SCALE))
+    return dots
+
+
+# What a task reads: the next chunk to be done, how many are done, sizes, and addresses.
+_COUNTS = ["next", "done", "chunks", "n", "m"]
+_NORMS = np.dtype(
+    [(name, np.int64) for name in [*_COUNTS, "r", "wanted", "W", "A", "B", "magnitude", "rows", "parts", "columns"]]
+    + [("scaling", np.float64)]
+)
+_SCALE = np.dtype([(name, np.int64) for name in [*_COUNTS, "g", "z", "scale", "out", "parts", "dots"]])
+
+
+def _find_openmp() -> Any:
+    """Return libgomp's (or what stands in for it) entry for a parallel region, or ``None``."""
+    try:
+        entry = ctypes.CDLL(None).GOMP_parallel  # torch has loaded it for all to see
+    except (AttributeError, OSError, TypeError):
+        return None
+    entry.argtypes, entry.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return entry
+
+
+_openmp = _find_openmp()
+
+
+def on_torch_threads() -> bool:
+    """Whether the loops run on all of torch's threads."""
+    return _openmp is not None
+
+
+def _run(make: Callable[[Any], Any], dtype: torch.dtype, job: NDArray[Any]) -> None:
+    task, threads = make(np.float32 if dtype == torch.float32 else np.float64), torch.get_num_threads()
+    if _openmp is not None and threads > 1 and job["chunks"] > 1:
+        _openmp(task.address, job.ctypes.data, threads, 0)
+    else:
+        task.ctypes(job.ctypes.data)
+
+
+def _callback(function: Callable[[Any], None]) -> Any:
+    """Compile a function of an address for C to call, now."""
+    signature = numba.types.void(numba.types.voidptr)
+    try:
+        return numba.cfunc(signature, cache=True)(function)
+    except RuntimeError:  # no folder for the cache
+        return numba.cfunc(signature)(function)
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def _one_more(_: Any, address: Any) -> Any:
+    """Add 1 to the whole number at an address, before any other thread can look, and return what it was."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole = ir.IntType(64)
+        place = builder.inttoptr(arguments[0], whole.as_pointer())
+        return builder.atomic_rmw("add", place, ir.Constant(whole, 1), "seq_cst")
+
+    return numba.types.int64(numba.types.int64), code
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def _at(_: Any, address: Any) -> Any:
+    """Return an address as a pointer."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(numba.types.voidptr))
+
+    return numba.types.voidptr(numba.types.int64), code
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def _address(_: Any, pointer: Any) -> Any:
+    """Return a pointer as an address."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ptrtoint(arguments[0], ir.IntType(64))
+
+    return numba.types.int64(numba.types.voidptr), code
+
+
+@functools.cache
+def _norms_task(dtype: Any) -> Any:
+    def task(data: Any) -> None:
+        job = _carray(data, 1, _NORMS)
+        n, m, r, chunks = job[0].n, job[0].m, job[0].r, job[0].chunks
+        width = m if job[0].wanted else 0
+        weight = _carray(_at(job[0].W), (n, m), dtype)
+        A, B = _carray(_at(job[0].A), (r, m), dtype), _carray(_at(job[0].B), (n, r), dtype)
+        magnitude = _carray(_at(job[0].magnitude), (n if job[0].magnitude else 0,), dtype)
+        rows, columns = _carray(_at(job[0].rows), (n,), dtype), _carray(_at(job[0].columns), (width,), dtype)
+        parts = _carray(_at(job[0].parts), (chunks, width), dtype)
+        scaling, counters = dtype(job[0].scaling), _address(data)
+        while True:
+            chunk = _one_more(counters)
+            if chunk >= chunks:
+                break
+            own = slice(chunk * NORM_ROWS, (chunk + 1) * NORM_ROWS)
+            _norms_of_chunk(weight[own], A, B[own], scaling, magnitude[own], rows[own], parts[chunk])
+            if _one_more(counters + 8) == chunks - 1:  # the last to be done
+                for part in parts:
+                    columns += part
+                for j in range(width):
+                    columns[j] = np.sqrt(columns[j])
+
+    return _callback(task)
+
+
+@functools.cache
+def _scale_task(dtype: Any) -> Any:
+    def task(data: Any) -> None:
+        job = _carray(data, 1, _SCALE)
+        n, m, chunks = job[0].n, job[0].m, job[0].chunks
+        g, z = _carray(_at(job[0].g), (n, m), dtype), _carray(_at(job[0].z), (n, m), dtype)
+        out = _carray(_at(job[0].out), (n if job[0].out else 0, m), dtype)
+        scale = _carray(_at(job[0].scale), (m,), dtype)
+        parts, dots = _carray(_at(job[0].parts), (chunks, m), dtype), _carray(_at(job[0].dots), (m,), dtype)
+        counters = _address(data)
+        while True:
+            chunk = _one_more(counters)
+            if chunk >= chunks:
+                break
+            own = slice(chunk * SCALE_ROWS, (chunk + 1) * SCALE_ROWS)
+            _scale_chunk(g[own], z[own], scale, out[own], parts[chunk])
+            if _one_more(counters + 8) == chunks - 1:  # the last to be done
+                for part in parts:
+                    dots += part
+
+    return _callback(task)
+
+
+@compiled
+def _norms_of_chunk(
     weight: NDArray[Any],
     A: NDArray[Any],
     B: NDArray[Any],
-    scaling: float,
+    s: Any,
     magnitude: NDArray[Any],
     rows: NDArray[Any],
-    columns: NDArray[Any],
+    part: NDArray[Any],
 ) -> None:
     width, last = weight.shape[1], len(weight) - 1
-    zero, s = weight.dtype.type(0), weight.dtype.type(scaling)
-    v, part = np.empty((4, width), weight.dtype), np.zeros_like(columns)
+    zero, v = weight.dtype.type(0), np.empty((4, width), weight.dtype)
+    part[:] = 0
     v0, v1, v2, v3 = v[0], v[1], v[2], v[3]
     for i in range(0, len(weight), 4):  # four rows at a time share what is read of A; they stay in the innermost caches
         i1, i2, i3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)  # the last row may be done several times
@@ -67,7 +247,7 @@ def _product_norms(
             s2 += v2[j] * v2[j]
             s3 += v3[j] * v3[j]
         rows[i], rows[i1], rows[i2], rows[i3] = np.sqrt(s0), np.sqrt(s1), np.sqrt(s2), np.sqrt(s3)
-        if len(columns):
+        if len(part):
             p0 = p1 = p2 = p3 = weight.dtype.type(1)
             if len(magnitude):  # a zero row adds nothing, whatever its factor
                 p0 = magnitude[i] / rows[i] if s0 > 0 else zero
@@ -78,54 +258,19 @@ def _product_norms(
             p2, p3 = p2 * p2 if i + 2 <= last else zero, p3 * p3 if i + 3 <= last else zero
             for j in range(width):
                 part[j] += p0 * (v0[j] * v0[j]) + p1 * (v1[j] * v1[j]) + p2 * (v2[j] * v2[j]) + p3 * (v3[j] * v3[j])
-            if i % 256 == 252 or i + 4 > last:  # sums of fewer terms are more exact
-                columns += part
-                part[:] = 0
-    for j in range(len(columns)):
-        columns[j] = np.sqrt(columns[j])
 
 
-product_norms: Callable[
-    [NDArray[Any], NDArray[Any], NDArray[Any], float, NDArray[Any], NDArray[Any], NDArray[Any]], None
-] = compiled(_product_norms)
-"""Write ‖v_i‖ of V = W + s·B A into rows (n,), and √(Σ_i p_i² v_ij²) with p = magnitude / ‖v_i‖ into columns (m,).
-
-W: (n, m). A: (r, m) and B: (n, r), r a multiple of ``CHUNK``. magnitude: (n,), or (0,) for p = 1. columns: (m,) zeros,
-or (0,) where they are not wanted. All C-contiguous, float32 or float64, of one dtype.
-"""
-
-
-def _scaled_and_dots(
-    g: NDArray[Any], z: NDArray[Any], scale: NDArray[Any], out: NDArray[Any], dots: NDArray[Any]
-) -> None:
-    part = np.empty_like(dots)
-    for start in range(0, len(g), 64):
-        part[:] = 0
-        for t in range(start, min(start + 64, len(g))):
-            for j in range(g.shape[1]):
-                part[j] += g[t, j] * z[t, j]
-                out[t, j] = g[t, j] * scale[j]
-        for j in range(len(dots)):
-            dots[j] += part[j]
-
-
-scaled_and_dots: Callable[[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], None] = compiled(
-    _scaled_and_dots
-)
-"""Write g_tj scale_j into out (n, m), and add Σ_t g_tj z_tj to dots (m,). All C-contiguous, of one dtype."""
-
-
-def _scale_and_dots(g: NDArray[Any], z: NDArray[Any], scale: NDArray[Any], dots: NDArray[Any]) -> None:
-    part = np.empty_like(dots)
-    for start in range(0, len(g), 64):
-        part[:] = 0
-        for t in range(start, min(start + 64, len(g))):
-            for j in range(g.shape[1]):
-                part[j] += g[t, j] * z[t, j]
-                g[t, j] *= scale[j]
-        for j in range(len(dots)):
-            dots[j] += part[j]
-
-
-scale_and_dots: Callable[[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], None] = compiled(_scale_and_dots)
-"""The same in place: g becomes g_tj scale_j. One function for both would take the slow way, for fear of the overlap."""
+@compiled
+def _scale_chunk(g: NDArray[Any], z: NDArray[Any], scale: NDArray[Any], out: NDArray[Any], part: NDArray[Any]) -> None:
+    part[:] = 0
+    for t in range(len(g)):
+        g_t, z_t = g[t], z[t]
+        for j in range(len(part)):
+            part[j] += g_t[j] * z_t[j]
+        if len(out):
+            out_t = out[t]
+            for j in range(len(part)):
+                out_t[j] = g_t[j] * scale[j]
+        else:  # the compiler vectorizes this for what may be one array, and that only for two
+            for j in range(len(part)):
+                g_t[j] *= scale[j]

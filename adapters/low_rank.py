@@ -14,10 +14,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Axis = Literal["row", "column"]
@@ -25,8 +23,7 @@ Axis = Literal["row", "column"]
 BLOCK_ENTRIES = 1 << 18  # of a matrix at a time: a block and its temporaries stay in the processor's cache
 FEWEST_BLOCKS = 4
 BLOCK_ENTRIES_ELSEWHERE = 1 << 23  # on other devices, where the number of kernels costs
-LOOP_RANK = 16  # up to which the compiled loop makes V faster than a matrix product
-LOOP_THREADS = 3  # up to which it is faster than that many threads of torch's
+LOOP_THREADS = 3  # up to which one thread in a compiled loop is faster than all of them in torch's operations
 
 
 def kaiming_uniform(out_features: int, in_features: int, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -182,13 +179,9 @@ def scaled_and_dots(g: Tensor, z: Tensor, scale: Tensor, in_place: bool = False)
     if loop_reads(g, z, scale):
         from deltaw.adapters import kernels
 
-        dots = g.new_zeros(g.shape[1])
-        if in_place:
-            kernels.scale_and_dots(as_array(g), as_array(z), as_array(scale), dots.numpy())
-            return g, dots
-        out = torch.empty_like(g)
-        kernels.scaled_and_dots(as_array(g), as_array(z), as_array(scale), out.numpy(), dots.numpy())
-        return out, dots
+        out = None if in_place else torch.empty_like(g)
+        dots = kernels.scaled_and_dots(g, z, scale, out)
+        return (g if out is None else out), dots
     if torch.compiler.is_compiling():  # blocks would tie the compiled code to one number of tokens
         dots = (g * z).sum(0)
     else:
@@ -197,29 +190,22 @@ def scaled_and_dots(g: Tensor, z: Tensor, scale: Tensor, in_place: bool = False)
 
 
 def loop_reads(*tensors: Tensor) -> bool:
-    """Whether the compiled loops can read the tensors, and are faster than torch's operations with all its threads.
-
-    They keep to one thread: torch's own are still waiting, busily, for their next part, and a second would have to wait
-    for them.
-    """
+    """Whether the compiled loops can read the tensors, and are faster than torch's operations with all its threads."""
     dtype = tensors[0].dtype
-    return (
-        not torch.compiler.is_compiling()
-        and torch.get_num_threads() <= LOOP_THREADS
-        and dtype in (torch.float32, torch.float64)
-        and all(
-            tensor.dtype == dtype
-            and tensor.device.type == "cpu"
-            and tensor.is_contiguous()
-            and type(tensor) in (Tensor, nn.Parameter)  # no DTensor, and nothing that only stands for one
-            for tensor in tensors
-        )
-    )
+    if torch.compiler.is_compiling() or dtype not in (torch.float32, torch.float64):
+        return False
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, nn.Parameter):  # a DTensor, or what only stands for one
+            return False
+        if not tensor.is_cpu or tensor.dtype != dtype or not tensor.is_contiguous():
+            return False
+    return torch.get_num_threads() <= LOOP_THREADS or _loops_on_all_threads()
 
 
-def as_array(tensor: Tensor) -> NDArray[Any]:
-    """Return the same memory as an array; not by ``.numpy()``, after which FSDP2 cannot give the memory back."""
-    return np.from_dlpack(tensor.detach())
+def _loops_on_all_threads() -> bool:
+    from deltaw.adapters import kernels
+
+    return kernels.on_torch_threads()
 
 
 def add_product(result: Tensor, down: Tensor, B: Tensor, scaling: float) -> Tensor:
@@ -349,20 +335,14 @@ def _loop_norms(
 ) -> tuple[Tensor, Tensor] | None:
     """Return ‖V_i:‖ (out,) and ‖(diag(p) V)_:j‖ (in,), p = magnitude / ‖V_i:‖ or 1, without a graph.
 
-    ``None`` where the compiled loop cannot read the tensors or would be slower: beyond a rank of 16, matrix products
-    are faster.
+    ``None`` where the compiled loop cannot read the tensors.
     """
-    factors = A.new_empty(0) if magnitude is None else magnitude
-    if len(A) > LOOP_RANK or not loop_reads(weight, A, B, factors):
+    factors = () if magnitude is None else (magnitude,)
+    if not loop_reads(weight, A, B, *factors):
         return None
-    from deltaw.adapters.kernels import CHUNK, product_norms  # a quarter of a second, for those who need no norms
+    from deltaw.adapters import kernels  # a quarter of a second, for those who need no norms
 
-    if missing := -len(A) % CHUNK:
-        A, B = F.pad(A, (0, 0, 0, missing)), F.pad(B, (0, missing))
-    of_rows, of_columns = A.new_empty(len(weight)), A.new_zeros(A.shape[1] if columns else 0)
-    weight_array, A_array, B_array, factors_array = map(as_array, (weight, A, B, factors))
-    product_norms(weight_array, A_array, B_array, scaling, factors_array, of_rows.numpy(), of_columns.numpy())
-    return of_rows, of_columns
+    return kernels.product_norms(weight, A, B, scaling, magnitude, columns)
 
 
 def row_norms(weight: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:

@@ -1,12 +1,14 @@
 """What is fast in the adapters, against what is plain: blocks, the one autograd function, and nothing stale."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deltaw.adapters import create, dual_lora, inject, low_rank
+from deltaw.adapters import create, dual_lora, inject, kernels, low_rank
 from deltaw.adapters.layer import AdaptedLayer
 
 OUT, IN, RANK, TOKENS = 11, 7, 3, 5
@@ -170,13 +172,23 @@ def test_sign_of_zero_is_minus_one():
     torch.testing.assert_close(layer(x), defined(layer, x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.fixture(params=["one thread", "two threads", "no OpenMP"])
+def loop_threads(request, monkeypatch):
+    """The compiled loops on one thread, on two of torch's, and where libgomp is not found."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1 if request.param == "one thread" else 2)
+    if request.param == "no OpenMP":
+        monkeypatch.setattr(kernels, "_openmp", None)
+    elif sys.platform == "linux":
+        assert kernels.on_torch_threads()
+
+
+@pytest.mark.usefixtures("loop_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("rank", [1, 4, 7, 16])
-@pytest.mark.parametrize(("out", "in_"), [(1, 1), (1, 9), (2, 5), (33, 20), (700, 520)])
+@pytest.mark.parametrize("rank", [1, 4, 7, 40])
+@pytest.mark.parametrize(("out", "in_"), [(1, 1), (1, 9), (2, 5), (33, 20), (64, 9), (700, 520)])
 @pytest.mark.parametrize("weighted", [True, False])
 def test_the_compiled_loop_is_the_blocks_of_torch(dtype, rank, out, in_, weighted, monkeypatch):
-    """Any number of rows, ranks that are no multiple of the loop's chunk, and a zero row."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    """Any number of rows, ranks that are no multiple of the loop's, and a zero row."""
     generator = torch.Generator().manual_seed(out + rank)
     W, A, B, m = (
         torch.randn(shape, generator=generator, dtype=dtype) for shape in [(out, in_), (rank, in_), (out, rank), (out,)]
@@ -190,24 +202,50 @@ def test_the_compiled_loop_is_the_blocks_of_torch(dtype, rank, out, in_, weighte
 
     assert low_rank._loop_norms(W, A, B, 0.7, m) is not None
     got = found()
-    monkeypatch.setattr(low_rank, "LOOP_RANK", 0)
-    assert low_rank._loop_norms(W, A, B, 0.7, m) is None
+    monkeypatch.setattr(low_rank, "loop_reads", lambda *tensors: False)
     torch.testing.assert_close(got, found(), rtol=1e-13 if dtype == torch.float64 else 5e-6, atol=0)
     assert got[0][0] == 0
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (64, 5), (200, 40)])
+@pytest.mark.usefixtures("loop_threads")
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (3, 7), (32, 5), (200, 40)])
 @pytest.mark.parametrize("in_place", [True, False])
 def test_the_compiled_scaling_is_that_of_torch(shape, in_place, monkeypatch):
     torch.manual_seed(0)
     g, z, scale = (torch.randn(s, dtype=torch.float64) for s in (shape, shape, shape[1:]))
     wanted, dots = g * scale, (g * z).sum(0)
-    for threads in (1, low_rank.LOOP_THREADS + 1):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert low_rank.loop_reads(g, z, scale) == (threads == 1)
+    for reads in (True, False):
+        if not reads:
+            monkeypatch.setattr(low_rank, "loop_reads", lambda *tensors: False)
         given = g.clone()
         out, found = low_rank.scaled_and_dots(given, z, scale, in_place)
         assert (out is given) == in_place
         assert torch.equal(out, wanted)
         torch.testing.assert_close(found, dots, rtol=1e-13, atol=1e-13)
         assert in_place or torch.equal(given, g)
+
+
+def test_the_compiled_loops_do_not_depend_on_the_threads(monkeypatch):
+    torch.manual_seed(0)
+    W, A, B, m = torch.randn(700, 520), torch.randn(8, 520), torch.randn(700, 8), torch.rand(700)
+    g, z = torch.randn(2, 300, 520)
+    results = []
+    for threads in (1, 2, 2, 3, 7):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        out = torch.empty_like(g)
+        results.append([*kernels.product_norms(W, A, B, 0.7, m), kernels.scaled_and_dots(g, z, W[0], out), out])
+    for found in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found, results[0], strict=True))
+
+
+def test_which_tensors_the_compiled_loops_read(monkeypatch):
+    x = torch.randn(4, 6)
+    assert low_rank.loop_reads(x, torch.nn.Parameter(x))
+    assert not low_rank.loop_reads(x, x.double())
+    assert not low_rank.loop_reads(x.half())
+    assert not low_rank.loop_reads(x.T)
+    assert not low_rank.loop_reads(x.to("meta"))
+    monkeypatch.setattr(kernels, "_openmp", None)
+    for threads in (low_rank.LOOP_THREADS, low_rank.LOOP_THREADS + 1):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert low_rank.loop_reads(x) == (threads == low_rank.LOOP_THREADS)
