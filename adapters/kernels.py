@@ -35,12 +35,13 @@ NORM_ROWS = 64  # a chunk of a weight
 SCALE_ROWS = 32  # a chunk of tokens
 
 
-def compiled(function: Callable[..., None]) -> Any:
+def compiled(function: Callable[..., None], **options: Any) -> Any:
     """Compile a function at its first call, for threads side by side."""
+    options = {"nogil": True, "fastmath": _ORDER_FREE} | options
     try:
-        return numba.njit(cache=True, nogil=True, fastmath=_ORDER_FREE)(function)
+        return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder for the cache
-        return numba.njit(nogil=True, fastmath=_ORDER_FREE)(function)
+        return numba.njit(**options)(function)
 
 
 def product_norms(
@@ -274,3 +275,21 @@ def _scale_chunk(g: NDArray[Any], z: NDArray[Any], scale: NDArray[Any], out: NDA
         else:  # the compiler vectorizes this for what may be one array, and that only for two
             for j in range(len(part)):
                 g_t[j] *= scale[j]
+
+
+def _add_product(matrix: NDArray[Any], U: NDArray[Any], V: NDArray[Any], out: NDArray[Any]) -> None:
+    total = np.empty(matrix.shape[1])
+    for i in range(len(matrix)):
+        total[:] = 0
+        for k in range(len(V)):
+            for j in range(len(total)):
+                total[j] += U[i, k] * V[k, j]
+        for j in range(len(total)):
+            out[i, j] = matrix[i, j] + total[j]
+
+
+add_product: Callable[[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], None] = compiled(
+    _add_product, fastmath=False
+)
+"""Write matrix + U V (n, m) into out, rounded to its dtype: U (n, r) and V (r, m) in float64, summed in the order of r,
+each operation rounded for itself, so that every machine finds the same bits."""

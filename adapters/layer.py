@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from deltaw.adapters.clock import follow, version
 from deltaw.adapters.method import Method, State
+from deltaw.adapters.residual import Lost, can_be_held, restored, subtracted
 
 _MOVED: weakref.WeakValueDictionary[Any, Tensor] = weakref.WeakValueDictionary()  # what moved, by what it was
 
@@ -25,8 +26,9 @@ class AdaptedLayer(nn.Module):
     """A linear layer under a method.
 
     ``weight`` and ``bias`` are the original's own parameters, frozen and under their own names, so a state dict of the
-    base model still loads. The method's tensors stand beside them (``lora_A``, ``magnitude``, …), trainable ones as
-    parameters and frozen ones as buffers, in float32 where the base is of lower precision.
+    base model still loads. (PiSSA and CorDA have a residual for ``weight``; ``base`` and the state dict have W₀.) The
+    method's tensors stand beside them (``lora_A``, ``magnitude``, …), trainable ones as parameters and frozen ones as
+    buffers, in float32 where the base is of lower precision.
 
     Arguments:
         source: An ``nn.Linear``, or transformers' ``Conv1D``, which stores its weight transposed.
@@ -39,6 +41,7 @@ class AdaptedLayer(nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    _lost: Lost | None = None  # of W₀, where ``weight`` is a residual
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class AdaptedLayer(nn.Module):
         self._read: tuple[int, int] | None = None  # the parameter's, at the last pass that can lead to a step
         if method.moving:
             follow(self)
+        self._take_out()
 
     def _adopt(self, source: nn.Module) -> None:
         """Take over the original's parameters."""
@@ -84,9 +88,21 @@ class AdaptedLayer(nn.Module):
         self.register_parameter("bias", None if bias is None else bias.requires_grad_(False))
 
     @property
-    def base(self) -> Tensor:
-        """W₀, (out, in)."""
+    def held(self) -> Tensor:
+        """What stands in the place of W₀, (out, in): W₀, or the residual."""
         return self.weight.T if self.transposed else self.weight
+
+    @property
+    def holds_residual(self) -> bool:
+        """Whether a residual stands in the place of W₀."""
+        return self._lost is not None
+
+    @property
+    def base(self) -> Tensor:
+        """W₀, (out, in); made again, bit for bit, where a residual stands in its place."""
+        if self._lost is None:
+            return self.held
+        return restored(_whole(self.held), *self._taken_out(), self._lost)
 
     @property
     def base_dtype(self) -> torch.dtype:
@@ -119,13 +135,13 @@ class AdaptedLayer(nn.Module):
         """Return ΔW = W' − W₀, (out, in)."""
         self.method.observe(self)
         with torch.autocast(self.weight.device.type, enabled=False):
-            return self.method.update(self._wide_base(), self.state())
+            return self.method.update(self._base_of_factors(), self.state())
 
     @torch.no_grad()
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where the method has no such form."""
         self.method.observe(self)
-        return self.method.factors(self._wide_base(), self.state())
+        return self.method.factors(self._base_of_factors(), self.state())
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def steps_taken(self) -> int:
@@ -167,14 +183,51 @@ class AdaptedLayer(nn.Module):
     def _wide_base(self) -> Tensor:
         return self.base.to(WIDENED.get(self.base_dtype, self.base_dtype))
 
+    def _base_of_factors(self) -> Tensor:
+        return self.held if self.holds_residual else self._wide_base()  # which then is not looked at
+
+    def _taken_out(self) -> tuple[Tensor, Tensor]:
+        factors = self.method.taken_out(self.state())
+        assert factors is not None
+        return factors
+
+    @torch.no_grad()
+    def _take_out(self) -> None:
+        """Put the residual in the place of W₀, where the method has one and W₀ can be made of it again."""
+        if self._lost is not None or not can_be_held(self.weight):
+            return
+        if factors := self.method.taken_out(self.state()):
+            residual, self._lost = subtracted(_whole(self.held), *factors)
+            self._hold(residual)
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        """Put W₀ in the place of the residual."""
+        if self._lost is not None:
+            base, self._lost = self.base, None
+            self._hold(base)
+
+    def _hold(self, matrix: Tensor) -> None:
+        """Put a matrix (out, in) in the place of W₀: as another parameter, for the old one may be others' as well."""
+        stored = _like(matrix.T.contiguous() if self.transposed else matrix, self.weight)
+        if self.weight.requires_grad:  # an optimizer may have it
+            self.weight.copy_(stored)
+        else:
+            self.weight = nn.Parameter(stored, requires_grad=False)
+
     def constants(self) -> list[str]:
         """Return the names of the tensors that never change."""
         return self.method.constants(self.out_features, self.in_features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the layer; what it has in common with other layers of its shape stays in common."""
+        if self.holds_residual and fn(torch.empty(0, dtype=self.weight.dtype)).dtype != self.weight.dtype:
+            self._put_back()
         before = {name: self.tensor(name) for name in self.constants()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.weight.device.type == "meta":
+            self._lost = None
+        self._take_out()
         for name, old in before.items():
             moved = self.tensor(name)
             if "meta" in (old.device.type, moved.device.type):
@@ -187,16 +240,36 @@ class AdaptedLayer(nn.Module):
                 setattr(self, name, kept)
         return self
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         with torch.no_grad():
             self.method.observe(self)  # what is saved is what the next forward would use
-        super()._save_to_state_dict(*args, **kwargs)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.holds_residual:
+            base = self.base.T.contiguous() if self.transposed else self.base
+            destination[prefix + "weight"] = _like(base, self.weight)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._put_back()  # what is loaded is W₀
         super()._load_from_state_dict(*args, **kwargs)
+        self._take_out()
         self._read = None  # loading writes to the parameters, but is no step
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.method.moving:
             follow(self)  # a copy counts for itself
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be distributed over processes, together; all of them call this."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
+def _like(matrix: Tensor, other: Any) -> Tensor:
+    """Return a matrix that every process has whole, distributed as the other is."""
+    if not hasattr(other, "full_tensor"):
+        return matrix
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(matrix, other.device_mesh, other.placements)

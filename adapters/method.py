@@ -98,6 +98,14 @@ class Method(ABC):
         """Return the names of the frozen tensors that never change; a record keeps them once."""
         return [name for name in self.frozen_shapes(out_features, in_features) if name not in self.moving]
 
+    def taken_out(self, state: State) -> tuple[Tensor, Tensor] | None:
+        """Return U (out, r) and V (r, in) where a layer may hold W₀ − U V in the place of W₀, else ``None``.
+
+        Then neither ``update`` nor ``factors`` may look at W₀.
+        """
+        del state
+        return None
+
     @abstractmethod
     def weight(self, base: Tensor, state: State) -> Tensor:
         """Return W' (out, in) as its paper defines it, dense and differentiable: the reference for everything."""

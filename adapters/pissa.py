@@ -20,8 +20,10 @@ class ResidualPair(RankedMethod):
 
         W' = (W₀ − s·B₀ A₀) + s·B A = W₀ + s·[B, −B₀] [A; A₀]
 
-    The papers write the residual over W₀. Here W₀ stays as it is and A₀, B₀ are kept beside it: the same W', without
-    the residual's rounding, and ΔW = W' − W₀ of rank up to 2r is at hand, not just its difference from the residual.
+    As in the papers, the layer holds the residual in the place of W₀, and a step costs what LoRA's does. What W₀ loses
+    by that is kept, so ``base``, the state dict and a record have W₀ to the last bit, and ΔW = W' − W₀ of rank up to 2r
+    is at hand, not just the difference from the residual. Over a base in 4 bits or of lower precision than float32,
+    where a residual would be a coarse one, W₀ stays as it is, and s·B₀ A₀ is subtracted in every forward.
     """
 
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
@@ -43,11 +45,17 @@ class ResidualPair(RankedMethod):
         left = torch.cat((state["lora_B"], -state["start_B"]), dim=1)
         return self.scaling * left, torch.cat((state["lora_A"], state["start_A"]))
 
+    def taken_out(self, state: State) -> tuple[Tensor, Tensor]:
+        """U = s·B₀ and V = A₀."""
+        return self.scaling * state["start_B"].double(), state["start_A"]
+
     def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
-        """LoRA's forward, less the start's."""
+        """LoRA's forward on the residual; or on W₀, less the start's."""
         A, B = layer.tensor("lora_A"), layer.tensor("lora_B")
-        start = layer.tensor("start_A"), layer.tensor("start_B")
         dropout = self.dropout if layer.training else 0.0
+        if layer.holds_residual:
+            return low_rank_linear(x, layer.held, layer.bias, A, B, self.scaling, dropout)
+        start = layer.tensor("start_A"), layer.tensor("start_B")
         return low_rank_linear(x, layer.base, layer.bias, A, B, self.scaling, dropout, start=start)
 
     def started_at(self, A: Tensor, B: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -70,7 +70,9 @@ def pair(name: str, dtype: torch.dtype = torch.float32, bias: bool = True):
     model, plain = quantize(net(dtype, bias), "0"), net(dtype, bias)
     with torch.no_grad():
         plain[0].weight.copy_(base_weight(model[0]))
-    return put_in(model, name), put_in(plain, name)
+    other = put_in(plain, name)
+    other._put_back()  # over 4 bits no residual is held, and in bfloat16 its product is another one
+    return put_in(model, name), other
 
 
 def results(layer: nn.Module, x: Tensor, autocast: bool = False) -> dict[str, Tensor]:

@@ -8,7 +8,18 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parametrize
 
-from deltaw.adapters import AdaptedLayer, BoRA, DeltaLoRA, DualLoRA, LoRA, RecordError, WriteError, create, inject
+from deltaw.adapters import (
+    AdaptedLayer,
+    BoRA,
+    DeltaLoRA,
+    DualLoRA,
+    LoRA,
+    PiSSA,
+    RecordError,
+    WriteError,
+    create,
+    inject,
+)
 from deltaw.adapters.inject import linear_modules
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, every
@@ -18,6 +29,11 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_avai
 fsdp = pytest.importorskip("torch.distributed.fsdp")
 if not hasattr(fsdp, "fully_shard"):
     pytest.skip("this torch has no fully_shard", allow_module_level=True)
+from torch.distributed.checkpoint.state_dict import (  # noqa: E402
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # noqa: E402
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module  # noqa: E402
@@ -55,6 +71,7 @@ def make(kind):
     methods = {
         "bora": BoRA(rank=2),
         "lora": LoRA(rank=2),
+        "pissa": PiSSA(rank=2),
         "dual-lora": DualLoRA(rank=2, warmup_steps=5),
         "delta-lora": DeltaLoRA(rank=2, start_step=3),
     }
@@ -109,7 +126,7 @@ def record_alone(kind, seen, path):
             recorder.record(step)
 
 
-OURS = ["ft", "lora", "bora", "dual-lora", "delta-lora"]
+OURS = ["ft", "lora", "bora", "pissa", "dual-lora", "delta-lora"]
 KINDS = [*OURS, "parametrized", "peft dora", "peft pissa", "peft loha", "peft ia3"]
 
 
@@ -139,6 +156,24 @@ def test_fsdp2_is_recorded_as_in_one_process(kind, tmp_path, in_two):
     record = Trajectory.open(tmp_path / "rank0")
     assert record.verify() == 4
     assert record.update(record.modules[0], 4).norm() > 0
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_residual_under_fsdp2_saves_and_loads_as_w0(full, tmp_path, in_two):
+    def work(rank, path):
+        options = StateDictOptions(full_state_dict=full, broadcast_from_rank0=full)
+        source, target, x = shard(make("pissa")), shard(make("pissa")), torch.ones(3, 6)
+        train(source)
+        state = get_model_state_dict(source, options=StateDictOptions(full_state_dict=full))
+        set_model_state_dict(target, state, options=options)
+        w0 = whole_state(target)["0.weight"]
+        return torch.equal(source(x), target(x)), target[0].holds_residual, torch.equal(w0, plain_weight())
+
+    def plain_weight():
+        torch.manual_seed(0)
+        return nn.Linear(6, 5).weight
+
+    assert in_two(work, tmp_path) == ((True, True, True), (True, True, True))
 
 
 def test_tensor_parallel_weights_are_recorded_as_in_one_process(tmp_path, in_two):

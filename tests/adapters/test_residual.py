@@ -1,0 +1,192 @@
+"""PiSSA and CorDA: a residual stands in the place of W₀, and W₀ is at hand to the last bit."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from deltaw.adapters import CorDA, PiSSA, adapted, base_weight, effective_weight, inject, merge
+from deltaw.adapters.residual import restored, subtracted
+from deltaw.analysis import Trajectory
+from deltaw.trainers import Recorder
+
+OUT, IN = 12, 9
+
+
+def bits(matrix):
+    return matrix.detach().contiguous().numpy().view(np.uint64 if matrix.dtype == torch.float64 else np.uint32)
+
+
+def same_bits(one, other):
+    return one.dtype == other.dtype and np.array_equal(bits(one), bits(other))
+
+
+def plain(dtype=torch.float32, kind=nn.Linear):
+    torch.manual_seed(0)
+    return nn.Sequential(Conv1D(OUT, IN) if kind is Conv1D else nn.Linear(IN, OUT)).to(dtype)
+
+
+def injected(dtype=torch.float32, kind=nn.Linear, **options):
+    return inject(plain(dtype, kind), PiSSA(rank=3, **options), ["0"])
+
+
+def original(dtype=torch.float32, kind=nn.Linear):
+    weight = plain(dtype, kind)[0].weight.detach()
+    return weight.T.contiguous() if kind is Conv1D else weight
+
+
+def moved(model):
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p += 0.1 * torch.randn(p.shape, generator=generator).to(p.dtype)
+    return model
+
+
+def forward_is_the_definition(model, tolerance=1e-5):
+    layer = adapted(model)["0"]
+    x = torch.randn(4, IN).to(layer.weight.dtype)
+    wanted = x @ effective_weight(layer).to(x.dtype).T + layer.bias
+    torch.testing.assert_close(model(x), wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (40, 30), (3, 200)])
+@pytest.mark.parametrize("size", [0.0, 1e-3, 1.0, 1e6])
+def test_every_bit_comes_back(dtype, shape, size):
+    """Entries of every size, zeros of both signs, subnormal numbers; and what is taken out small, or far larger."""
+    generator = torch.Generator().manual_seed(1)
+    W = torch.randn(shape, generator=generator, dtype=torch.float64)
+    W = (W * 10 ** (8 * torch.randn(shape, generator=generator, dtype=torch.float64))).to(dtype)
+    W[0, 0] = -0.0
+    W.flatten()[-1:] = 1e-40
+    U = size * torch.randn(shape[0], 2, generator=generator, dtype=dtype)
+    V = torch.randn(2, shape[1], generator=generator, dtype=dtype)
+    before = W.clone()
+    residual, lost = subtracted(W, U, V)
+    assert same_bits(W, before)
+    exact = before.double() - U.double() @ V.double()
+    torch.testing.assert_close(residual, exact.to(dtype), rtol=4 * torch.finfo(dtype).eps, atol=1e-15 * max(size, 1.0))
+    assert same_bits(restored(residual, U, V, lost), before)
+
+
+def test_what_is_lost_is_seldom_much():
+    W = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
+    layer = inject(nn.Sequential(nn.Linear(200, 300)), PiSSA(rank=16), ["0"])[0]
+    assert 0 < len(layer._lost.bits) < layer.weight.nbytes / 8
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    residual, lost = subtracted(W, U[:, :16] * S[:16], Vh[:16])
+    assert 0 < len(lost.bits) < W.nbytes / 8
+    assert not same_bits(residual + (U[:, :16] * S[:16]) @ Vh[:16], W)  # without it
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("method", [PiSSA(rank=3, alpha=5), PiSSA(rank=3, iterations=1), CorDA(rank=3)])
+def test_a_layer_holds_the_residual_and_has_w0(dtype, kind, method):
+    W = original(dtype, kind)
+    model = inject(plain(dtype, kind), method, ["0"], context={"0": torch.eye(IN)})
+    layer = moved(model)[0]
+    assert layer.holds_residual
+    residual = W - method.scaling * layer.start_B @ layer.start_A
+    torch.testing.assert_close(layer.held, residual)
+    assert same_bits(layer.base, W)
+    assert same_bits(base_weight(layer), W)
+    stored = model.state_dict()["0.weight"]
+    assert same_bits(stored, plain(dtype, kind)[0].weight)
+    forward_is_the_definition(model)
+    wanted = W + layer.update()
+    torch.testing.assert_close(effective_weight(layer), wanted)
+    torch.testing.assert_close(effective_weight(merge(model)[0]), wanted)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_dict_of_the_base_loads_and_is_left_alone(assign):
+    torch.manual_seed(5)
+    other = nn.Sequential(nn.Linear(IN, OUT)).state_dict()
+    kept = copy.deepcopy(other)
+    model = moved(injected())
+    model.load_state_dict(other, strict=False, assign=assign)
+    assert model[0].holds_residual
+    assert same_bits(model[0].base, kept["0.weight"])
+    assert same_bits(other["0.weight"], kept["0.weight"])
+    forward_is_the_definition(model)
+
+
+def test_a_checkpoint_of_another_start_loads():
+    torch.manual_seed(6)
+    source = moved(inject(nn.Sequential(nn.Linear(IN, OUT)), PiSSA(rank=3), ["0"]))
+    model = injected()
+    model.load_state_dict(source.state_dict())
+    x = torch.randn(4, IN)
+    assert torch.equal(model(x), source(x))
+    assert same_bits(model[0].base, source[0].base)
+    assert torch.equal(copy.deepcopy(source)(x), source(x))
+
+
+def test_conversions():
+    model = moved(injected())
+    wide = copy.deepcopy(model).double()
+    assert wide[0].holds_residual
+    assert torch.equal(wide[0].base, original().double())
+    forward_is_the_definition(wide)
+    assert same_bits(wide.float()[0].base, original())
+    forward_is_the_definition(wide)
+    low = copy.deepcopy(model).bfloat16()
+    assert not low[0].holds_residual
+    assert torch.equal(low[0].base, original().bfloat16())
+    forward_is_the_definition(low, 5e-2)
+    assert same_bits(model.to("cpu")[0].base, original())
+    empty = copy.deepcopy(model).to("meta")
+    assert not empty[0].holds_residual
+    again = empty.to_empty(device="cpu")
+    again.load_state_dict(model.state_dict())
+    x = torch.randn(4, IN)
+    assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_of_low_precision_stays_as_it_is(dtype):
+    model = moved(injected(dtype))
+    assert not model[0].holds_residual
+    assert torch.equal(model[0].weight, original(dtype))
+
+
+def test_a_shared_weight_is_not_written_over():
+    model = nn.ModuleDict({"embedding": nn.Embedding(OUT, IN), "head": nn.Linear(IN, OUT, bias=False)})
+    model["head"].weight = model["embedding"].weight
+    before = model["embedding"].weight.detach().clone()
+    inject(model, PiSSA(rank=3), ["head"])
+    assert torch.equal(model["embedding"].weight, before)
+    assert torch.equal(model["head"].base, before)
+
+
+def test_a_base_that_is_trained_after_all():
+    """The residual is no longer the one that lost something: W₀ is then what it is a residual of, rounded."""
+    model = inject(plain(), PiSSA(rank=3), ["0"], trainable=["0.weight"])
+    weight = model[0].weight
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    model(torch.randn(4, IN)).square().sum().backward()
+    optimizer.step()
+    layer = model[0]
+    torch.testing.assert_close(layer.base, layer.held + layer.start_B @ layer.start_A)
+    forward_is_the_definition(model)
+    model.load_state_dict(model.state_dict())
+    assert model[0].weight is weight  # the optimizer's
+    forward_is_the_definition(model)
+
+
+def test_a_record_has_w0_to_the_last_bit(tmp_path):
+    model = injected()
+    with Recorder(model, tmp_path) as recorder:
+        recorder.record(0)
+        moved(model)
+        recorder.record(1)
+    run = Trajectory.open(tmp_path)
+    assert same_bits(run.base("0"), original())
+    assert torch.equal(run.weight("0", 1), effective_weight(model[0]))
+    assert run.spectra(steps=[0, 1])["rank"].tolist() == [0, 6]
