@@ -37,11 +37,11 @@ SCALE_ROWS = 32  # a chunk of tokens
 
 def compiled(function: Callable[..., None], **options: Any) -> Any:
     """Compile a function at its first call, for threads side by side."""
-    options = {"nogil": True, "fastmath": _ORDER_FREE} | options
+    njit: Any = functools.partial(numba.njit, **{"nogil": True, "fastmath": _ORDER_FREE, **options})
     try:
-        return numba.njit(cache=True, **options)(function)
+        return njit(cache=True)(function)
     except RuntimeError:  # no folder for the cache
-        return numba.njit(**options)(function)
+        return njit()(function)
 
 
 def product_norms(

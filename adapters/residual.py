@@ -7,13 +7,14 @@ beside it, compressed: about a twelfth of the matrix.
 
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_BITS = {torch.float32: np.uint32, torch.float64: np.uint64}
+_BITS: dict[torch.dtype, Any] = {torch.float32: np.uint32, torch.float64: np.uint64}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def subtracted(base: Tensor, U: Tensor, V: Tensor) -> tuple[Tensor, Lost]:
     back = _sum(residual, U, V, 1.0)
     different = _bits(base) ^ _bits(back)
     planes = np.ascontiguousarray(different.reshape(-1, 1).view(np.uint8).T)  # the high bytes are nearly all zero
-    return residual.to(base.device), Lost(zlib.compress(planes, 1), zlib.crc32(_bits(residual)), base.dtype)
+    return residual.to(base.device), Lost(zlib.compress(planes.data, 1), zlib.crc32(_bits(residual).data), base.dtype)
 
 
 def restored(residual: Tensor, U: Tensor, V: Tensor, lost: Lost) -> Tensor:
@@ -56,7 +57,7 @@ def restored(residual: Tensor, U: Tensor, V: Tensor, lost: Lost) -> Tensor:
     Where the residual has been changed since, the sum residual + U V, rounded.
     """
     back = _sum(residual, U, V, 1.0)
-    if residual.dtype == lost.dtype and zlib.crc32(_bits(residual)) == lost.checksum:
+    if residual.dtype == lost.dtype and zlib.crc32(_bits(residual).data) == lost.checksum:
         bits = _bits(back)  # of the same memory
         planes = np.frombuffer(zlib.decompress(lost.bits), np.uint8).reshape(bits.itemsize, -1)
         bits ^= np.ascontiguousarray(planes.T).view(bits.dtype).reshape(bits.shape)
@@ -73,6 +74,5 @@ def _sum(matrix: Tensor, U: Tensor, V: Tensor, sign: float) -> Tensor:
     return out
 
 
-def _bits(matrix: Tensor) -> NDArray[np.uint32] | NDArray[np.uint64]:
-    bits: NDArray[np.uint32] = matrix.detach().cpu().contiguous().numpy().view(_BITS[matrix.dtype])
-    return bits
+def _bits(matrix: Tensor) -> NDArray[Any]:
+    return matrix.detach().cpu().contiguous().numpy().view(_BITS[matrix.dtype])
