@@ -23,6 +23,7 @@ Axis = Literal["row", "column"]
 BLOCK_ENTRIES = 1 << 18  # of a matrix at a time: a block and its temporaries stay in the processor's cache
 FEWEST_BLOCKS = 4
 BLOCK_ENTRIES_ELSEWHERE = 1 << 23  # on other devices, where the number of kernels costs
+FEW_COLUMNS = 16  # below which a matrix product is faster with them as rows
 LOOP_THREADS = 3  # up to which one thread in a compiled loop is faster than all of them in torch's operations
 
 
@@ -100,8 +101,7 @@ class _LowRankLinear(torch.autograd.Function):
         A: s·(g' B)ᵀ x γ                 B: s·g'ᵀ (x' Aᵀ)
 
     What each step may write over is written over, and x' is not kept: γ goes to the small side of the gradient of A.
-    Only z is, where there is a ρ; and x not even, where neither A nor γ is trained (LoRA-FA). The thin products stand
-    with r as the rows where they can, which is faster.
+    Only z is, where there is a ρ; and x not even, where neither A nor γ is trained (LoRA-FA).
     """
 
     @staticmethod
@@ -119,10 +119,10 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> Tensor:
         scaled = x if gamma is None else x * gamma
         left, right = _stacked(A, B, start)
-        down = right @ scaled.T  # (r, tokens), or (2r, tokens)
-        z = F.linear(scaled, weight, bias if rho is None else None).addmm_(down.T, left.T, alpha=scaling)
+        down = thin_product(scaled, right.T)  # (tokens, r), or (tokens, 2r)
+        z = F.linear(scaled, weight, bias if rho is None else None).addmm_(down, left.T, alpha=scaling)
         if start is not None:
-            down = down[: len(A)].clone()  # the start's own half is not kept
+            down = down[:, : len(A)].clone()  # the start's own half is not kept
         kept = x if gamma is not None or ctx.needs_input_grad[1] or ctx.needs_input_grad[3] else None
         ctx.save_for_backward(kept, weight, bias, A, B, rho, gamma, down, None if rho is None else z)
         ctx.scaling, ctx.start = scaling, start
@@ -152,9 +152,9 @@ class _LowRankLinear(torch.autograd.Function):
         if wanted[1]:
             result[1] = g.T @ (x if gamma is None else x * gamma)
         if wanted[4]:
-            result[4] = (down @ g).mul_(ctx.scaling).T
+            result[4] = thin_product(g.T, down).mul_(ctx.scaling)
         left, right = _stacked(A, B, ctx.start)
-        up = g @ (ctx.scaling * left)  # (tokens, r), or (tokens, 2r)
+        up = thin_product(g, ctx.scaling * left)  # (tokens, r), or (tokens, 2r)
         if wanted[3]:
             grad_A = up[:, : len(A)].T @ x
             result[3] = grad_A if gamma is None else grad_A.mul_(gamma)
@@ -172,6 +172,13 @@ def _stacked(A: Tensor, B: Tensor, start: tuple[Tensor, Tensor] | None) -> tuple
     if start is None:
         return B, A
     return torch.cat((B, -start[1]), dim=1), torch.cat((A, start[0]))
+
+
+def thin_product(x: Tensor, thin: Tensor) -> Tensor:
+    """Return x (n, m) times a thin matrix (m, r): (n, r), transposed in memory where that is several times as fast."""
+    if thin.shape[1] < FEW_COLUMNS and x.device.type == "cpu":
+        return (thin.T @ x.T).T
+    return x @ thin
 
 
 def scaled_and_dots(g: Tensor, z: Tensor, scale: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,14 @@
 """SBoRA: LoRA with one of the two matrices frozen to standard basis vectors, kept as indices."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.low_rank import add_product
+from deltaw.adapters.low_rank import add_product, thin_product
 from deltaw.adapters.method import RankedMethod, Shape, State
 
 if TYPE_CHECKING:
@@ -84,17 +84,62 @@ class SBoRA(RankedMethod):
     def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
         """Gather columns of x (FA), or add into rows of the output (FB)."""
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
-        result = F.linear(flat, layer.base, layer.bias)  # (tokens, out)
         dropout = self.dropout if layer.training else 0.0
-        indices = layer.tensor("indices")
-        if self.variant == "FA":
-            B = layer.tensor("lora_B")
-            chosen = flat.index_select(1, indices)  # (tokens, r)
-            chosen = (F.dropout(chosen, dropout) if dropout else chosen).to(B.dtype)
-            result = add_product(result, chosen, B, self.scaling)
-        else:
-            A = layer.tensor("lora_A")
-            path = F.dropout(flat, dropout) if dropout else flat
-            added = F.linear(path.to(A.dtype), A).to(result.dtype)  # (tokens, r)
-            result = result.index_add_(1, indices, added, alpha=self.scaling)
-        return result.view(*x.shape[:-1], result.shape[-1])
+        forward = self._forward_FA if self.variant == "FA" else self._forward_FB
+        return forward(layer, flat, dropout).view(*x.shape[:-1], -1)
+
+    def _forward_FA(self, layer: "AdaptedLayer", x: Tensor, dropout: float) -> Tensor:
+        B, W = layer.tensor("lora_B"), layer.base
+        chosen = x.index_select(1, layer.tensor("indices"))  # (tokens, r)
+        one_dtype = all(t is None or t.dtype == x.dtype for t in (W, layer.bias, B))
+        if one_dtype and not (dropout or W.requires_grad or torch.is_autocast_enabled(x.device.type)):
+            result: Tensor = _GatheredLinear.apply(  # type: ignore[no-untyped-call]
+                x, chosen, W, layer.bias, B, layer.tensor("indices"), self.scaling
+            )
+            return result
+        chosen = (F.dropout(chosen, dropout) if dropout else chosen).to(B.dtype)
+        return add_product(F.linear(x, W, layer.bias), chosen, B, self.scaling)
+
+    def _forward_FB(self, layer: "AdaptedLayer", x: Tensor, dropout: float) -> Tensor:
+        A = layer.tensor("lora_A")
+        result = F.linear(x, layer.base, layer.bias)  # (tokens, out)
+        path = F.dropout(x, dropout) if dropout else x
+        added = F.linear(path.to(A.dtype), A).to(result.dtype)  # (tokens, r)
+        return result.index_add_(1, layer.tensor("indices"), added, alpha=self.scaling)
+
+
+class _GatheredLinear(torch.autograd.Function):
+    """X W₀ᵀ + b + s·x_R Bᵀ for the chosen columns x_R of x, with one pass less over the gradient of x.
+
+    From g = ∂L/∂y, the gradients are x: g W₀, with s·g B added to the chosen columns; B: s·gᵀ x_R; b: Σ_t g_t. The
+    gradient of x_R is part of that of x, so it has none of its own. Neither x nor anything dense is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        chosen: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        B: Tensor,
+        indices: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        ctx.save_for_backward(chosen, weight, B, indices)
+        ctx.scaling = scaling
+        return F.linear(x, weight, bias).addmm_(chosen, B.T, alpha=scaling)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), (chosen, weight, B, indices) = gradients, ctx.saved_tensors
+        result: list[Tensor | None] = [None] * 7
+        if ctx.needs_input_grad[0]:
+            to_x, to_chosen = g @ weight, thin_product(g, B)
+            add = to_x.index_add if torch.is_grad_enabled() else to_x.index_add_
+            result[0] = add(1, indices, to_chosen, alpha=ctx.scaling)
+        if ctx.needs_input_grad[3]:
+            result[3] = g.sum(0)
+        if ctx.needs_input_grad[4]:
+            result[4] = ctx.scaling * thin_product(g.T, chosen)
+        return tuple(result)

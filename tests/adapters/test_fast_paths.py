@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deltaw.adapters import create, dual_lora, inject, kernels, low_rank
 from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.sbora import _GatheredLinear
 
 OUT, IN, RANK, TOKENS = 11, 7, 3, 5
 FULL = {"detach_norm": False}
@@ -89,6 +90,45 @@ def test_the_one_function_is_the_composition(bias, scale_in, scale_out, started)
     torch.testing.assert_close(fast(*present), slow(*present))
     assert torch.autograd.gradcheck(fast, present)
     assert torch.autograd.gradgradcheck(fast, present)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gathered_function_is_the_composition(bias):
+    """SBoRA-FA: values, gradients and second derivatives, with ones by the gathered columns, too."""
+    torch.manual_seed(0)
+    shapes = [(TOKENS, IN), (OUT,), (OUT, RANK)]
+    x, b, B = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
+    weight, indices = torch.randn(OUT, IN, dtype=torch.float64), torch.tensor([1, 2, 6])
+    present = [x, b, B] if bias else [x, B]
+
+    def fast(x, *rest):
+        chosen = x.index_select(1, indices)
+        return _GatheredLinear.apply(x, chosen, weight, rest[0] if bias else None, rest[-1], indices, 1.7)
+
+    def slow(x, *rest):
+        return F.linear(x, weight, rest[0] if bias else None) + 1.7 * x[:, indices] @ rest[-1].T
+
+    torch.testing.assert_close(fast(*present), slow(*present))
+    assert torch.autograd.gradcheck(fast, present)
+    assert torch.autograd.gradgradcheck(fast, present)
+    g = torch.randn(TOKENS, OUT, dtype=torch.float64)
+    for got, wanted in zip(*(torch.autograd.grad(f(*present), present, g) for f in (fast, slow)), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_sbora_trains_a_base_that_is_unfrozen():
+    layer = layer_of("sbora-fa")
+    layer.weight.requires_grad_(True)
+    x, g = torch.randn(TOKENS, IN, dtype=torch.float64), torch.randn(TOKENS, OUT, dtype=torch.float64)
+    layer(x).backward(g)
+    torch.testing.assert_close(layer.weight.grad, g.T @ x)
+
+
+@pytest.mark.parametrize("rank", [1, low_rank.FEW_COLUMNS - 1, low_rank.FEW_COLUMNS])
+def test_a_thin_product_is_a_product(rank):
+    x, thin = torch.randn(40, 30, dtype=torch.float64), torch.randn(30, rank, dtype=torch.float64)
+    torch.testing.assert_close(low_rank.thin_product(x, thin), x @ thin)
+    torch.testing.assert_close(low_rank.thin_product(thin.T, x.T), (x @ thin).T)
 
 
 def test_dual_lora_refuses_a_second_derivative():
