@@ -85,10 +85,10 @@ class SBoRA(RankedMethod):
         """Gather columns of x (FA), or add into rows of the output (FB)."""
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
         dropout = self.dropout if layer.training else 0.0
-        forward = self._forward_FA if self.variant == "FA" else self._forward_FB
+        forward = self._gather if self.variant == "FA" else self._scatter
         return forward(layer, flat, dropout).view(*x.shape[:-1], -1)
 
-    def _forward_FA(self, layer: "AdaptedLayer", x: Tensor, dropout: float) -> Tensor:
+    def _gather(self, layer: "AdaptedLayer", x: Tensor, dropout: float) -> Tensor:
         B, W = layer.tensor("lora_B"), layer.base
         chosen = x.index_select(1, layer.tensor("indices"))  # (tokens, r)
         one_dtype = all(t is None or t.dtype == x.dtype for t in (W, layer.bias, B))
@@ -100,7 +100,7 @@ class SBoRA(RankedMethod):
         chosen = (F.dropout(chosen, dropout) if dropout else chosen).to(B.dtype)
         return add_product(F.linear(x, W, layer.bias), chosen, B, self.scaling)
 
-    def _forward_FB(self, layer: "AdaptedLayer", x: Tensor, dropout: float) -> Tensor:
+    def _scatter(self, layer: "AdaptedLayer", x: Tensor, dropout: float) -> Tensor:
         A = layer.tensor("lora_A")
         result = F.linear(x, layer.base, layer.bias)  # (tokens, out)
         path = F.dropout(x, dropout) if dropout else x
