@@ -100,9 +100,10 @@ class AdaptedLayer(nn.Module):
     @property
     def base(self) -> Tensor:
         """W₀, (out, in); made again, bit for bit, where a residual stands in its place."""
-        if self._lost is None:
+        factors = None if self._lost is None else self.method.taken_out(self.state())
+        if self._lost is None or factors is None:
             return self.held
-        return restored(_whole(self.held), *self._taken_out(), self._lost)
+        return restored(_whole(self.held), *factors, self._lost)
 
     @property
     def base_dtype(self) -> torch.dtype:
@@ -185,11 +186,6 @@ class AdaptedLayer(nn.Module):
 
     def _base_of_factors(self) -> Tensor:
         return self.held if self.holds_residual else self._wide_base()  # which then is not looked at
-
-    def _taken_out(self) -> tuple[Tensor, Tensor]:
-        factors = self.method.taken_out(self.state())
-        assert factors is not None
-        return factors
 
     @torch.no_grad()
     def _take_out(self) -> None:

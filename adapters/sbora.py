@@ -89,23 +89,29 @@ class SBoRA(RankedMethod):
         return forward(layer, flat, dropout).view(*x.shape[:-1], -1)
 
     def _gather(self, layer: "AdaptedLayer", x: Tensor, dropout: float) -> Tensor:
-        B, W = layer.tensor("lora_B"), layer.base
-        chosen = x.index_select(1, layer.tensor("indices"))  # (tokens, r)
-        one_dtype = all(t is None or t.dtype == x.dtype for t in (W, layer.bias, B))
-        if one_dtype and not (dropout or W.requires_grad or torch.is_autocast_enabled(x.device.type)):
-            result: Tensor = _GatheredLinear.apply(  # type: ignore[no-untyped-call]
-                x, chosen, W, layer.bias, B, layer.tensor("indices"), self.scaling
-            )
+        B, W, indices = layer.tensor("lora_B"), layer.base, layer.tensor("indices")
+        chosen = x.index_select(1, indices)  # (tokens, r)
+        if _is_plain(x, W, layer.bias, B, dropout):
+            result: Tensor = _GatheredLinear.apply(x, chosen, W, layer.bias, B, indices, self.scaling)  # type: ignore[no-untyped-call]
             return result
         chosen = (F.dropout(chosen, dropout) if dropout else chosen).to(B.dtype)
         return add_product(F.linear(x, W, layer.bias), chosen, B, self.scaling)
 
     def _scatter(self, layer: "AdaptedLayer", x: Tensor, dropout: float) -> Tensor:
-        A = layer.tensor("lora_A")
-        result = F.linear(x, layer.base, layer.bias)  # (tokens, out)
+        A, W, indices = layer.tensor("lora_A"), layer.base, layer.tensor("indices")
+        if _is_plain(x, W, layer.bias, A, dropout):
+            result: Tensor = _ScatteredLinear.apply(x, W, layer.bias, A, indices, self.scaling)  # type: ignore[no-untyped-call]
+            return result
+        result = F.linear(x, W, layer.bias)  # (tokens, out)
         path = F.dropout(x, dropout) if dropout else x
         added = F.linear(path.to(A.dtype), A).to(result.dtype)  # (tokens, r)
-        return result.index_add_(1, layer.tensor("indices"), added, alpha=self.scaling)
+        return result.index_add_(1, indices, added, alpha=self.scaling)
+
+
+def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None, trained: Tensor, dropout: float) -> bool:
+    """Whether the one function can do it: one dtype, a frozen W₀, no dropout."""
+    one_dtype = all(t is None or t.dtype == x.dtype for t in (weight, bias, trained))
+    return one_dtype and not (dropout or weight.requires_grad or torch.is_autocast_enabled(x.device.type))
 
 
 class _GatheredLinear(torch.autograd.Function):
@@ -142,4 +148,33 @@ class _GatheredLinear(torch.autograd.Function):
             result[3] = g.sum(0)
         if ctx.needs_input_grad[4]:
             result[4] = ctx.scaling * thin_product(g.T, chosen)
+        return tuple(result)
+
+
+class _ScatteredLinear(torch.autograd.Function):
+    """X W₀ᵀ + b, with s·x Aᵀ added to the chosen columns, with one pass less over the gradient of x.
+
+    From g = ∂L/∂y and its chosen columns g_R, the gradients are x: g W₀ + s·g_R A; A: s·g_Rᵀ x; b: Σ_t g_t.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, indices: Tensor, scaling: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, A, indices)
+        ctx.scaling = scaling
+        return F.linear(x, weight, bias).index_add_(1, indices, thin_product(x, A.T), alpha=scaling)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), (x, weight, A, indices) = gradients, ctx.saved_tensors
+        result: list[Tensor | None] = [None] * 6
+        chosen = ctx.scaling * g.index_select(1, indices)  # (tokens, r)
+        if ctx.needs_input_grad[0]:
+            to_x = g @ weight
+            result[0] = (to_x.addmm if torch.is_grad_enabled() else to_x.addmm_)(chosen, A)
+        if ctx.needs_input_grad[2]:
+            result[2] = g.sum(0)
+        if ctx.needs_input_grad[3]:
+            result[3] = chosen.T @ x
         return tuple(result)

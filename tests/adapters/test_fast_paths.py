@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deltaw.adapters import create, dual_lora, inject, kernels, low_rank
 from deltaw.adapters.layer import AdaptedLayer
-from deltaw.adapters.sbora import _GatheredLinear
+from deltaw.adapters.sbora import _GatheredLinear, _ScatteredLinear
 
 OUT, IN, RANK, TOKENS = 11, 7, 3, 5
 FULL = {"detach_norm": False}
@@ -92,21 +92,27 @@ def test_the_one_function_is_the_composition(bias, scale_in, scale_out, started)
     assert torch.autograd.gradgradcheck(fast, present)
 
 
+@pytest.mark.parametrize("variant", ["FA", "FB"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_gathered_function_is_the_composition(bias):
-    """SBoRA-FA: values, gradients and second derivatives, with ones by the gathered columns, too."""
+def test_sboras_functions_are_the_compositions(variant, bias):
+    """Values, gradients, and second derivatives, with those by way of the gathered columns."""
     torch.manual_seed(0)
-    shapes = [(TOKENS, IN), (OUT,), (OUT, RANK)]
-    x, b, B = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
+    shapes = [(TOKENS, IN), (OUT,), (OUT, RANK) if variant == "FA" else (RANK, IN)]
+    x, b, trained = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
     weight, indices = torch.randn(OUT, IN, dtype=torch.float64), torch.tensor([1, 2, 6])
-    present = [x, b, B] if bias else [x, B]
+    present = [x, b, trained] if bias else [x, trained]
 
     def fast(x, *rest):
-        chosen = x.index_select(1, indices)
-        return _GatheredLinear.apply(x, chosen, weight, rest[0] if bias else None, rest[-1], indices, 1.7)
+        b, trained = rest[0] if bias else None, rest[-1]
+        if variant == "FA":
+            return _GatheredLinear.apply(x, x.index_select(1, indices), weight, b, trained, indices, 1.7)
+        return _ScatteredLinear.apply(x, weight, b, trained, indices, 1.7)
 
     def slow(x, *rest):
-        return F.linear(x, weight, rest[0] if bias else None) + 1.7 * x[:, indices] @ rest[-1].T
+        result = F.linear(x, weight, rest[0] if bias else None)
+        if variant == "FA":
+            return result + 1.7 * x[:, indices] @ rest[-1].T
+        return result.index_add(1, indices, 1.7 * x @ rest[-1].T)
 
     torch.testing.assert_close(fast(*present), slow(*present))
     assert torch.autograd.gradcheck(fast, present)
@@ -116,8 +122,9 @@ def test_the_gathered_function_is_the_composition(bias):
         torch.testing.assert_close(got, wanted)
 
 
-def test_sbora_trains_a_base_that_is_unfrozen():
-    layer = layer_of("sbora-fa")
+@pytest.mark.parametrize("method", ["sbora-fa", "sbora-fb"])
+def test_sbora_trains_a_base_that_is_unfrozen(method):
+    layer = layer_of(method)
     layer.weight.requires_grad_(True)
     x, g = torch.randn(TOKENS, IN, dtype=torch.float64), torch.randn(TOKENS, OUT, dtype=torch.float64)
     layer(x).backward(g)
