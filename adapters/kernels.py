@@ -1,47 +1,21 @@
-"""Loops compiled by numba: one pass over a matrix, where torch would need one for every operation.
-
-They run on torch's own threads, which libgomp keeps: after one of torch's operations these wait, busily, for the next,
-and any other thread would have to wait for them. Where libgomp is not found, the loops keep to the calling thread.
-What a thread does is a chunk of rows, whatever the number of threads, and the chunks' sums are added in order: the
-result does not depend on who did what.
-
-The compiled code is kept beside this file or, where that cannot be written, in the user's cache folder, so that only
-the first call ever waits for the compiler (seconds). Where neither can be written, every process waits once.
-"""
+"""What the adapters need of whole matrices, each in one pass: the norms of DoRA and BoRA, the gradients of ρ and γ."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
-import torch
 import torch.nn.functional as F
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Sums may be taken in any order and products fused into them; NaN and infinity keep their meaning.
-_ORDER_FREE = {"reassoc", "contract", "nsz"}
-_intrinsic: Any = intrinsic
-_carray: Any = vars(numba)["carray"]
+from deltaw.adapters.loops import address_of, at, callback, carray, compiled, one_more, record, run
 
 RANKS = 4  # at a time, in the norms
 NORM_ROWS = 64  # a chunk of a weight
 SCALE_ROWS = 32  # a chunk of tokens
-
-
-def compiled(function: Callable[..., None], **options: Any) -> Any:
-    """Compile a function at its first call, for threads side by side."""
-    njit: Any = functools.partial(numba.njit, **{"nogil": True, "fastmath": _ORDER_FREE, **options})
-    try:
-        return njit(cache=True)(function)
-    except RuntimeError:  # no folder for the cache
-        return njit()(function)
 
 
 def product_norms(
@@ -62,7 +36,7 @@ def product_norms(
     parts = weight.new_empty(chunks, len(of_columns))
     held = weight, A, B, magnitude, of_rows, parts, of_columns
     addresses = (0 if tensor is None else tensor.data_ptr() for tensor in held)
-    _run(_norms_task, weight.dtype, np.array((0, 0, chunks, n, m, len(A), columns, *addresses, scaling), _NORMS))
+    run(_norms_task, weight.dtype, np.array((0, 0, chunks, n, m, len(A), columns, *addresses, scaling), _NORMS))
     return of_rows, of_columns
 
 
@@ -76,134 +50,62 @@ def scaled_and_dots(g: Tensor, z: Tensor, scale: Tensor, out: Tensor | None) -> 
     (n, m), chunks = g.shape, -(-len(g) // SCALE_ROWS)
     dots, parts = g.new_zeros(m), g.new_empty(chunks, m)
     addresses = (0 if tensor is None else tensor.data_ptr() for tensor in (g, z, scale, out, parts, dots))
-    _run(_scale_task, g.dtype, np.array((0, 0, chunks, n, m, *addresses), _SCALE))
+    run(_scale_task, g.dtype, np.array((0, 0, chunks, n, m, *addresses), _SCALE))
     return dots
 
 
-# What a task reads: the next chunk to be done, how many are done, sizes, and addresses.
-_COUNTS = ["next", "done", "chunks", "n", "m"]
-_NORMS = np.dtype(
-    [(name, np.int64) for name in [*_COUNTS, "r", "wanted", "W", "A", "B", "magnitude", "rows", "parts", "columns"]]
-    + [("scaling", np.float64)]
-)
-_SCALE = np.dtype([(name, np.int64) for name in [*_COUNTS, "g", "z", "scale", "out", "parts", "dots"]])
-
-
-def _find_openmp() -> Any:
-    """Return libgomp's (or what stands in for it) entry for a parallel region, or ``None``."""
-    try:
-        entry = ctypes.CDLL(None).GOMP_parallel  # torch has loaded it for all to see
-    except (AttributeError, OSError, TypeError):
-        return None
-    entry.argtypes, entry.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    return entry
-
-
-_openmp = _find_openmp()
-
-
-def on_torch_threads() -> bool:
-    """Whether the loops run on all of torch's threads."""
-    return _openmp is not None
-
-
-def _run(make: Callable[[Any], Any], dtype: torch.dtype, job: NDArray[Any]) -> None:
-    task, threads = make(np.float32 if dtype == torch.float32 else np.float64), torch.get_num_threads()
-    if _openmp is not None and threads > 1 and job["chunks"] > 1:
-        _openmp(task.address, job.ctypes.data, threads, 0)
-    else:
-        task.ctypes(job.ctypes.data)
-
-
-def _callback(function: Callable[[Any], None]) -> Any:
-    """Compile a function of an address for C to call, now."""
-    signature = numba.types.void(numba.types.voidptr)
-    try:
-        return numba.cfunc(signature, cache=True)(function)
-    except RuntimeError:  # no folder for the cache
-        return numba.cfunc(signature)(function)
-
-
-@_intrinsic  # type: ignore[untyped-decorator]
-def _one_more(_: Any, address: Any) -> Any:
-    """Add 1 to the whole number at an address, before any other thread can look, and return what it was."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        whole = ir.IntType(64)
-        place = builder.inttoptr(arguments[0], whole.as_pointer())
-        return builder.atomic_rmw("add", place, ir.Constant(whole, 1), "seq_cst")
-
-    return numba.types.int64(numba.types.int64), code
-
-
-@_intrinsic  # type: ignore[untyped-decorator]
-def _at(_: Any, address: Any) -> Any:
-    """Return an address as a pointer."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(numba.types.voidptr))
-
-    return numba.types.voidptr(numba.types.int64), code
-
-
-@_intrinsic  # type: ignore[untyped-decorator]
-def _address(_: Any, pointer: Any) -> Any:
-    """Return a pointer as an address."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.ptrtoint(arguments[0], ir.IntType(64))
-
-    return numba.types.int64(numba.types.voidptr), code
+_NORMS = record("n", "m", "r", "wanted", "W", "A", "B", "magnitude", "rows", "parts", "columns", real=("scaling",))
+_SCALE = record("n", "m", "g", "z", "scale", "out", "parts", "dots")
 
 
 @functools.cache
 def _norms_task(dtype: Any) -> Any:
     def task(data: Any) -> None:
-        job = _carray(data, 1, _NORMS)
+        job = carray(data, 1, _NORMS)
         n, m, r, chunks = job[0].n, job[0].m, job[0].r, job[0].chunks
         width = m if job[0].wanted else 0
-        weight = _carray(_at(job[0].W), (n, m), dtype)
-        A, B = _carray(_at(job[0].A), (r, m), dtype), _carray(_at(job[0].B), (n, r), dtype)
-        magnitude = _carray(_at(job[0].magnitude), (n if job[0].magnitude else 0,), dtype)
-        rows, columns = _carray(_at(job[0].rows), (n,), dtype), _carray(_at(job[0].columns), (width,), dtype)
-        parts = _carray(_at(job[0].parts), (chunks, width), dtype)
-        scaling, counters = dtype(job[0].scaling), _address(data)
+        weight = carray(at(job[0].W), (n, m), dtype)
+        A, B = carray(at(job[0].A), (r, m), dtype), carray(at(job[0].B), (n, r), dtype)
+        magnitude = carray(at(job[0].magnitude), (n if job[0].magnitude else 0,), dtype)
+        rows, columns = carray(at(job[0].rows), (n,), dtype), carray(at(job[0].columns), (width,), dtype)
+        parts = carray(at(job[0].parts), (chunks, width), dtype)
+        scaling, counters = dtype(job[0].scaling), address_of(data)
         while True:
-            chunk = _one_more(counters)
+            chunk = one_more(counters)
             if chunk >= chunks:
                 break
             own = slice(chunk * NORM_ROWS, (chunk + 1) * NORM_ROWS)
             _norms_of_chunk(weight[own], A, B[own], scaling, magnitude[own], rows[own], parts[chunk])
-            if _one_more(counters + 8) == chunks - 1:  # the last to be done
+            if one_more(counters + 8) == chunks - 1:  # the last to be done
                 for part in parts:
                     columns += part
                 for j in range(width):
                     columns[j] = np.sqrt(columns[j])
 
-    return _callback(task)
+    return callback(task)
 
 
 @functools.cache
 def _scale_task(dtype: Any) -> Any:
     def task(data: Any) -> None:
-        job = _carray(data, 1, _SCALE)
+        job = carray(data, 1, _SCALE)
         n, m, chunks = job[0].n, job[0].m, job[0].chunks
-        g, z = _carray(_at(job[0].g), (n, m), dtype), _carray(_at(job[0].z), (n, m), dtype)
-        out = _carray(_at(job[0].out), (n if job[0].out else 0, m), dtype)
-        scale = _carray(_at(job[0].scale), (m,), dtype)
-        parts, dots = _carray(_at(job[0].parts), (chunks, m), dtype), _carray(_at(job[0].dots), (m,), dtype)
-        counters = _address(data)
+        g, z = carray(at(job[0].g), (n, m), dtype), carray(at(job[0].z), (n, m), dtype)
+        out = carray(at(job[0].out), (n if job[0].out else 0, m), dtype)
+        scale = carray(at(job[0].scale), (m,), dtype)
+        parts, dots = carray(at(job[0].parts), (chunks, m), dtype), carray(at(job[0].dots), (m,), dtype)
+        counters = address_of(data)
         while True:
-            chunk = _one_more(counters)
+            chunk = one_more(counters)
             if chunk >= chunks:
                 break
             own = slice(chunk * SCALE_ROWS, (chunk + 1) * SCALE_ROWS)
             _scale_chunk(g[own], z[own], scale, out[own], parts[chunk])
-            if _one_more(counters + 8) == chunks - 1:  # the last to be done
+            if one_more(counters + 8) == chunks - 1:  # the last to be done
                 for part in parts:
                     dots += part
 
-    return _callback(task)
+    return callback(task)
 
 
 @compiled

@@ -210,9 +210,9 @@ def loop_reads(*tensors: Tensor) -> bool:
 
 
 def _loops_on_all_threads() -> bool:
-    from deltaw.adapters import kernels
+    from deltaw.adapters import loops
 
-    return kernels.on_torch_threads()
+    return loops.on_torch_threads()
 
 
 def add_product(result: Tensor, down: Tensor, B: Tensor, scaling: float) -> Tensor:

@@ -7,7 +7,6 @@ twice the size. Here the matrices are read once, by a compiled loop, at the spee
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -16,8 +15,7 @@ from torch import Tensor
 Axis = Literal["row", "column"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 
-_BLOCKS = 16  # of rows, shared out over torch's number of threads; fixed, so that the sums do not depend on it
-_ALONE = 2**17  # entries below which one thread is faster
+_BLOCKS = 16  # of rows, of which one at a time is widened
 _DEVICE_BLOCK = 2**22  # elements in a block on an accelerator, where only the launches count
 
 
@@ -48,32 +46,29 @@ def sums(before: Tensor, after: Tensor, axes: Sequence[Axis]) -> dict[Axis, Sums
         [25.0, 8.0, 4.0]
     """
     before, after = before.detach(), after.detach()
-    rows, columns = _in_blocks(before, after) if before.device.type == "cpu" else _on_device(before, after)
+    rows, columns = _on_cpu(before, after) if before.device.type == "cpu" else _on_device(before, after)
     found: dict[Axis, Sums] = {"row": Sums(*rows.unbind()), "column": Sums(*columns.unbind())}
     return {axis: found[axis] for axis in axes}
 
 
-def _in_blocks(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of rows, (3, out), and columns, (3, in), from one pass over blocks of rows."""
+def _on_cpu(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of rows, (3, out), and columns, (3, in), from one pass; in blocks where entries are widened."""
     from deltaw.analysis.kernels import add_sums  # a quarter of a second, for those who want no sums
 
     height, width = before.shape
-    block = -(-height // _BLOCKS) if height * width > _ALONE else height
     wide = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32
     rows = torch.empty(3, height, dtype=torch.float64)
-    columns = torch.zeros(-(-height // block), 3, width, dtype=torch.float64)
-
-    def add(first: int) -> None:
-        a, b = (t[first : first + block].to(wide).contiguous().numpy() for t in (before, after))
-        add_sums(a, b, rows[:, first : first + block].numpy(), columns[first // block].numpy())
-
-    starts = range(0, height, block)
-    if len(starts) == 1:
-        add(0)
-    else:
-        with ThreadPoolExecutor(min(len(starts), torch.get_num_threads())) as threads:
-            list(threads.map(add, starts))  # the list raises what a thread raised
-    return rows, columns.sum(0)
+    columns = torch.zeros(3, width, dtype=torch.float64)
+    if all(t.dtype == wide and t.is_contiguous() for t in (before, after)):
+        add_sums(before, after, rows, columns)
+        return rows, columns
+    block = max(1, -(-height // _BLOCKS))
+    for first in range(0, height, block):
+        a, b = (t[first : first + block].to(wide).contiguous() for t in (before, after))
+        of_rows = torch.empty(3, len(a), dtype=torch.float64)
+        add_sums(a, b, of_rows, columns)
+        rows[:, first : first + block] = of_rows
+    return rows, columns
 
 
 def _on_device(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:

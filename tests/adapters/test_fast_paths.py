@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deltaw.adapters import create, dual_lora, inject, kernels, low_rank
+from deltaw.adapters import create, dual_lora, inject, kernels, loops, low_rank
 from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.sbora import _GatheredLinear, _ScatteredLinear
 
@@ -224,9 +224,9 @@ def loop_threads(request, monkeypatch):
     """The compiled loops on one thread, on two of torch's, and where libgomp is not found."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1 if request.param == "one thread" else 2)
     if request.param == "no OpenMP":
-        monkeypatch.setattr(kernels, "_openmp", None)
+        monkeypatch.setattr(loops, "_openmp", None)
     elif sys.platform == "linux":
-        assert kernels.on_torch_threads()
+        assert loops.on_torch_threads()
 
 
 @pytest.mark.usefixtures("loop_threads")
@@ -292,7 +292,7 @@ def test_which_tensors_the_compiled_loops_read(monkeypatch):
     assert not low_rank.loop_reads(x.half())
     assert not low_rank.loop_reads(x.T)
     assert not low_rank.loop_reads(x.to("meta"))
-    monkeypatch.setattr(kernels, "_openmp", None)
+    monkeypatch.setattr(loops, "_openmp", None)
     for threads in (low_rank.LOOP_THREADS, low_rank.LOOP_THREADS + 1):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         assert low_rank.loop_reads(x) == (threads == low_rank.LOOP_THREADS)
