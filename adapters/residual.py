@@ -54,14 +54,14 @@ def subtracted(base: Tensor, U: Tensor, V: Tensor) -> tuple[Tensor, Lost]:
 def restored(residual: Tensor, U: Tensor, V: Tensor, lost: Lost) -> Tensor:
     """Return W₀ (out, in) from what ``subtracted`` made of it, bit for bit.
 
-    Where the residual has been changed since, the sum residual + U V, rounded.
+    Where the residual has been changed or converted since, the sum residual + U V, rounded.
     """
-    back = _sum(residual, U, V, 1.0)
+    back = _sum(residual if residual.dtype in _BITS else residual.float(), U, V, 1.0)
     if residual.dtype == lost.dtype and zlib.crc32(_bits(residual).data) == lost.checksum:
         bits = _bits(back)  # of the same memory
         planes = np.frombuffer(zlib.decompress(lost.bits), np.uint8).reshape(bits.itemsize, -1)
         bits ^= np.ascontiguousarray(planes.T).view(bits.dtype).reshape(bits.shape)
-    return back.to(residual.device)
+    return back.to(residual)
 
 
 def _sum(matrix: Tensor, U: Tensor, V: Tensor, sign: float) -> Tensor:

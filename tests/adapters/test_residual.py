@@ -180,6 +180,17 @@ def test_a_base_that_is_trained_after_all():
     forward_is_the_definition(model)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_residual_that_is_converted_behind_the_layers_back(dtype):
+    """As FSDP2 does for the time of a forward in mixed precision."""
+    layer = injected()[0]
+    layer.weight.data = layer.weight.data.to(dtype)
+    assert layer.base.dtype == dtype
+    torch.testing.assert_close(
+        layer.base.float(), original(), rtol=1e-2, atol=1e-2 if dtype == torch.bfloat16 else 1e-6
+    )
+
+
 def test_a_record_has_w0_to_the_last_bit(tmp_path):
     model = injected()
     with Recorder(model, tmp_path) as recorder:
