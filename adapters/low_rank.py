@@ -152,9 +152,12 @@ class _LowRankLinear(torch.autograd.Function):
         if wanted[1]:
             result[1] = g.T @ (x if gamma is None else x * gamma)
         if wanted[4]:
-            result[4] = thin_product(g.T, down).mul_(ctx.scaling)
+            result[4] = thin_product(g.T, down)
         left, right = _stacked(A, B, ctx.start)
-        up = thin_product(g, ctx.scaling * left)  # (tokens, r), or (tokens, 2r)
+        up = thin_product(g, left)  # (tokens, r), or (tokens, 2r)
+        for made in (up, result[4]) if ctx.scaling != 1 else ():
+            if made is not None:
+                made.mul_(ctx.scaling)
         if wanted[3]:
             grad_A = up[:, : len(A)].T @ x
             result[3] = grad_A if gamma is None else grad_A.mul_(gamma)
