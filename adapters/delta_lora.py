@@ -1,7 +1,7 @@
 """Delta-LoRA: LoRA whose base moves with the change of its product."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from deltaw.adapters.errors import OptionError
 from deltaw.adapters.lora import LowRankPair
 from deltaw.adapters.low_rank import low_rank_linear
 from deltaw.adapters.method import Shape, State
+from deltaw.adapters.spread import full, is_spread
 
 if TYPE_CHECKING:
     from deltaw.adapters.layer import AdaptedLayer
@@ -112,11 +113,9 @@ class DeltaLoRA(LowRankPair):
                     layer.tensor(anchor).copy_(_in_the_form_of(layer.tensor(anchor), layer.tensor(name)))
 
 
-def _in_the_form_of(anchor: Tensor, parameter: Any) -> Tensor:
+def _in_the_form_of(anchor: Tensor, parameter: Tensor) -> Tensor:
     """The whole of a parameter of which each process has a part: buffers are not cut up by FSDP2.
 
     All processes come here together, as they make the optimizer step together.
     """
-    is_cut = hasattr(parameter, "full_tensor") and not hasattr(anchor, "full_tensor")
-    whole: Tensor = parameter.full_tensor() if is_cut else parameter
-    return whole
+    return parameter if is_spread(anchor) else full(parameter)

@@ -179,7 +179,7 @@ def _scale_chunk(g: NDArray[Any], z: NDArray[Any], scale: NDArray[Any], out: NDA
                 g_t[j] *= scale[j]
 
 
-def _add_product(matrix: NDArray[Any], U: NDArray[Any], V: NDArray[Any], out: NDArray[Any]) -> None:
+def _plus_product(matrix: NDArray[Any], U: NDArray[Any], V: NDArray[Any], out: NDArray[Any]) -> None:
     total = np.empty(matrix.shape[1])
     for i in range(len(matrix)):
         total[:] = 0
@@ -190,8 +190,8 @@ def _add_product(matrix: NDArray[Any], U: NDArray[Any], V: NDArray[Any], out: ND
             out[i, j] = matrix[i, j] + total[j]
 
 
-add_product: Callable[[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], None] = compiled(
-    _add_product, fastmath=False
+plus_product: Callable[[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], None] = compiled(
+    _plus_product, fastmath=False
 )
 """Write matrix + U V (n, m) into out, rounded to its dtype: U (n, r) and V (r, m) in float64, summed in the order of r,
 each operation rounded for itself, so that every machine finds the same bits."""

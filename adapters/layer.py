@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deltaw.adapters.clock import follow, version
 from deltaw.adapters.method import Method, State
 from deltaw.adapters.residual import Lost, can_be_held, restored, subtracted
+from deltaw.adapters.spread import full, spread_like
 
 _MOVED: weakref.WeakValueDictionary[Any, Tensor] = weakref.WeakValueDictionary()  # what moved, by what it was
 
@@ -103,7 +104,7 @@ class AdaptedLayer(nn.Module):
         factors = None if self._lost is None else self.method.taken_out(self.state())
         if self._lost is None or factors is None:
             return self.held
-        return restored(_whole(self.held), *factors, self._lost)
+        return restored(full(self.held), *factors, self._lost)
 
     @property
     def base_dtype(self) -> torch.dtype:
@@ -193,7 +194,7 @@ class AdaptedLayer(nn.Module):
         if self._lost is not None or not can_be_held(self.weight):
             return
         if factors := self.method.taken_out(self.state()):
-            residual, self._lost = subtracted(_whole(self.held), *factors)
+            residual, self._lost = subtracted(full(self.held), *factors)
             self._hold(residual)
 
     @torch.no_grad()
@@ -205,7 +206,7 @@ class AdaptedLayer(nn.Module):
 
     def _hold(self, matrix: Tensor) -> None:
         """Put a matrix (out, in) in the place of W₀: as another parameter, for the old one may be others' as well."""
-        stored = _like(matrix.T.contiguous() if self.transposed else matrix, self.weight)
+        stored = spread_like(matrix.T.contiguous() if self.transposed else matrix, self.weight)
         if self.weight.requires_grad:  # an optimizer may have it
             self.weight.copy_(stored)
         else:
@@ -242,7 +243,7 @@ class AdaptedLayer(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.holds_residual:
             base = self.base.T.contiguous() if self.transposed else self.base
-            destination[prefix + "weight"] = _like(base, self.weight)
+            destination[prefix + "weight"] = spread_like(base, self.weight)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._put_back()  # what is loaded is W₀
@@ -254,18 +255,3 @@ class AdaptedLayer(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.method.moving:
             follow(self)  # a copy counts for itself
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be distributed over processes, together; all of them call this."""
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole
-
-
-def _like(matrix: Tensor, other: Any) -> Tensor:
-    """Return a matrix that every process has whole, distributed as the other is."""
-    if not hasattr(other, "full_tensor"):
-        return matrix
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(matrix, other.device_mesh, other.placements)

@@ -65,12 +65,12 @@ def restored(residual: Tensor, U: Tensor, V: Tensor, lost: Lost) -> Tensor:
 
 
 def _sum(matrix: Tensor, U: Tensor, V: Tensor, sign: float) -> Tensor:
-    from deltaw.adapters.kernels import add_product
+    from deltaw.adapters.kernels import plus_product
 
     given = matrix.detach().cpu().contiguous()
     out = torch.empty_like(given)
     left, right = (factor.detach().cpu().double().contiguous() for factor in (sign * U.detach().double(), V))
-    add_product(given.numpy(), left.numpy(), right.numpy(), out.numpy())
+    plus_product(given.numpy(), left.numpy(), right.numpy(), out.numpy())
     return out
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltaw.adapters.spread import full, is_spread
+
 
 def is_writer() -> bool:
     """Whether this is the process that writes: the only one, or the one of rank 0.
@@ -22,17 +24,6 @@ def is_writer() -> bool:
     """
     distributed = torch.distributed
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
-
-
-def is_spread(tensor: Tensor) -> bool:
-    """Whether it is a ``DTensor``; told by what it can do, because torch 2.4 and 2.5 keep the class elsewhere."""
-    return hasattr(tensor, "full_tensor")
-
-
-def full(tensor: Any) -> Tensor:
-    """Return the tensor with all its parts; for a ``DTensor`` all processes have to call this together."""
-    whole: Tensor = tensor.full_tensor() if is_spread(tensor) else tensor
-    return whole
 
 
 def local(tensor: Any) -> Tensor:

@@ -24,7 +24,8 @@ from deltaw.adapters.inject import is_conv1d, is_peft, linear_modules, matching
 from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.peft_format import LEAVES_THE_BASE
 from deltaw.adapters.quantized import is_quantized
-from deltaw.trainers.gather import full, whole_parameters
+from deltaw.adapters.spread import full
+from deltaw.trainers.gather import whole_parameters
 
 # What puts a model into another; the one inside has the names and the weights.
 WRAPPERS = {

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from deltaw.adapters import OptionError, RecordError
 from deltaw.adapters.inject import repeated
+from deltaw.adapters.spread import full, is_spread
 from deltaw.analysis.files import append_line, disk_errors, write_text, written_aside
 from deltaw.analysis.record import (
     BASE,
@@ -40,7 +41,7 @@ from deltaw.analysis.record import (
     read_tensors,
 )
 from deltaw.trainers.budget import Budget, amount, file_bytes, planned, stride
-from deltaw.trainers.gather import full, is_spread, is_writer, local, reshard, share
+from deltaw.trainers.gather import is_writer, local, reshard, share
 from deltaw.trainers.layers import Layer, is_frozen, method_name, parts, recorded_layers, start, unwrapped
 from deltaw.trainers.live import Log, Numbers, live_changes
 from deltaw.trainers.schedules import Schedule, every

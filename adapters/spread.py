@@ -1,0 +1,25 @@
+"""Tensors of which each process has a part: FSDP2's and tensor parallelism's ``DTensor``."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def is_spread(tensor: Any) -> bool:
+    """Whether it is a ``DTensor``; told by what it can do, because torch 2.4 and 2.5 keep the class elsewhere."""
+    return hasattr(tensor, "full_tensor")
+
+
+def full(tensor: Any) -> Tensor:
+    """Return the tensor with all its parts; for a ``DTensor`` all processes have to call this together."""
+    whole: Tensor = tensor.full_tensor() if is_spread(tensor) else tensor
+    return whole
+
+
+def spread_like(matrix: Tensor, other: Any) -> Tensor:
+    """Return a matrix that every process has whole, distributed as the other is; all processes call this together."""
+    if not is_spread(other):
+        return matrix
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(matrix, other.device_mesh, other.placements)
