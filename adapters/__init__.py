@@ -5,12 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from deltaw.adapters.asylora import AsyLoRA
-from deltaw.adapters.bora import BoRA
-from deltaw.adapters.corda import CorDA, input_covariances
-from deltaw.adapters.delta_lora import DeltaLoRA
-from deltaw.adapters.dora import DoRA
-from deltaw.adapters.dual_lora import DualLoRA
 from deltaw.adapters.effective import base_weight, effective_weight
 from deltaw.adapters.errors import (
     DataError,
@@ -22,24 +16,30 @@ from deltaw.adapters.errors import (
     TargetError,
     WriteError,
 )
-from deltaw.adapters.full import FullFineTuning
-from deltaw.adapters.galore import GaLore, galore_optimizer
-from deltaw.adapters.hira import HiRA
 from deltaw.adapters.inject import adapted, inject, load_adapters, merge, save_adapters
 from deltaw.adapters.layer import AdaptedLayer
-from deltaw.adapters.lora import LoRA
-from deltaw.adapters.lora_fa import LoRAFA
-from deltaw.adapters.lora_plus import LoRAPlus, parameter_groups
-from deltaw.adapters.magnitude import Magnitude
 from deltaw.adapters.method import Method
-from deltaw.adapters.mora import MoRA
-from deltaw.adapters.oa import OrthogonalAdaptation
+from deltaw.adapters.methods.asylora import AsyLoRA
+from deltaw.adapters.methods.bora import BoRA
+from deltaw.adapters.methods.corda import CorDA, input_covariances
+from deltaw.adapters.methods.delta_lora import DeltaLoRA
+from deltaw.adapters.methods.dora import DoRA
+from deltaw.adapters.methods.dual_lora import DualLoRA
+from deltaw.adapters.methods.full import FullFineTuning
+from deltaw.adapters.methods.galore import GaLore, galore_optimizer
+from deltaw.adapters.methods.hira import HiRA
+from deltaw.adapters.methods.lora import LoRA
+from deltaw.adapters.methods.lora_fa import LoRAFA
+from deltaw.adapters.methods.lora_plus import LoRAPlus, parameter_groups
+from deltaw.adapters.methods.magnitude import Magnitude
+from deltaw.adapters.methods.mora import MoRA
+from deltaw.adapters.methods.oa import OrthogonalAdaptation
+from deltaw.adapters.methods.pissa import PiSSA
+from deltaw.adapters.methods.randlora import RandLoRA
+from deltaw.adapters.methods.sbora import SBoRA
+from deltaw.adapters.methods.vera import DVoRA, VeRA
 from deltaw.adapters.peft_format import load_peft, save_peft
-from deltaw.adapters.pissa import PiSSA
 from deltaw.adapters.quantized import quantize
-from deltaw.adapters.randlora import RandLoRA
-from deltaw.adapters.sbora import SBoRA
-from deltaw.adapters.vera import DVoRA, VeRA
 
 METHODS: dict[str, Callable[..., Method]] = {
     "ft": FullFineTuning,

@@ -21,10 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deltaw.adapters.dora import DoRA
 from deltaw.adapters.effective import base_weight
 from deltaw.adapters.errors import DataError, OptionError, ShapeError, TargetError, WriteError
-from deltaw.adapters.hira import HiRA
 from deltaw.adapters.inject import (
     adapted,
     find_module,
@@ -36,14 +34,16 @@ from deltaw.adapters.inject import (
     replace_module,
 )
 from deltaw.adapters.layer import WIDENED, AdaptedLayer
-from deltaw.adapters.lora import LoRA
-from deltaw.adapters.lora_fa import FrozenDown
 from deltaw.adapters.low_rank import constant_norms
 from deltaw.adapters.method import Method, RankedMethod
-from deltaw.adapters.pissa import PiSSA
+from deltaw.adapters.methods.dora import DoRA
+from deltaw.adapters.methods.hira import HiRA
+from deltaw.adapters.methods.lora import LoRA
+from deltaw.adapters.methods.lora_fa import FrozenDown
+from deltaw.adapters.methods.pissa import PiSSA
+from deltaw.adapters.methods.randlora import RandLoRA
+from deltaw.adapters.methods.vera import VeRA
 from deltaw.adapters.quantized import compute_dtype, is_quantized
-from deltaw.adapters.randlora import RandLoRA
-from deltaw.adapters.vera import VeRA
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."

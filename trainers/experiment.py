@@ -32,8 +32,8 @@ from deltaw.adapters import (
     parameter_groups,
     quantize,
 )
-from deltaw.adapters.galore import load_galore
 from deltaw.adapters.inject import linear_shape, repeated
+from deltaw.adapters.methods.galore import load_galore
 from deltaw.adapters.quantized import load_bitsandbytes
 from deltaw.analysis.files import write_text
 from deltaw.analysis.record import BASE, CHECKPOINTS, MANIFEST, read_manifest

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deltaw.adapters import create, dual_lora, inject, kernels, loops, low_rank
 from deltaw.adapters.layer import AdaptedLayer
-from deltaw.adapters.sbora import _GatheredLinear, _ScatteredLinear
+from deltaw.adapters.methods.sbora import _GatheredLinear, _ScatteredLinear
 
 OUT, IN, RANK, TOKENS = 11, 7, 3, 5
 FULL = {"detach_norm": False}

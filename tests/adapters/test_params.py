@@ -11,7 +11,7 @@ from torch import nn
 from deltaw.adapters import METHODS, LoRA, create, inject
 from deltaw.adapters.configs import CONFIGS
 from deltaw.adapters.errors import DataError, OptionError, TargetError
-from deltaw.adapters.magnitude import Magnitude
+from deltaw.adapters.methods.magnitude import Magnitude
 from deltaw.adapters.params import count_trainable, model_from_config
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from deltaw.adapters.errors import DataError, OptionError
-from deltaw.adapters.full import FullFineTuning
 from deltaw.adapters.inject import linear_modules, matching
-from deltaw.adapters.lora_plus import parameter_groups
+from deltaw.adapters.methods.full import FullFineTuning
+from deltaw.adapters.methods.lora_plus import parameter_groups
 
 PROJECTIONS = ("std", "reverse_std", "right", "left", "full")
 

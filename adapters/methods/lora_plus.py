@@ -8,7 +8,7 @@ from torch import nn
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.inject import adapted
-from deltaw.adapters.lora import LoRA
+from deltaw.adapters.methods.lora import LoRA
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltaw.adapters.asylora import orthonormal_rows
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.lora_fa import FrozenDown
 from deltaw.adapters.method import State
+from deltaw.adapters.methods.asylora import orthonormal_rows
+from deltaw.adapters.methods.lora_fa import FrozenDown
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltaw.adapters.lora_fa import FrozenDown
+from deltaw.adapters.methods.lora_fa import FrozenDown
 
 
 @dataclass(frozen=True, kw_only=True)

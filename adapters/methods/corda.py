@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.inject import linear_modules, matching
 from deltaw.adapters.method import State
-from deltaw.adapters.pissa import ResidualPair
+from deltaw.adapters.methods.pissa import ResidualPair
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from deltaw.adapters.lora import LowRankPair
 from deltaw.adapters.low_rank import (
     constant_norms_of_both,
     low_rank_linear,
@@ -16,6 +15,7 @@ from deltaw.adapters.low_rank import (
     weighted_column_norms,
 )
 from deltaw.adapters.method import Shape, State
+from deltaw.adapters.methods.lora import LowRankPair
 
 if TYPE_CHECKING:
     from deltaw.adapters.layer import AdaptedLayer
