@@ -65,7 +65,7 @@ def restored(residual: Tensor, U: Tensor, V: Tensor, lost: Lost) -> Tensor:
 
 
 def _sum(matrix: Tensor, U: Tensor, V: Tensor, sign: float) -> Tensor:
-    from deltaw.adapters.kernels import plus_product
+    from deltaw.adapters.compiled.norms import plus_product
 
     given = matrix.detach().cpu().contiguous()
     out = torch.empty_like(given)

@@ -53,7 +53,7 @@ def sums(before: Tensor, after: Tensor, axes: Sequence[Axis]) -> dict[Axis, Sums
 
 def _on_cpu(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sums of rows, (3, out), and columns, (3, in), from one pass; in blocks where entries are widened."""
-    from deltaw.analysis.kernels import add_sums  # a quarter of a second, for those who want no sums
+    from deltaw.adapters.compiled.sums import add_sums  # a quarter of a second, for those who want no sums
 
     height, width = before.shape
     wide = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from deltaw.adapters.low_rank import (
+from deltaw.adapters.linear.low_rank import (
     constant_norms_of_both,
     low_rank_linear,
     ratio,

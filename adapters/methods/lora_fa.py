@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from deltaw.adapters.low_rank import kaiming_uniform, low_rank_linear
+from deltaw.adapters.linear.low_rank import kaiming_uniform, low_rank_linear
 from deltaw.adapters.method import RankedMethod, Shape, State
 
 if TYPE_CHECKING:

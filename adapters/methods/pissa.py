@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.low_rank import low_rank_linear
+from deltaw.adapters.linear.low_rank import low_rank_linear
 from deltaw.adapters.method import RankedMethod, Shape, State
 
 if TYPE_CHECKING:

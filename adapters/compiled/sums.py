@@ -1,4 +1,4 @@
-"""The compiled loop that sums two matrices; see ``deltaw.adapters.loops`` for how it is compiled and who runs it."""
+"""The compiled loop that sums two matrices; see ``deltaw.adapters.compiled.loops`` for how it is compiled and who runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaw.adapters.loops import address_of, at, callback, carray, compiled, one_more, record, run
+from deltaw.adapters.compiled.loops import address_of, at, callback, carray, compiled, one_more, record, run
 
 _CHUNKS = 16  # of rows at most; fixed, so that the sums do not depend on the number of threads
 _ALONE = 2**17  # entries below which one thread is faster

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaw.adapters.loops import address_of, at, callback, carray, compiled, one_more, record, run
+from deltaw.adapters.compiled.loops import address_of, at, callback, carray, compiled, one_more, record, run
 
 RANKS = 4  # at a time, in the norms
 NORM_ROWS = 64  # a chunk of a weight

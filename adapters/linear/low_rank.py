@@ -3,7 +3,7 @@
 LoRA, rsLoRA, DoRA and BoRA are all W' = diag(ρ) (W₀ + s·B A) diag(γ). So x W'ᵀ is: scale the input by γ, one linear
 with W₀, the low-rank product, scale the output by ρ. Only the norms need W₀ again. Held constant, as the papers do in
 the backward pass, they are read off V = W₀ + s·B A, made a few rows at a time that never leave the cache, by a compiled
-loop (``deltaw.adapters.kernels``) or by torch. To be differentiated, they come from small products,
+loop (``deltaw.adapters.compiled.norms``) or by torch. To be differentiated, they come from small products,
 
     ‖w_i + s·b_i A‖² = ‖w_i‖² + 2s ⟨w_i, b_i A⟩ + s² b_i (A Aᵀ) b_iᵀ        for the rows w_i of W₀,
 
@@ -187,7 +187,7 @@ def thin_product(x: Tensor, thin: Tensor) -> Tensor:
 def scaled_and_dots(g: Tensor, z: Tensor, scale: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
     """Return g_tj scale_j (tokens, features), written over g or not, and Σ_t g_tj z_tj (features,)."""
     if loop_reads(g, z, scale):
-        from deltaw.adapters import kernels
+        from deltaw.adapters.compiled import norms as kernels
 
         out = None if in_place else torch.empty_like(g)
         dots = kernels.scaled_and_dots(g, z, scale, out)
@@ -213,7 +213,7 @@ def loop_reads(*tensors: Tensor) -> bool:
 
 
 def _loops_on_all_threads() -> bool:
-    from deltaw.adapters import loops
+    from deltaw.adapters.compiled import loops
 
     return loops.on_torch_threads()
 
@@ -350,7 +350,7 @@ def _loop_norms(
     factors = () if magnitude is None else (magnitude,)
     if not loop_reads(weight, A, B, *factors):
         return None
-    from deltaw.adapters import kernels  # a quarter of a second, for those who need no norms
+    from deltaw.adapters.compiled import norms as kernels  # a quarter of a second, for those who need no norms
 
     return kernels.product_norms(weight, A, B, scaling, magnitude, columns)
 

@@ -1,0 +1,1 @@
+"""Trainable parameters, counted without weights."""

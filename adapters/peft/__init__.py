@@ -1,0 +1,1 @@
+"""PEFT: its names, its format, its live layers, and its formulas."""
