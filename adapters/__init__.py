@@ -38,7 +38,7 @@ from deltaw.adapters.methods.pissa import PiSSA
 from deltaw.adapters.methods.randlora import RandLoRA
 from deltaw.adapters.methods.sbora import SBoRA
 from deltaw.adapters.methods.vera import DVoRA, VeRA
-from deltaw.adapters.peft_format import load_peft, save_peft
+from deltaw.adapters.peft.format import load_peft, save_peft
 from deltaw.adapters.quantized import quantize
 
 METHODS: dict[str, Callable[..., Method]] = {

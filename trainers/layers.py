@@ -22,7 +22,7 @@ from deltaw.adapters import (
 )
 from deltaw.adapters.inject import is_conv1d, is_peft, linear_modules, matching
 from deltaw.adapters.layer import WIDENED
-from deltaw.adapters.peft_format import LEAVES_THE_BASE
+from deltaw.adapters.peft.format import LEAVES_THE_BASE
 from deltaw.adapters.quantized import is_quantized
 from deltaw.adapters.spread import full
 from deltaw.trainers.gather import whole_parameters

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from deltaw.adapters import RecordError
 from deltaw.adapters.layer import WIDENED
+from deltaw.adapters.peft.formulas import FORMULAS, REFUSED, Factors, Formula, Settings
+from deltaw.adapters.peft.targets import targeted
 from deltaw.analysis.sources.base import GIVE, Base, BaseLike, base_named, open_base
 from deltaw.analysis.sources.contract import Shape, Source, State, fitting
 from deltaw.analysis.sources.peft_experts import Parameter, parameters
-from deltaw.analysis.sources.peft_formulas import FORMULAS, REFUSED, Factors, Formula, Settings
-from deltaw.analysis.sources.peft_targets import targeted
 from deltaw.analysis.sources.place import Place
 from deltaw.analysis.sources.tensors import SafeTensors, Tensors, read_pickled
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltaw.adapters import RecordError
-from deltaw.analysis.sources.peft_targets import fits
+from deltaw.adapters.peft.targets import fits
 
 Tensors = Mapping[str, Tensor]
 Factors = tuple[Tensor, Tensor]
