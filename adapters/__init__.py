@@ -16,7 +16,7 @@ from deltaw.adapters.errors import (
     TargetError,
     WriteError,
 )
-from deltaw.adapters.inject import adapted, inject, load_adapters, merge, save_adapters
+from deltaw.adapters.injection import adapted, inject, load_adapters, merge, save_adapters
 from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.method import Method
 from deltaw.adapters.methods.asylora import AsyLoRA
@@ -39,7 +39,7 @@ from deltaw.adapters.methods.randlora import RandLoRA
 from deltaw.adapters.methods.sbora import SBoRA
 from deltaw.adapters.methods.vera import DVoRA, VeRA
 from deltaw.adapters.peft.format import load_peft, save_peft
-from deltaw.adapters.quantized import quantize
+from deltaw.adapters.quantization import quantize
 
 METHODS: dict[str, Callable[..., Method]] = {
     "ft": FullFineTuning,

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deltaw.adapters.errors import ShapeError, TargetError
-from deltaw.adapters.inject import is_conv1d, is_peft
+from deltaw.adapters.injection import is_conv1d, is_peft
 from deltaw.adapters.layer import WIDENED, AdaptedLayer
-from deltaw.adapters.quantized import dequantized, is_quantized
+from deltaw.adapters.quantization import dequantized, is_quantized
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deltaw.adapters.clock import follow, version
 from deltaw.adapters.method import Method, State
 from deltaw.adapters.residual import Lost, can_be_held, restored, subtracted
-from deltaw.adapters.spread import full, spread_like
+from deltaw.adapters.sharded import full, spread_like
 
 _MOVED: weakref.WeakValueDictionary[Any, Tensor] = weakref.WeakValueDictionary()  # what moved, by what it was
 

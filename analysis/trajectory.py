@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from deltaw.adapters import DualLoRA, Method, NonFiniteError, OptionError, RecordError
-from deltaw.adapters.inject import matching
+from deltaw.adapters.injection import matching
 from deltaw.analysis.change import AXES, Axis, changes
 from deltaw.analysis.names import name_reader
 from deltaw.analysis.record import MANIFEST, Manifest

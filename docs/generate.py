@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from deltaw.adapters.configs import CONFIGS
+from deltaw.adapters.counting.configs import CONFIGS
 from deltaw.cli import app
 
 PAGE = Path(__file__).with_name("cli.md")

@@ -10,7 +10,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from transformers import TrainingArguments as Arguments
 from transformers.trainer_callback import CallbackHandler
 
-from deltaw.adapters.spread import is_spread
+from deltaw.adapters.sharded import is_spread
 from deltaw.trainers.live import Numbers
 from deltaw.trainers.recorder import Recorder
 from deltaw.trainers.schedules import Schedule, every

@@ -32,9 +32,9 @@ from deltaw.adapters import (
     parameter_groups,
     quantize,
 )
-from deltaw.adapters.inject import linear_shape, repeated
+from deltaw.adapters.injection import linear_shape, repeated
 from deltaw.adapters.methods.galore import load_galore
-from deltaw.adapters.quantized import load_bitsandbytes
+from deltaw.adapters.quantization import load_bitsandbytes
 from deltaw.analysis.files import write_text
 from deltaw.analysis.record import BASE, CHECKPOINTS, MANIFEST, read_manifest
 from deltaw.trainers.callback import RecorderCallback

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaw.adapters.spread import full, is_spread
+from deltaw.adapters.sharded import full, is_spread
 
 
 def is_writer() -> bool:

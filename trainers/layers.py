@@ -20,11 +20,11 @@ from deltaw.adapters import (
     base_weight,
     effective_weight,
 )
-from deltaw.adapters.inject import is_conv1d, is_peft, linear_modules, matching
+from deltaw.adapters.injection import is_conv1d, is_peft, linear_modules, matching
 from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.peft.format import LEAVES_THE_BASE
-from deltaw.adapters.quantized import is_quantized
-from deltaw.adapters.spread import full
+from deltaw.adapters.quantization import is_quantized
+from deltaw.adapters.sharded import full
 from deltaw.trainers.gather import whole_parameters
 
 # What puts a model into another; the one inside has the names and the weights.

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deltaw.adapters import OptionError, RecordError
-from deltaw.adapters.inject import repeated
-from deltaw.adapters.spread import full, is_spread
+from deltaw.adapters.injection import repeated
+from deltaw.adapters.sharded import full, is_spread
 from deltaw.analysis.files import append_line, disk_errors, write_text, written_aside
 from deltaw.analysis.record import (
     BASE,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.inject import linear_modules, matching
+from deltaw.adapters.injection import linear_modules, matching
 from deltaw.adapters.method import State
 from deltaw.adapters.methods.pissa import ResidualPair
 

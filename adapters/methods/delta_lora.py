@@ -10,7 +10,7 @@ from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.low_rank import low_rank_linear
 from deltaw.adapters.method import Shape, State
 from deltaw.adapters.methods.lora import LowRankPair
-from deltaw.adapters.spread import full, is_spread
+from deltaw.adapters.sharded import full, is_spread
 
 if TYPE_CHECKING:
     from deltaw.adapters.layer import AdaptedLayer

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deltaw.adapters.errors import DataError, OptionError
-from deltaw.adapters.inject import linear_modules, matching
+from deltaw.adapters.injection import linear_modules, matching
 from deltaw.adapters.methods.full import FullFineTuning
 from deltaw.adapters.methods.lora_plus import parameter_groups
 

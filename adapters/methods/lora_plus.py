@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.inject import adapted
+from deltaw.adapters.injection import adapted
 from deltaw.adapters.methods.lora import LoRA
 
 

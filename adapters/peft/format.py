@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from deltaw.adapters.effective import base_weight
 from deltaw.adapters.errors import DataError, OptionError, ShapeError, TargetError, WriteError
-from deltaw.adapters.inject import (
+from deltaw.adapters.injection import (
     adapted,
     find_module,
     fitting_tensors,
@@ -43,7 +43,7 @@ from deltaw.adapters.methods.lora_fa import FrozenDown
 from deltaw.adapters.methods.pissa import PiSSA
 from deltaw.adapters.methods.randlora import RandLoRA
 from deltaw.adapters.methods.vera import VeRA
-from deltaw.adapters.quantized import compute_dtype, is_quantized
+from deltaw.adapters.quantization import compute_dtype, is_quantized
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from deltaw.adapters import METHODS, OptionError, RecordError
-from deltaw.adapters.inject import matching
+from deltaw.adapters.injection import matching
 from deltaw.analysis import dynamics
 from deltaw.analysis.change import Axis
 from deltaw.analysis.figures.rows import spread_out

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from deltaw.adapters import OptionError, RecordError
-from deltaw.adapters.inject import matching
+from deltaw.adapters.injection import matching
 from deltaw.analysis.record import INDEX, MANIFEST
 from deltaw.analysis.sources.base import Base, BaseLike, open_base
 from deltaw.analysis.sources.contract import Source

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from deltaw.adapters import METHODS, LoRA, create, inject
-from deltaw.adapters.configs import CONFIGS
+from deltaw.adapters.counting.configs import CONFIGS
+from deltaw.adapters.counting.params import count_trainable, model_from_config
 from deltaw.adapters.errors import DataError, OptionError, TargetError
 from deltaw.adapters.methods.magnitude import Magnitude
-from deltaw.adapters.params import count_trainable, model_from_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAPERS = runpy.run_path(str(DOCS / "paper_parameters.py"))

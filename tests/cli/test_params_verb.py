@@ -5,7 +5,7 @@ import json
 import pytest
 
 from deltaw.adapters import METHODS
-from deltaw.adapters.configs import CONFIGS
+from deltaw.adapters.counting.configs import CONFIGS
 from deltaw.cli import main
 
 COMMONSENSE = ["--targets", "*.[qkvud]*_proj"]  # query, key, value, up, down

@@ -20,7 +20,7 @@ from deltaw.adapters import (
     create,
     inject,
 )
-from deltaw.adapters.inject import linear_modules
+from deltaw.adapters.injection import linear_modules
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, every
 from deltaw.trainers import recorder as recorder_module

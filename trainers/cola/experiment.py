@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, set_seed
 
 from deltaw.adapters import DataError, OptionError, TargetError
-from deltaw.adapters.inject import linear_modules, matching
+from deltaw.adapters.injection import linear_modules, matching
 from deltaw.analysis.names import kind_of
 from deltaw.trainers.cola.data import BUILTIN, Corpus, load_corpus
 from deltaw.trainers.experiment import (

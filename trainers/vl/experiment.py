@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from deltaw.adapters import OptionError, TargetError
-from deltaw.adapters.inject import linear_modules, matching
+from deltaw.adapters.injection import linear_modules, matching
 from deltaw.analysis.names import kind_of, stack_of
 from deltaw.trainers.experiment import (
     Settings,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deltaw.adapters.errors import DataError, NonFiniteError, OptionError, ShapeError, TargetError
 from deltaw.adapters.layer import WIDENED, AdaptedLayer, identity
 from deltaw.adapters.method import Method, Shape, State
-from deltaw.adapters.quantized import QuantizedLayer, compute_dtype, is_quantized, quantized_shape
+from deltaw.adapters.quantization import QuantizedLayer, compute_dtype, is_quantized, quantized_shape
 
 FILE_FORMAT = "deltaw-adapters-1"
 

@@ -58,7 +58,7 @@ def quantize(
         >>> quantize(model, "0")[0].weight.nbytes  # 2048 entries in float32 were 8192 bytes
         1024
     """
-    from deltaw.adapters.inject import is_conv1d, matching, replace_module
+    from deltaw.adapters.injection import is_conv1d, matching, replace_module
 
     library = load_bitsandbytes()
     if block_size not in BLOCK_SIZES:
@@ -339,7 +339,7 @@ def _is_of(tensor: Tensor, base: Tensor) -> bool:
 
 
 def _is_plain(module: object) -> bool:
-    from deltaw.adapters.inject import is_conv1d
+    from deltaw.adapters.injection import is_conv1d
 
     return type(module) is nn.Linear or is_conv1d(module)
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltaw.adapters.configs import CONFIGS, complete, named_config
+from deltaw.adapters.counting.configs import CONFIGS, complete, named_config
 from deltaw.adapters.errors import DataError, OptionError
-from deltaw.adapters.inject import linear_modules, linear_shape, matching, methods_by_module, owners
+from deltaw.adapters.injection import linear_modules, linear_shape, matching, methods_by_module, owners
 from deltaw.adapters.method import Method
 
 
