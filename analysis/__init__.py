@@ -1,8 +1,5 @@
 """What reads a trajectory: change, spectrum, correlation, tables, figures, claims."""
 
-from deltaw.analysis.amplification import Amplification, amplification
-from deltaw.analysis.change import Axis, Change, change, changes
-from deltaw.analysis.correlation import correlation
 from deltaw.analysis.dynamics import (
     amplification_table,
     intruder_table,
@@ -13,10 +10,13 @@ from deltaw.analysis.dynamics import (
     vector_changes,
 )
 from deltaw.analysis.inspection import inspect_run
-from deltaw.analysis.intruders import Intruders, intruders
-from deltaw.analysis.similarity import dissimilarity, similarity
-from deltaw.analysis.spectrum import Spectrum, spectrum
-from deltaw.analysis.subspace import Directions, directions, overlap, principal_angles
+from deltaw.analysis.measures.amplification import Amplification, amplification
+from deltaw.analysis.measures.change import Axis, Change, change, changes
+from deltaw.analysis.measures.correlation import correlation
+from deltaw.analysis.measures.intruders import Intruders, intruders
+from deltaw.analysis.measures.similarity import dissimilarity, similarity
+from deltaw.analysis.measures.spectrum import Spectrum, spectrum
+from deltaw.analysis.measures.subspace import Directions, directions, overlap, principal_angles
 from deltaw.analysis.tables import open_runs, table
 from deltaw.analysis.trajectory import Trajectory
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from deltaw.adapters import NonFiniteError, OptionError, ShapeError
-from deltaw.analysis.amplification import Amplification, amplification
-from deltaw.analysis.change import AXES, Axis, changes
-from deltaw.analysis.intruders import intruders
-from deltaw.analysis.similarity import Examples, dissimilarity
-from deltaw.analysis.spectrum import spectrum
-from deltaw.analysis.subspace import SIDES, Directions, Side, directions, overlap, principal_angles
+from deltaw.analysis.measures.amplification import Amplification, amplification
+from deltaw.analysis.measures.change import AXES, Axis, changes
+from deltaw.analysis.measures.intruders import intruders
+from deltaw.analysis.measures.similarity import Examples, dissimilarity
+from deltaw.analysis.measures.spectrum import spectrum
+from deltaw.analysis.measures.subspace import SIDES, Directions, Side, directions, overlap, principal_angles
 from deltaw.analysis.trajectory import Pairs, Trajectory, chosen_modules
 
 Steps = Sequence[int] | Literal["last"] | None
@@ -235,7 +235,7 @@ def intruder_table(
 
     Arguments:
         runs: Opened runs.
-        k, epsilon: As in `deltaw.analysis.intruders`.
+        k, epsilon: As in `deltaw.analysis.measures.intruders`.
         steps, modules, progress: As in `singular_values`.
 
     Returns:
@@ -282,7 +282,7 @@ def similarity_table(
         steps: As in `singular_values`; with ``other``, ``None`` means the steps that both recorded and "last" the last
             of each.
         modules: Glob patterns over the modules (of both); ``None`` for all.
-        examples: As in `deltaw.analysis.similarity`.
+        examples: As in `deltaw.analysis.measures.similarity`.
         progress: Show a progress bar.
 
     Returns:
@@ -296,7 +296,7 @@ def similarity_table(
         NonFiniteError: A weight holds NaN or infinity; names module and step.
 
     Source:
-        Kornblith et al. 2019. See `deltaw.analysis.similarity`.
+        Kornblith et al. 2019. See `deltaw.analysis.measures.similarity`.
     """
     rows = []
     for run in _some(runs):

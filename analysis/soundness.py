@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from deltaw.adapters import DualLoRA
 from deltaw.analysis.base_check import FOREIGN, ROUNDED, Nearness, nearness, start_agrees, why_foreign
-from deltaw.analysis.precision import survival
+from deltaw.analysis.measures.survival import survival
 from deltaw.analysis.record import BASE
 from deltaw.analysis.sources.base import BaseError, BaseLike, open_base
 from deltaw.analysis.sources.recorded import Recorded

@@ -13,13 +13,13 @@ from tqdm.auto import tqdm
 
 from deltaw.adapters import DualLoRA, Method, NonFiniteError, OptionError, RecordError
 from deltaw.adapters.injection import matching
-from deltaw.analysis.change import AXES, Axis, changes
+from deltaw.analysis.measures.change import AXES, Axis, changes
+from deltaw.analysis.measures.spectrum import Spectrum, spectrum
 from deltaw.analysis.names import name_reader
 from deltaw.analysis.record import MANIFEST, Manifest
 from deltaw.analysis.sources import Source, open_pair, open_source
 from deltaw.analysis.sources.base import BaseLike
 from deltaw.analysis.sources.recorded import Recorded
-from deltaw.analysis.spectrum import Spectrum, spectrum
 
 Step = int | None  # None: the base weights, before any step
 Pairs = Literal["consecutive", "initial", "base"] | Sequence[tuple[Step, int]]

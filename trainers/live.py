@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters import Method
-from deltaw.analysis.change import changes
+from deltaw.analysis.measures.change import changes
 from deltaw.analysis.names import kind_of
 
 Numbers = dict[str, float]

@@ -6,7 +6,6 @@ from functools import partial
 import pandas as pd
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.change import Axis
 from deltaw.analysis.claims.claim import Claim, Outcome
 from deltaw.analysis.claims.evidence import (
     ANY,
@@ -33,6 +32,7 @@ from deltaw.analysis.claims.rules import (
     Rule,
     decide,
 )
+from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tidy import display_name, of_kind, require_columns, require_one_start, require_several_starts
 
 RESULTS = ("method", "best_mcc", "n_dev", "seconds_per_epoch", "trainable")

@@ -12,7 +12,6 @@ from functools import partial
 
 import pandas as pd
 
-from deltaw.analysis.change import Axis
 from deltaw.analysis.claims.claim import Claim
 from deltaw.analysis.claims.evidence import (
     ANY,
@@ -46,6 +45,7 @@ from deltaw.analysis.claims.rules import (
     Undecidable,
     below,
 )
+from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.names import stack_of
 from deltaw.analysis.tidy import display_name
 

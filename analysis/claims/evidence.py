@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from deltaw.analysis.change import Axis
 from deltaw.analysis.claims.rules import (
     Array,
     Measured,
@@ -21,6 +20,7 @@ from deltaw.analysis.claims.rules import (
     count_of,
     pearson,
 )
+from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tidy import display_name
 
 Quantity = Literal["delta_m", "delta_d"]

@@ -11,12 +11,12 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.change import Axis
 from deltaw.analysis.figures.axes import letter, method_columns, step_axis
 from deltaw.analysis.figures.distribution import limits_of, vector_rows
 from deltaw.analysis.figures.panels import QUANTITIES
 from deltaw.analysis.figures.places import place_axis, place_positions, places_of, with_places
 from deltaw.analysis.figures.style import paper_style
+from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tidy import display_name
 
 

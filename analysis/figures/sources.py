@@ -11,8 +11,8 @@ import pandas as pd
 from deltaw.adapters import METHODS, OptionError, RecordError
 from deltaw.adapters.injection import matching
 from deltaw.analysis import dynamics
-from deltaw.analysis.change import Axis
 from deltaw.analysis.figures.rows import spread_out
+from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables import open_runs, table
 from deltaw.analysis.tidy import display_name
 from deltaw.analysis.trajectory import Trajectory

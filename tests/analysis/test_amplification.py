@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
-from deltaw.analysis.amplification import amplification
-from deltaw.analysis.subspace import directions
+from deltaw.analysis.measures.amplification import amplification
+from deltaw.analysis.measures.subspace import directions
 
 
 def random(*shape, seed=0):

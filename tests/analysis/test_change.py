@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
-from deltaw.analysis.change import AXES, change, changes
-from deltaw.analysis.compensated import difference_of_squares
+from deltaw.analysis.measures.change import AXES, change, changes
+from deltaw.analysis.measures.compensated import difference_of_squares
 
 PROMISE = 1e-5
 

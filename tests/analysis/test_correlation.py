@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.correlation import correlation
+from deltaw.analysis.measures.correlation import correlation
 
 
 def frame(x, y, **more):

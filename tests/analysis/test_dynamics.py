@@ -11,7 +11,6 @@ from torch import nn
 
 from deltaw.adapters import METHODS, NonFiniteError, OptionError, ShapeError, TargetError, create, inject
 from deltaw.analysis import Trajectory
-from deltaw.analysis.change import change
 from deltaw.analysis.dynamics import (
     amplification_table,
     intruder_table,
@@ -21,6 +20,7 @@ from deltaw.analysis.dynamics import (
     subspace_overlap,
     vector_changes,
 )
+from deltaw.analysis.measures.change import change
 from deltaw.trainers import Recorder, every
 
 NAMES = ["layers.0.query", "layers.0.value", "layers.1.query", "layers.1.value"]

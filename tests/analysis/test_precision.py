@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deltaw.adapters import OptionError, ShapeError
-from deltaw.analysis.precision import survival
+from deltaw.analysis.measures.survival import survival
 
 
 def test_float16_against_numpy():

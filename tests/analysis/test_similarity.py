@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
-from deltaw.analysis.similarity import dissimilarity, similarity
+from deltaw.analysis.measures.similarity import dissimilarity, similarity
 
 
 def random(*shape, seed=0):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
-from deltaw.analysis.spectrum import Spectrum, _spectral_norm, spectrum
+from deltaw.analysis.measures.spectrum import Spectrum, _spectral_norm, spectrum
 
 SCALARS = ["rank", "stable_rank", "effective_rank", "participation_ratio", "nuclear", "frobenius", "spectral"]
 

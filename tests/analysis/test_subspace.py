@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
-from deltaw.analysis.spectrum import spectrum
-from deltaw.analysis.subspace import directions, overlap, principal_angles
+from deltaw.analysis.measures.spectrum import spectrum
+from deltaw.analysis.measures.subspace import directions, overlap, principal_angles
 
 
 def random(*shape, seed=0):

@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from deltaw.analysis.change import Axis
 from deltaw.analysis.claims import claims
 from deltaw.analysis.claims.dora import of_self_attention
 from deltaw.analysis.figures.cloud import cloud
 from deltaw.analysis.figures.layers import layers
+from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables import open_runs, table
 from deltaw.trainers.grid import grid_runs
 from deltaw.trainers.reproduce.common import Report, measured, results_frame, run_folder, write_report

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import ShapeError
-from deltaw.analysis.spectrum import finite_matrix
-from deltaw.analysis.subspace import Directions
+from deltaw.analysis.measures.spectrum import finite_matrix
+from deltaw.analysis.measures.subspace import Directions
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def amplification(
         Hu et al. 2022 (LoRA), section 7.3, table 7.
 
     Example:
-        >>> from deltaw.analysis.subspace import directions
+        >>> from deltaw.analysis.measures.subspace import directions
         >>> weight = torch.diag(torch.tensor([5.0, 1.0, 0.0]))
         >>> update = torch.diag(torch.tensor([0.0, 3.0, 0.0]))
         >>> found = amplification(weight, directions(update), rank=1)

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
-from deltaw.analysis.compensated import difference_of_squares
-from deltaw.analysis.sums import AXES, Axis, Sums, sums
+from deltaw.analysis.measures.compensated import difference_of_squares
+from deltaw.analysis.measures.sums import AXES, Axis, Sums, sums
 
 __all__ = ["AXES", "Axis", "Change", "change", "changes"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError, ShapeError
-from deltaw.analysis.spectrum import Spectrum, finite_matrix, spectrum
+from deltaw.analysis.measures.spectrum import Spectrum, finite_matrix, spectrum
 
 Side = Literal["left", "right"]
 SIDES: tuple[Side, ...] = ("left", "right")

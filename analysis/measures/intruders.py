@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError, ShapeError
-from deltaw.analysis.spectrum import finite_matrix
-from deltaw.analysis.subspace import Directions, directions
+from deltaw.analysis.measures.spectrum import finite_matrix
+from deltaw.analysis.measures.subspace import Directions, directions
 
 
 @dataclass(frozen=True, eq=False)

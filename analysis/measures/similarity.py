@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError, ShapeError
-from deltaw.analysis.spectrum import finite_matrix
+from deltaw.analysis.measures.spectrum import finite_matrix
 
 Examples = Literal["row", "column"]
 
