@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from deltaw.analysis.record import VERSION
+from deltaw.analysis.records.base import BaseLike
+from deltaw.analysis.records.format import VERSION
+from deltaw.analysis.records.open import is_own
+from deltaw.analysis.records.recorded import Recorded
+from deltaw.analysis.records.storage import without_secrets
 from deltaw.analysis.soundness import soundness
-from deltaw.analysis.sources.base import BaseLike
-from deltaw.analysis.sources.opening import is_own
-from deltaw.analysis.sources.place import without_secrets
-from deltaw.analysis.sources.recorded import Recorded
 from deltaw.analysis.trajectory import Trajectory
 
 

@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 from deltaw.adapters import DualLoRA
 from deltaw.analysis.base_check import FOREIGN, ROUNDED, Nearness, nearness, start_agrees, why_foreign
 from deltaw.analysis.measures.survival import survival
-from deltaw.analysis.record import BASE
-from deltaw.analysis.sources.base import BaseError, BaseLike, open_base
-from deltaw.analysis.sources.recorded import Recorded
+from deltaw.analysis.records.base import BaseError, BaseLike, open_base
+from deltaw.analysis.records.format import BASE
+from deltaw.analysis.records.recorded import Recorded
 from deltaw.analysis.trajectory import Trajectory
 
 Level = Literal["broken", "warning"]

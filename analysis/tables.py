@@ -7,7 +7,7 @@ from typing import Literal
 import pandas as pd
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.sources.base import BaseLike
+from deltaw.analysis.records.base import BaseLike
 from deltaw.analysis.trajectory import Trajectory
 
 Table = Literal["consecutive", "initial", "base", "spectra"]

@@ -16,10 +16,10 @@ from deltaw.adapters.injection import matching
 from deltaw.analysis.measures.change import AXES, Axis, changes
 from deltaw.analysis.measures.spectrum import Spectrum, spectrum
 from deltaw.analysis.names import name_reader
-from deltaw.analysis.record import MANIFEST, Manifest
-from deltaw.analysis.sources import Source, open_pair, open_source
-from deltaw.analysis.sources.base import BaseLike
-from deltaw.analysis.sources.recorded import Recorded
+from deltaw.analysis.records import Source, open_pair, open_source
+from deltaw.analysis.records.base import BaseLike
+from deltaw.analysis.records.format import MANIFEST, Manifest
+from deltaw.analysis.records.recorded import Recorded
 
 Step = int | None  # None: the base weights, before any step
 Pairs = Literal["consecutive", "initial", "base"] | Sequence[tuple[Step, int]]

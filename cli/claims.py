@@ -33,7 +33,7 @@ def command(runs: tuple[str, ...], papers: tuple[str, ...], out: Path | None, ba
       deltaw claims demo/runs/* --paper dora --paper bora -o verdicts
     """
     from deltaw.analysis.claims import claims, claims_json, claims_markdown, claims_table, count_line, gather
-    from deltaw.analysis.files import write_text
+    from deltaw.analysis.records.atomic import write_text
 
     chosen = papers or PAPERS
     outcomes = claims(gather(open_runs(runs, base=base), chosen, progress=not as_json), chosen)

@@ -11,7 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.files import written_aside
+from deltaw.analysis.records.atomic import written_aside
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 BASE_HELP = "W₀, where a run does not hold it: a folder, or a name in Hugging Face's cache."

@@ -35,8 +35,8 @@ from deltaw.adapters import (
 from deltaw.adapters.injection import linear_shape, repeated
 from deltaw.adapters.methods.galore import load_galore
 from deltaw.adapters.quantization import load_bitsandbytes
-from deltaw.analysis.files import write_text
-from deltaw.analysis.record import BASE, CHECKPOINTS, MANIFEST, read_manifest
+from deltaw.analysis.records.atomic import write_text
+from deltaw.analysis.records.format import BASE, CHECKPOINTS, MANIFEST, read_manifest
 from deltaw.trainers.callback import RecorderCallback
 from deltaw.trainers.memory import peak_megabytes, reset_peak
 from deltaw.trainers.recorder import LOCK

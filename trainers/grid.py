@@ -10,7 +10,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from deltaw.adapters import METHODS, DeltawError, OptionError, RecordError
-from deltaw.analysis.files import PARTIAL, write_text
+from deltaw.analysis.records.atomic import PARTIAL, write_text
 from deltaw.trainers.experiment import Settings, options_of
 
 S = TypeVar("S", bound=Settings)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from deltaw.adapters import OptionError, RecordError
 from deltaw.adapters.injection import repeated
 from deltaw.adapters.sharded import full, is_spread
-from deltaw.analysis.files import append_line, disk_errors, write_text, written_aside
-from deltaw.analysis.record import (
+from deltaw.analysis.records.atomic import append_line, disk_errors, write_text, written_aside
+from deltaw.analysis.records.format import (
     BASE,
     CHECKPOINTS,
     INDEX,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from deltaw.adapters import OptionError
 from deltaw.analysis.figures.movie import Movie
 from deltaw.analysis.figures.style import paper_style
-from deltaw.analysis.files import written_aside
+from deltaw.analysis.records.atomic import written_aside
 
 DPI = 300
 MOVIE_DPI = 150

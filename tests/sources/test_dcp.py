@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from deltaw.adapters import RecordError
 from deltaw.analysis import Trajectory
-from deltaw.analysis.sources.dcp import _Unpickler
+from deltaw.analysis.records.dcp import _Unpickler
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns that there is one process
 
@@ -160,4 +160,4 @@ def test_tricks_of_pickles(data, tmp_path):
 
 def test_only_records_are_made():
     found = _Unpickler(io.BytesIO(pickle.dumps(Metadata({}, storage_meta=dcp.metadata.StorageMeta())))).load()
-    assert type(found).__module__ == "deltaw.analysis.sources.dcp"
+    assert type(found).__module__ == "deltaw.analysis.records.dcp"

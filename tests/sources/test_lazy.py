@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from deltaw.adapters import RecordError
 from deltaw.analysis import Trajectory
-from deltaw.analysis.sources import place
+from deltaw.analysis.records import place
 
 fsspec = pytest.importorskip("fsspec")
 

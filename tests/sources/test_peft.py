@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from deltaw.adapters import RecordError
 from deltaw.analysis import Trajectory
-from deltaw.analysis.sources.peft import FORMULAS, NOT_READ, REFUSED
+from deltaw.analysis.records.peft import FORMULAS, NOT_READ, REFUSED
 
 peft = pytest.importorskip("peft")
 

@@ -19,9 +19,9 @@ from torch import nn
 
 from deltaw.adapters import METHODS, RecordError, inject
 from deltaw.analysis import Trajectory
-from deltaw.analysis.record import INDEX, MANIFEST, checkpoint_path
-from deltaw.analysis.sources import place
-from deltaw.analysis.sources.place import without_secrets
+from deltaw.analysis.records import place
+from deltaw.analysis.records.format import INDEX, MANIFEST, checkpoint_path
+from deltaw.analysis.records.storage import without_secrets
 from deltaw.cli import main
 from deltaw.trainers import Recorder
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from deltaw.adapters import METHODS, OptionError, RecordError, WriteError, create, effective_weight, inject
-from deltaw.analysis.files import PARTIAL
+from deltaw.analysis.records.atomic import PARTIAL
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, every, geometric
 from deltaw.trainers import recorder as recorder_module

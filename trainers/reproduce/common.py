@@ -22,7 +22,7 @@ from deltaw.analysis.claims import (
     gather,
 )
 from deltaw.analysis.figures import save
-from deltaw.analysis.files import write_text
+from deltaw.analysis.records.atomic import write_text
 from deltaw.trainers.cola.experiment import ColaResult
 
 FORMATS = ("png", "svg", "pdf")

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deltaw.adapters import DataError
-from deltaw.analysis.files import written_aside
+from deltaw.analysis.records.atomic import written_aside
 from deltaw.trainers.vl.data import VLCorpus
 from deltaw.trainers.vl.encoders import WANTED, Encoder, load_encoder
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters import RecordError
-from deltaw.analysis.sources.place import Buffer, Place, parsed
+from deltaw.analysis.records.storage import Buffer, Place, parsed
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 DTYPES = {

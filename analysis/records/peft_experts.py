@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from deltaw.adapters import RecordError
-from deltaw.analysis.sources.base import GIVE, Base, Stack
-from deltaw.analysis.sources.contract import Shape
-from deltaw.analysis.sources.layout import module_name
+from deltaw.analysis.records.base import GIVE, Base, Stack
+from deltaw.analysis.records.layout import module_name
+from deltaw.analysis.records.source import Shape
 
 Shapes = Mapping[str, tuple[int, ...]]
 WRAPPED = ".base_layer"

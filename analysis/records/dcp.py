@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters import RecordError
-from deltaw.analysis.sources.place import Place, plain_name
-from deltaw.analysis.sources.tensors import Tensors
+from deltaw.analysis.records.storage import Place, plain_name
+from deltaw.analysis.records.tensors import Tensors
 
 DCP_METADATA = ".metadata"
 METADATA_LIMIT = 50_000_000  # bytes

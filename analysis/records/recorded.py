@@ -1,11 +1,11 @@
-"""A run that deltaw's own recorder wrote; see ``deltaw.analysis.record`` for the format."""
+"""A run that deltaw's own recorder wrote; see ``deltaw.analysis.records.format`` for the format."""
 
 import torch
 from torch import Tensor
 
 from deltaw.adapters import Method, OptionError, RecordError, create
 from deltaw.adapters.layer import WIDENED
-from deltaw.analysis.record import (
+from deltaw.analysis.records.format import (
     BASE,
     CHECKPOINTS,
     INDEX,
@@ -19,9 +19,9 @@ from deltaw.analysis.record import (
     parse_manifest,
     parse_scalars,
 )
-from deltaw.analysis.sources.contract import Source, State
-from deltaw.analysis.sources.place import LocalPlace, Place
-from deltaw.analysis.sources.safefile import Entry, header_entries, header_text, read_tensor
+from deltaw.analysis.records.safetensors_file import Entry, header_entries, header_text, read_tensor
+from deltaw.analysis.records.source import Source, State
+from deltaw.analysis.records.storage import LocalPlace, Place
 
 
 class Recorded(Source):

@@ -12,11 +12,11 @@ from deltaw.adapters import RecordError
 from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.peft.formulas import FORMULAS, REFUSED, Factors, Formula, Settings
 from deltaw.adapters.peft.targets import targeted
-from deltaw.analysis.sources.base import GIVE, Base, BaseLike, base_named, open_base
-from deltaw.analysis.sources.contract import Shape, Source, State, fitting
-from deltaw.analysis.sources.peft_experts import Parameter, parameters
-from deltaw.analysis.sources.place import Place
-from deltaw.analysis.sources.tensors import SafeTensors, Tensors, read_pickled
+from deltaw.analysis.records.base import GIVE, Base, BaseLike, base_named, open_base
+from deltaw.analysis.records.peft_experts import Parameter, parameters
+from deltaw.analysis.records.source import Shape, Source, State, fitting
+from deltaw.analysis.records.storage import Place
+from deltaw.analysis.records.tensors import SafeTensors, Tensors, read_pickled
 
 ADAPTER_CONFIG, ADAPTER, PICKLED_ADAPTER = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."

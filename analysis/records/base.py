@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.adapters import OptionError, RecordError
-from deltaw.analysis.sources.contract import Shape, fitting
-from deltaw.analysis.sources.layout import Part, matrices, module_name
-from deltaw.analysis.sources.place import is_address, place_of
-from deltaw.analysis.sources.tensors import InMemory, Tensors, read_weights, weights_file
+from deltaw.analysis.records.layout import Part, matrices, module_name
+from deltaw.analysis.records.source import Shape, fitting
+from deltaw.analysis.records.storage import is_address, place_of
+from deltaw.analysis.records.tensors import InMemory, Tensors, read_weights, weights_file
 
 BaseLike = str | Path | nn.Module | Mapping[str, Tensor] | None
 GIVE = "give it: base=FOLDER, a name in Hugging Face's cache, a model or its state dict (at the command line --base)"

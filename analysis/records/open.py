@@ -7,14 +7,15 @@ from pathlib import Path
 
 from deltaw.adapters import OptionError, RecordError
 from deltaw.adapters.injection import matching
-from deltaw.analysis.record import INDEX, MANIFEST
-from deltaw.analysis.sources.base import Base, BaseLike, open_base
-from deltaw.analysis.sources.contract import Source
-from deltaw.analysis.sources.dcp import DCP_METADATA, read_dcp
-from deltaw.analysis.sources.full import Models, step_in, trainer_log
-from deltaw.analysis.sources.layout import Split
-from deltaw.analysis.sources.peft import ADAPTER_CONFIG, Adapters
-from deltaw.analysis.sources.place import (
+from deltaw.analysis.records.base import Base, BaseLike, open_base
+from deltaw.analysis.records.dcp import DCP_METADATA, read_dcp
+from deltaw.analysis.records.format import INDEX, MANIFEST
+from deltaw.analysis.records.full import Models, step_in, trainer_log
+from deltaw.analysis.records.layout import Split
+from deltaw.analysis.records.peft import ADAPTER_CONFIG, Adapters
+from deltaw.analysis.records.recorded import Recorded
+from deltaw.analysis.records.source import Source
+from deltaw.analysis.records.storage import (
     FILES,
     LocalPlace,
     NotListedError,
@@ -24,8 +25,7 @@ from deltaw.analysis.sources.place import (
     place_of,
     without_secrets,
 )
-from deltaw.analysis.sources.recorded import Recorded
-from deltaw.analysis.sources.tensors import Tensors, read_pickled, read_weights, weights_file
+from deltaw.analysis.records.tensors import Tensors, read_pickled, read_weights, weights_file
 
 CHECKPOINT = re.compile(r"(?:checkpoint|ckpt|step|iter|global_step|epoch)[-_=]?(\d{1,18})")
 SHARD = re.compile(r".*-\d{5}-of-\d{5}\.\w+")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters import RecordError
-from deltaw.analysis.sources.place import LocalPlace, Place, plain_name
-from deltaw.analysis.sources.safefile import Entry, read_header, read_tensor
+from deltaw.analysis.records.safetensors_file import Entry, read_header, read_tensor
+from deltaw.analysis.records.storage import LocalPlace, Place, plain_name
 
 # The names under which transformers, diffusers and accelerate save a model's weights, the preferred one first.
 SAFE = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.safetensors")

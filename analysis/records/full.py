@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters import RecordError
-from deltaw.analysis.sources.base import GIVE, Base
-from deltaw.analysis.sources.contract import Shape, Source, State, fitting
-from deltaw.analysis.sources.layout import matrices
-from deltaw.analysis.sources.place import Place
-from deltaw.analysis.sources.tensors import Tensors
+from deltaw.analysis.records.base import GIVE, Base
+from deltaw.analysis.records.layout import matrices
+from deltaw.analysis.records.source import Shape, Source, State, fitting
+from deltaw.analysis.records.storage import Place
+from deltaw.analysis.records.tensors import Tensors
 
 OPEN_AT_ONCE = 2  # models whose headers are kept; a pair of steps is what is looked at
 

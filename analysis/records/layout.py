@@ -17,8 +17,8 @@ from torch import Tensor
 
 from deltaw.adapters import Method
 from deltaw.analysis.names import is_embedding
-from deltaw.analysis.sources.contract import Shape, Source, State
-from deltaw.analysis.sources.tensors import Tensors
+from deltaw.analysis.records.source import Shape, Source, State
+from deltaw.analysis.records.tensors import Tensors
 
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
 CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
