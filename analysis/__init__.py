@@ -1,14 +1,5 @@
 """What reads a trajectory: change, spectrum, correlation, tables, figures, claims."""
 
-from deltaw.analysis.dynamics import (
-    amplification_table,
-    intruder_table,
-    similarity_table,
-    singular_values,
-    subspace_angles,
-    subspace_overlap,
-    vector_changes,
-)
 from deltaw.analysis.inspection import inspect_run
 from deltaw.analysis.measures.amplification import Amplification, amplification
 from deltaw.analysis.measures.change import Axis, Change, change, changes
@@ -17,7 +8,16 @@ from deltaw.analysis.measures.intruders import Intruders, intruders
 from deltaw.analysis.measures.similarity import dissimilarity, similarity
 from deltaw.analysis.measures.spectrum import Spectrum, spectrum
 from deltaw.analysis.measures.subspace import Directions, directions, overlap, principal_angles
-from deltaw.analysis.tables import open_runs, table
+from deltaw.analysis.tables.runs import open_runs, table
+from deltaw.analysis.tables.runs.dynamics import (
+    amplification_table,
+    intruder_table,
+    similarity_table,
+    singular_values,
+    subspace_angles,
+    subspace_overlap,
+    vector_changes,
+)
 from deltaw.analysis.trajectory import Trajectory
 
 __all__ = [

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from deltaw.analysis.measures.correlation import correlation
-from deltaw.analysis.tables import Table, open_runs, table
+from deltaw.analysis.tables.runs import Table, open_runs, table
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.cli.output import base_option, emit_table, json_option, out_option
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from deltaw.analysis.tables import open_runs
+from deltaw.analysis.tables.runs import open_runs
 from deltaw.cli.output import base_option, emit_json, json_option
 
 PAPERS = ("dora", "bora", "sbora", "dual-lora")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from deltaw.analysis.figures import FIGURES, FigureKind, check_path, save
-from deltaw.analysis.tables import open_runs
+from deltaw.analysis.tables.runs import open_runs
 from deltaw.cli.output import BASE_HELP
 
 

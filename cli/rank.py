@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from deltaw.analysis.tables import open_runs, table
+from deltaw.analysis.tables.runs import open_runs, table
 from deltaw.cli.output import base_option, emit_table, json_option, out_option, write_table
 
 SHOWN = ["run", "module", "step", "group", "rank", "full_rank", "stable_rank", "effective_rank", "energy_rank_90"]

@@ -33,7 +33,13 @@ from deltaw.analysis.claims.rules import (
     decide,
 )
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tidy import display_name, of_kind, require_columns, require_one_start, require_several_starts
+from deltaw.analysis.tables.tidy import (
+    display_name,
+    of_kind,
+    require_columns,
+    require_one_start,
+    require_several_starts,
+)
 
 RESULTS = ("method", "best_mcc", "n_dev", "seconds_per_epoch", "trainable")
 PAPER = "BoRA"

@@ -47,7 +47,7 @@ from deltaw.analysis.claims.rules import (
 )
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.names import stack_of
-from deltaw.analysis.tidy import display_name
+from deltaw.analysis.tables.tidy import display_name
 
 PAPER = "DoRA"
 PAPERS_R = {"ft": -0.62, "lora": 0.83, "dora": -0.31, "dora-row": -0.31}

@@ -21,7 +21,7 @@ from deltaw.analysis.claims.evidence import (
     score_difference,
 )
 from deltaw.analysis.claims.rules import POSITIVE, Check, Measured, Parts, Rule, Undecidable, below, mean_over
-from deltaw.analysis.tidy import display_name
+from deltaw.analysis.tables.tidy import display_name
 
 PAPER = "Dual LoRA"
 METHOD = "dual-lora"

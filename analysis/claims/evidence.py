@@ -21,7 +21,7 @@ from deltaw.analysis.claims.rules import (
     pearson,
 )
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tidy import display_name
+from deltaw.analysis.tables.tidy import display_name
 
 Quantity = Literal["delta_m", "delta_d"]
 SYMBOLS: dict[Quantity, str] = {"delta_m": "ΔM", "delta_d": "ΔD"}

@@ -16,7 +16,7 @@ from deltaw.analysis.claims.evidence import (
     score_differences,
 )
 from deltaw.analysis.claims.rules import POSITIVE, Check, Measured, Parts, Rule, below
-from deltaw.analysis.tidy import display_name
+from deltaw.analysis.tables.tidy import display_name
 
 PAPER = "SBoRA"
 VARIANTS = {"sbora-fa": "column", "sbora-fb": "row"}  # and what moves with it

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from deltaw.analysis.figures.courses import draw_courses
 from deltaw.analysis.figures.rows import one_value
 from deltaw.analysis.figures.style import Scale, check_choice
-from deltaw.analysis.tidy import require_columns, select
+from deltaw.analysis.tables.tidy import require_columns, select
 
 SOURCE = "amplification_table"
 COLUMNS = ("run", "method", "module", "layer", "kind", "step", "rank", "amplification")

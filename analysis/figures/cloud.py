@@ -17,7 +17,7 @@ from deltaw.analysis.figures.rows import finite, spread_out
 from deltaw.analysis.figures.style import check_choice, paper_style
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.measures.correlation import correlation
-from deltaw.analysis.tidy import display_name, require_columns, require_one_start, select
+from deltaw.analysis.tables.tidy import display_name, require_columns, require_one_start, select
 
 SOURCE = 'Trajectory.changes("base")'
 COLUMNS = ("run", "method", "module", "layer", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deltaw.analysis.figures.style import PAPER_WIDTH, SMALLEST, method_styles, paper_style
-from deltaw.analysis.tidy import display_name, of_methods, require_columns
+from deltaw.analysis.tables.tidy import display_name, of_methods, require_columns
 
 SOURCE = "grid_table"
 COLUMNS = ("method", "rank", "seconds_per_epoch", "peak_megabytes")

@@ -15,7 +15,7 @@ from deltaw.analysis.figures.panels import QUANTITIES
 from deltaw.analysis.figures.rows import finite, runs_note
 from deltaw.analysis.figures.style import check_choice, paper_style
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tidy import display_name, require_columns, select
+from deltaw.analysis.tables.tidy import display_name, require_columns, select
 
 SOURCE = "vector_changes"
 COLUMNS = ("run", "method", "module", "layer", "kind", "axis", "step_to", "quantile", "delta_m", "delta_d")

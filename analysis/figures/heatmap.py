@@ -17,7 +17,7 @@ from deltaw.analysis.figures.panels import QUANTITIES
 from deltaw.analysis.figures.places import place_axis, place_positions, places_of, with_places
 from deltaw.analysis.figures.style import paper_style
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tidy import display_name
+from deltaw.analysis.tables.tidy import display_name
 
 
 def heatmap(

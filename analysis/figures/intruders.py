@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from deltaw.adapters import OptionError
 from deltaw.analysis.figures.courses import draw_courses
-from deltaw.analysis.tidy import require_columns, select
+from deltaw.analysis.tables.tidy import require_columns, select
 
 SOURCE = "intruder_table"
 COLUMNS = ("run", "method", "module", "layer", "kind", "step", "index", "similarity")

@@ -15,7 +15,7 @@ from deltaw.analysis.figures.places import line_by_place, place_axis, place_posi
 from deltaw.analysis.figures.rows import last_steps, runs_note
 from deltaw.analysis.figures.style import PAPER_WIDTH, Scale, check_choice, method_styles, paper_style
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tidy import display_name, of_methods, require_columns, require_one_start
+from deltaw.analysis.tables.tidy import display_name, of_methods, require_columns, require_one_start
 
 KINDS = ("query", "key", "value")
 _SYMBOLS = {"delta_m": "ΔM", "delta_d": "ΔD"}

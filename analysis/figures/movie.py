@@ -17,7 +17,7 @@ from deltaw.analysis.figures.rows import spread_out
 from deltaw.analysis.figures.style import check_choice, paper_style
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.measures.correlation import correlation
-from deltaw.analysis.tidy import display_name, require_columns, require_one_start, select
+from deltaw.analysis.tables.tidy import display_name, require_columns, require_one_start, select
 
 MOST_FRAMES = 120
 

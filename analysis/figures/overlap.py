@@ -13,7 +13,7 @@ from deltaw.analysis.figures.axes import grid_of_panels, letter, row_legend, wid
 from deltaw.analysis.figures.places import Place, place_colors, place_entries, place_name, places_of, with_places
 from deltaw.analysis.figures.rows import finite, spread_out
 from deltaw.analysis.figures.style import paper_style
-from deltaw.analysis.tidy import of_kind, require_columns
+from deltaw.analysis.tables.tidy import of_kind, require_columns
 
 PAIR = ("run_first", "run_second", "step_first", "step_second", "module", "layer", "kind", "side")
 OVERLAP_COLUMNS = (*PAIR, "i", "j", "overlap")

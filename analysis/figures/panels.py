@@ -17,7 +17,7 @@ from deltaw.adapters import OptionError
 from deltaw.analysis.figures.axes import letter
 from deltaw.analysis.figures.style import BLUE, GREEN, PAPER_WIDTH, SMALLEST, Scale, check_choice, paper_style
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tidy import display_name, select
+from deltaw.analysis.tables.tidy import display_name, select
 
 Share = Literal["all", "adapters", "none"]
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from deltaw.adapters import OptionError
 from deltaw.analysis.figures.style import Scale, check_choice, method_styles, paper_style
-from deltaw.analysis.tidy import display_name, require_columns, select
+from deltaw.analysis.tables.tidy import display_name, require_columns, select
 
 SOURCE = "Trajectory.spectra(groups=True)"
 COLUMNS = ("run", "method", "module", "layer", "kind", "step", "group", "rank", "full_rank")

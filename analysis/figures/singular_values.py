@@ -14,7 +14,7 @@ from deltaw.adapters import OptionError
 from deltaw.analysis.figures.axes import grid_of_panels, letter, log_axis, step_axis, width_of
 from deltaw.analysis.figures.rows import finite, runs_note
 from deltaw.analysis.figures.style import paper_style
-from deltaw.analysis.tidy import display_name, require_columns, select
+from deltaw.analysis.tables.tidy import display_name, require_columns, select
 
 SOURCE = "singular_values"
 COLUMNS = ("run", "method", "module", "layer", "kind", "step", "index", "singular_value")
@@ -37,7 +37,7 @@ def singular_values(
     powers of ten below the largest is left out, and so is step 0, where there is no update.
 
     Arguments:
-        frame: What ``singular_values`` of `deltaw.analysis.dynamics` returns.
+        frame: What ``singular_values`` of `deltaw.analysis.tables.runs.dynamics` returns.
         kind: The kind of matrix, "query"; ``None`` for all together.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
         width: In inches; ``None`` for up to 7, a paper's width. More than three methods go into further rows.

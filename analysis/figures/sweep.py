@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from deltaw.adapters import OptionError
 from deltaw.analysis.figures.style import METHOD_STYLES, method_styles, paper_style
-from deltaw.analysis.tidy import display_name, in_order, require_columns
+from deltaw.analysis.tables.tidy import display_name, in_order, require_columns
 
 SOURCE = "the results of reproduce_dual_lora"
 COLUMNS = ("method", "rank", "direction_rank", "seed")

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from deltaw.analysis.figures.panels import COLUMNS, Share, draw_panels
 from deltaw.analysis.figures.style import Scale
-from deltaw.analysis.tidy import require_columns, require_several_starts
+from deltaw.analysis.tables.tidy import require_columns, require_several_starts
 
 SOURCE = 'Trajectory.changes("consecutive")'
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from deltaw.adapters import METHODS, NonFiniteError, OptionError, ShapeError, TargetError, create, inject
 from deltaw.analysis import Trajectory
-from deltaw.analysis.dynamics import (
+from deltaw.analysis.measures.change import change
+from deltaw.analysis.tables.runs.dynamics import (
     amplification_table,
     intruder_table,
     similarity_table,
@@ -20,7 +21,6 @@ from deltaw.analysis.dynamics import (
     subspace_overlap,
     vector_changes,
 )
-from deltaw.analysis.measures.change import change
 from deltaw.trainers import Recorder, every
 
 NAMES = ["layers.0.query", "layers.0.value", "layers.1.query", "layers.1.value"]

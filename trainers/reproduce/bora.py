@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deltaw.analysis.claims import claims
 from deltaw.analysis.figures import rank, symmetry, updates
-from deltaw.analysis.tables import open_runs, table
+from deltaw.analysis.tables.runs import open_runs, table
 from deltaw.trainers.cola.experiment import ColaSettings, train_cola
 from deltaw.trainers.cola.grid import grid_runs
 from deltaw.trainers.reproduce.common import (

@@ -1,0 +1,1 @@
+"""Every tidy table of runs."""
