@@ -1,6 +1,6 @@
 """What reads a trajectory: change, spectrum, correlation, tables, figures, claims."""
 
-from deltaw.analysis.inspection import inspect_run
+from deltaw.analysis.inspection.inspect import inspect_run
 from deltaw.analysis.measures.amplification import Amplification, amplification
 from deltaw.analysis.measures.change import Axis, Change, change, changes
 from deltaw.analysis.measures.correlation import correlation

@@ -7,7 +7,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from deltaw.adapters import RecordError
-from deltaw.analysis.inspection import inspect_run
+from deltaw.analysis.inspection.inspect import inspect_run
 from deltaw.cli.output import base_option, emit_json, json_option
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from deltaw.adapters import METHODS, create, inject
 from deltaw.analysis import Trajectory
-from deltaw.analysis.inspection import inspect_run
-from deltaw.analysis.soundness import soundness
+from deltaw.analysis.inspection.inspect import inspect_run
+from deltaw.analysis.inspection.soundness import soundness
 from deltaw.cli import main
 from deltaw.trainers import Recorder
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from deltaw.adapters import DualLoRA
-from deltaw.analysis.base_check import FOREIGN, ROUNDED, Nearness, nearness, start_agrees, why_foreign
+from deltaw.analysis.inspection.base_check import FOREIGN, ROUNDED, Nearness, nearness, start_agrees, why_foreign
 from deltaw.analysis.measures.survival import survival
 from deltaw.analysis.records.base import BaseError, BaseLike, open_base
 from deltaw.analysis.records.format import BASE

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from deltaw.analysis.inspection.soundness import soundness
 from deltaw.analysis.records.base import BaseLike
 from deltaw.analysis.records.format import VERSION
 from deltaw.analysis.records.open import is_own
 from deltaw.analysis.records.recorded import Recorded
 from deltaw.analysis.records.storage import without_secrets
-from deltaw.analysis.soundness import soundness
 from deltaw.analysis.trajectory import Trajectory
 
 
