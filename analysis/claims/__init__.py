@@ -16,8 +16,8 @@ from deltaw.analysis.claims.claim import (
     format_number,
     markdown_table,
 )
+from deltaw.analysis.claims.collect import gather, regions
 from deltaw.analysis.claims.evidence import CHANGES, Evidence
-from deltaw.analysis.claims.gather import gather, regions
 from deltaw.analysis.claims.rules import Check, decide
 
 # What each paper claims, by the paper's name on the command line, in order of appearance.

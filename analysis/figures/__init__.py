@@ -6,25 +6,25 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from deltaw.analysis.figures import sources
-from deltaw.analysis.figures.amplification import amplification
-from deltaw.analysis.figures.cloud import cloud
-from deltaw.analysis.figures.costs import costs
-from deltaw.analysis.figures.distribution import distribution
-from deltaw.analysis.figures.effective_rank import effective_rank
-from deltaw.analysis.figures.files import check_path, save
-from deltaw.analysis.figures.heatmap import heatmap
-from deltaw.analysis.figures.intruders import intruders
-from deltaw.analysis.figures.layers import layers
-from deltaw.analysis.figures.movie import Movie, animation
-from deltaw.analysis.figures.overlap import angles, overlap
-from deltaw.analysis.figures.rank import rank
-from deltaw.analysis.figures.region import region
-from deltaw.analysis.figures.similarity import similarity
-from deltaw.analysis.figures.singular_values import singular_values
-from deltaw.analysis.figures.sweep import sweep
-from deltaw.analysis.figures.symmetry import symmetry
-from deltaw.analysis.figures.updates import updates
+from deltaw.analysis.figures import data as sources
+from deltaw.analysis.figures.drawing.saving import check_path, save
+from deltaw.analysis.figures.kinds.amplification import amplification
+from deltaw.analysis.figures.kinds.animation import Movie, animation
+from deltaw.analysis.figures.kinds.cloud import cloud
+from deltaw.analysis.figures.kinds.costs import costs
+from deltaw.analysis.figures.kinds.distribution import distribution
+from deltaw.analysis.figures.kinds.effective_rank import effective_rank
+from deltaw.analysis.figures.kinds.heatmap import heatmap
+from deltaw.analysis.figures.kinds.intruders import intruders
+from deltaw.analysis.figures.kinds.layers import layers
+from deltaw.analysis.figures.kinds.overlap import angles, overlap
+from deltaw.analysis.figures.kinds.rank import rank
+from deltaw.analysis.figures.kinds.region import region
+from deltaw.analysis.figures.kinds.similarity import similarity
+from deltaw.analysis.figures.kinds.singular_values import singular_values
+from deltaw.analysis.figures.kinds.sweep import sweep
+from deltaw.analysis.figures.kinds.symmetry import symmetry
+from deltaw.analysis.figures.kinds.updates import updates
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class FigureKind:
 
     Arguments:
         draw: The function: draw(table, …) -> Figure, or Movie.
-        make: What makes its table from paths, a function of `deltaw.analysis.figures.sources`.
+        make: What makes its table from paths, a function of `deltaw.analysis.figures.data`.
         about: One line on what it shows.
         options: The options offered; each goes to those of the two functions that have an argument of its name.
         paths, example: What it takes, for the help.

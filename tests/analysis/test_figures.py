@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from deltaw.adapters import METHODS, OptionError, WriteError
 from deltaw.analysis.figures import FIGURES, check_path, rank, save, symmetry, updates
-from deltaw.analysis.figures.axes import letter
+from deltaw.analysis.figures.drawing.axes import letter
 from deltaw.analysis.tables.tidy import NAMES, in_order
 
 FIVE = ["ft", "lora", "dora", "dora-row", "bora"]

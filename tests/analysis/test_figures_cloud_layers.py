@@ -12,7 +12,7 @@ from PIL import Image
 from deltaw.adapters import METHODS, OptionError, WriteError
 from deltaw.analysis import correlation
 from deltaw.analysis.figures import animation, check_path, cloud, layers, save
-from deltaw.analysis.figures.places import place_colors, places_of, with_places
+from deltaw.analysis.figures.drawing.layer_positions import place_colors, places_of, with_places
 from deltaw.analysis.names import stack_of
 
 THREE = ["ft", "lora", "dora"]

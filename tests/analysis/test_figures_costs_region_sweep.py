@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from deltaw.adapters import OptionError
 from deltaw.analysis.figures import costs, region, save, sweep
-from deltaw.analysis.figures.region import POINTS, untouched
-from deltaw.analysis.figures.style import METHOD_STYLES
+from deltaw.analysis.figures.drawing.style import METHOD_STYLES
+from deltaw.analysis.figures.kinds.region import POINTS, untouched
 
 
 def sparse(rows=(), columns=(), size=(16, 12)) -> np.ndarray:

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from deltaw.analysis.claims import claims
 from deltaw.analysis.claims.dora import of_self_attention
-from deltaw.analysis.figures.cloud import cloud
-from deltaw.analysis.figures.layers import layers
+from deltaw.analysis.figures.kinds.cloud import cloud
+from deltaw.analysis.figures.kinds.layers import layers
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.runs import open_runs, table
 from deltaw.trainers.grid import grid_runs

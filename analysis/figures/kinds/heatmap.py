@@ -11,11 +11,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.axes import letter, method_columns, step_axis
-from deltaw.analysis.figures.distribution import limits_of, vector_rows
-from deltaw.analysis.figures.panels import QUANTITIES
-from deltaw.analysis.figures.places import place_axis, place_positions, places_of, with_places
-from deltaw.analysis.figures.style import paper_style
+from deltaw.analysis.figures.drawing.axes import letter, method_columns, step_axis
+from deltaw.analysis.figures.drawing.layer_positions import place_axis, place_positions, places_of, with_places
+from deltaw.analysis.figures.drawing.panels import QUANTITIES
+from deltaw.analysis.figures.drawing.style import paper_style
+from deltaw.analysis.figures.kinds.distribution import limits_of, vector_rows
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import display_name
 
@@ -50,7 +50,7 @@ def heatmap(
             or the table is of another form.
 
     Example:
-        >>> from deltaw.analysis.figures.distribution import COLUMNS
+        >>> from deltaw.analysis.figures.kinds.distribution import COLUMNS
         >>> rows = [
         ...     ("a", "lora", f"{layer}.query", layer, "query", "column", step, 0.5, step * (1.0 + layer), 0.1)
         ...     for layer in (0, 1)

@@ -9,10 +9,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.axes import grid_of_panels, letter, row_legend, width_of
-from deltaw.analysis.figures.places import Place, place_colors, place_entries, place_name, places_of, with_places
-from deltaw.analysis.figures.rows import finite, spread_out
-from deltaw.analysis.figures.style import paper_style
+from deltaw.analysis.figures.drawing.axes import grid_of_panels, letter, row_legend, width_of
+from deltaw.analysis.figures.drawing.layer_positions import (
+    Place,
+    place_colors,
+    place_entries,
+    place_name,
+    places_of,
+    with_places,
+)
+from deltaw.analysis.figures.drawing.rows import finite, spread_out
+from deltaw.analysis.figures.drawing.style import paper_style
 from deltaw.analysis.tables.tidy import of_kind, require_columns
 
 PAIR = ("run_first", "run_second", "step_first", "step_second", "module", "layer", "kind", "side")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from deltaw.analysis.figures.style import PAPER_WIDTH, Scale
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale
 
 Which = Literal["x", "y"]
 

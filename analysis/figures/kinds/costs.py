@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deltaw.analysis.figures.style import PAPER_WIDTH, SMALLEST, method_styles, paper_style
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, SMALLEST, method_styles, paper_style
 from deltaw.analysis.tables.tidy import display_name, of_methods, require_columns
 
 SOURCE = "grid_table"

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.courses import draw_courses
+from deltaw.analysis.figures.drawing.curves import draw_courses
 from deltaw.analysis.tables.tidy import require_columns, select
 
 SOURCE = "intruder_table"

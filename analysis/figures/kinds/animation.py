@@ -10,11 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
-from deltaw.analysis.figures.axes import grid_of_panels, letter, number_axis, padded, row_legend, signed, width_of
-from deltaw.analysis.figures.cloud import COLUMNS, EDGE, SOURCE, clean, start_note
-from deltaw.analysis.figures.places import place_colors, place_entries, places_of
-from deltaw.analysis.figures.rows import spread_out
-from deltaw.analysis.figures.style import check_choice, paper_style
+from deltaw.analysis.figures.drawing.axes import (
+    grid_of_panels,
+    letter,
+    number_axis,
+    padded,
+    row_legend,
+    signed,
+    width_of,
+)
+from deltaw.analysis.figures.drawing.layer_positions import place_colors, place_entries, places_of
+from deltaw.analysis.figures.drawing.rows import spread_out
+from deltaw.analysis.figures.drawing.style import check_choice, paper_style
+from deltaw.analysis.figures.kinds.cloud import COLUMNS, EDGE, SOURCE, clean, start_note
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.measures.correlation import correlation
 from deltaw.analysis.tables.tidy import display_name, require_columns, require_one_start, select

@@ -11,8 +11,8 @@ from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
 from matplotlib.figure import Figure
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.movie import Movie
-from deltaw.analysis.figures.style import paper_style
+from deltaw.analysis.figures.drawing.style import paper_style
+from deltaw.analysis.figures.kinds.animation import Movie
 from deltaw.analysis.records.atomic import written_aside
 
 DPI = 300

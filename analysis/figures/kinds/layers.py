@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.axes import in_rows, letter, row_legend, value_axis
-from deltaw.analysis.figures.cloud import COLUMNS, SOURCE, clean, start_note
-from deltaw.analysis.figures.places import line_by_place, place_axis, place_positions, places_of
-from deltaw.analysis.figures.rows import last_steps, runs_note
-from deltaw.analysis.figures.style import PAPER_WIDTH, Scale, check_choice, method_styles, paper_style
+from deltaw.analysis.figures.drawing.axes import in_rows, letter, row_legend, value_axis
+from deltaw.analysis.figures.drawing.layer_positions import line_by_place, place_axis, place_positions, places_of
+from deltaw.analysis.figures.drawing.rows import last_steps, runs_note
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, check_choice, method_styles, paper_style
+from deltaw.analysis.figures.kinds.cloud import COLUMNS, SOURCE, clean, start_note
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import display_name, of_methods, require_columns, require_one_start
 

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.axes import grid_of_panels, letter, log_axis, step_axis, width_of
-from deltaw.analysis.figures.rows import finite, runs_note
-from deltaw.analysis.figures.style import paper_style
+from deltaw.analysis.figures.drawing.axes import grid_of_panels, letter, log_axis, step_axis, width_of
+from deltaw.analysis.figures.drawing.rows import finite, runs_note
+from deltaw.analysis.figures.drawing.style import paper_style
 from deltaw.analysis.tables.tidy import display_name, require_columns, select
 
 SOURCE = "singular_values"

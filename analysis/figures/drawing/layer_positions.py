@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.axes import Which
-from deltaw.analysis.figures.rows import spread_out
-from deltaw.analysis.figures.style import SMALLEST
+from deltaw.analysis.figures.drawing.axes import Which
+from deltaw.analysis.figures.drawing.rows import spread_out
+from deltaw.analysis.figures.drawing.style import SMALLEST
 from deltaw.analysis.names import stack_of
 
 STACKS = ("", "encoder", "decoder", "cross")

@@ -10,10 +10,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.axes import in_rows, letter, log_axis, method_columns, row_legend, step_axis
-from deltaw.analysis.figures.panels import QUANTITIES
-from deltaw.analysis.figures.rows import finite, runs_note
-from deltaw.analysis.figures.style import check_choice, paper_style
+from deltaw.analysis.figures.drawing.axes import in_rows, letter, log_axis, method_columns, row_legend, step_axis
+from deltaw.analysis.figures.drawing.panels import QUANTITIES
+from deltaw.analysis.figures.drawing.rows import finite, runs_note
+from deltaw.analysis.figures.drawing.style import check_choice, paper_style
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import display_name, require_columns, select
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from deltaw.analysis.figures.panels import COLUMNS, Share, draw_panels
-from deltaw.analysis.figures.style import Scale
+from deltaw.analysis.figures.drawing.panels import COLUMNS, Share, draw_panels
+from deltaw.analysis.figures.drawing.style import Scale
 from deltaw.analysis.tables.tidy import require_columns, require_one_start
 
 SOURCE = 'Trajectory.changes("initial")'

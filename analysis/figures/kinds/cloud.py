@@ -11,10 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.axes import grid_of_panels, letter, number_axis, padded, row_legend, signed, width_of
-from deltaw.analysis.figures.places import place_colors, place_entries, places_of, with_places
-from deltaw.analysis.figures.rows import finite, spread_out
-from deltaw.analysis.figures.style import check_choice, paper_style
+from deltaw.analysis.figures.drawing.axes import (
+    grid_of_panels,
+    letter,
+    number_axis,
+    padded,
+    row_legend,
+    signed,
+    width_of,
+)
+from deltaw.analysis.figures.drawing.layer_positions import place_colors, place_entries, places_of, with_places
+from deltaw.analysis.figures.drawing.rows import finite, spread_out
+from deltaw.analysis.figures.drawing.style import check_choice, paper_style
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.measures.correlation import correlation
 from deltaw.analysis.tables.tidy import display_name, require_columns, require_one_start, select

@@ -10,7 +10,7 @@ import pandas as pd
 
 from deltaw.adapters import METHODS, OptionError, RecordError
 from deltaw.adapters.injection import matching
-from deltaw.analysis.figures.rows import spread_out
+from deltaw.analysis.figures.drawing.rows import spread_out
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.runs import dynamics, open_runs, table
 from deltaw.analysis.tables.tidy import display_name

@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.axes import letter
-from deltaw.analysis.figures.style import PAPER_WIDTH, paper_style
+from deltaw.analysis.figures.drawing.axes import letter
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, paper_style
 
 POINTS = 256  # more than this many rows or columns are drawn in blocks: a point is above a pixel in a saved file
 UNTOUCHED = "0.78"  # no colour of the map, whose middle is white

@@ -6,8 +6,8 @@ from typing import get_args
 import pandas as pd
 from matplotlib.figure import Figure
 
-from deltaw.analysis.figures.courses import draw_courses
-from deltaw.analysis.figures.style import Scale, check_choice
+from deltaw.analysis.figures.drawing.curves import draw_courses
+from deltaw.analysis.figures.drawing.style import Scale, check_choice
 from deltaw.analysis.tables.tidy import require_columns, select
 
 SOURCE = "similarity_table"

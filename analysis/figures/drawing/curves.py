@@ -9,10 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.axes import in_rows, letter, row_legend, step_axis, value_axis
-from deltaw.analysis.figures.places import line_by_place, place_axis, place_positions, places_of, with_places
-from deltaw.analysis.figures.rows import finite, last_steps, runs_note
-from deltaw.analysis.figures.style import PAPER_WIDTH, Scale, method_styles, paper_style
+from deltaw.analysis.figures.drawing.axes import in_rows, letter, row_legend, step_axis, value_axis
+from deltaw.analysis.figures.drawing.layer_positions import (
+    line_by_place,
+    place_axis,
+    place_positions,
+    places_of,
+    with_places,
+)
+from deltaw.analysis.figures.drawing.rows import finite, last_steps, runs_note
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, method_styles, paper_style
 from deltaw.analysis.tables.tidy import display_name
 
 MOST_BANDS = 5  # more methods' bands hide each other

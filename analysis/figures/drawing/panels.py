@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from deltaw.adapters import OptionError
-from deltaw.analysis.figures.axes import letter
-from deltaw.analysis.figures.style import BLUE, GREEN, PAPER_WIDTH, SMALLEST, Scale, check_choice, paper_style
+from deltaw.analysis.figures.drawing.axes import letter
+from deltaw.analysis.figures.drawing.style import BLUE, GREEN, PAPER_WIDTH, SMALLEST, Scale, check_choice, paper_style
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import display_name, select
 
