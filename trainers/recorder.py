@@ -41,9 +41,9 @@ from deltaw.analysis.records.format import (
     read_tensors,
 )
 from deltaw.trainers.budget import Budget, amount, file_bytes, planned, stride
-from deltaw.trainers.gather import is_writer, local, reshard, share
-from deltaw.trainers.layers import Layer, is_frozen, method_name, parts, recorded_layers, start, unwrapped
+from deltaw.trainers.distributed import is_writer, local, reshard, share
 from deltaw.trainers.live import Log, Numbers, live_changes
+from deltaw.trainers.recorded_layers import Layer, is_frozen, method_name, parts, recorded_layers, start, unwrapped
 from deltaw.trainers.schedules import Schedule, every
 from deltaw.trainers.writer import Writer
 

@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations, parametrize
 from deltaw.adapters import LoRA, RecordError, TargetError, effective_weight, inject
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, every
-from deltaw.trainers.layers import unwrapped
+from deltaw.trainers.recorded_layers import unwrapped
 
 peft = pytest.importorskip("peft")
 

@@ -14,7 +14,7 @@ from deltaw.adapters import DataError, OptionError, TargetError
 from deltaw.adapters.injection import linear_modules, matching
 from deltaw.analysis.names import kind_of
 from deltaw.trainers.cola.data import BUILTIN, Corpus, load_corpus
-from deltaw.trainers.experiment import (
+from deltaw.trainers.fine_tuning import (
     Settings,
     Task,
     Trained,

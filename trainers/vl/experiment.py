@@ -12,7 +12,7 @@ from transformers import set_seed
 from deltaw.adapters import OptionError, TargetError
 from deltaw.adapters.injection import linear_modules, matching
 from deltaw.analysis.names import kind_of, stack_of
-from deltaw.trainers.experiment import (
+from deltaw.trainers.fine_tuning import (
     Settings,
     Task,
     Trained,

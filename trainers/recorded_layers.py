@@ -25,7 +25,7 @@ from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.peft.format import LEAVES_THE_BASE
 from deltaw.adapters.quantization import is_quantized
 from deltaw.adapters.sharded import full
-from deltaw.trainers.gather import whole_parameters
+from deltaw.trainers.distributed import whole_parameters
 
 # What puts a model into another; the one inside has the names and the weights.
 WRAPPERS = {
