@@ -8,8 +8,7 @@ from deltaw.analysis.measures.intruders import Intruders, intruders
 from deltaw.analysis.measures.similarity import dissimilarity, similarity
 from deltaw.analysis.measures.spectrum import Spectrum, spectrum
 from deltaw.analysis.measures.subspace import Directions, directions, overlap, principal_angles
-from deltaw.analysis.tables.runs import open_runs, table
-from deltaw.analysis.tables.runs.dynamics import (
+from deltaw.analysis.tables.dynamics import (
     amplification_table,
     intruder_table,
     similarity_table,
@@ -18,6 +17,7 @@ from deltaw.analysis.tables.runs.dynamics import (
     subspace_overlap,
     vector_changes,
 )
+from deltaw.analysis.tables.runs import open_runs, table
 from deltaw.analysis.trajectory import Trajectory
 
 __all__ = [

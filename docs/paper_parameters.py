@@ -1,6 +1,6 @@
 """The parameter figures of the papers' tables, beside what ``deltaw params`` counts for the same setting.
 
-``tests/adapters/test_paper_parameters.py`` holds every row to its verdict, and ``docs/generate.py`` makes the page
+``tests/adapters/counting/test_params.py`` holds every row to its verdict, and ``docs/generate.py`` makes the page
 ``docs/parameters.md`` of them.
 """
 

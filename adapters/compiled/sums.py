@@ -1,4 +1,4 @@
-"""The compiled loop that sums two matrices; see ``deltaw.adapters.compiled.loops`` for how it is compiled and who runs it."""
+"""The compiled loop that sums two matrices; see ``compiled.loops`` for how it is compiled and who runs it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from deltaw.adapters import METHODS, OptionError, RecordError
 from deltaw.adapters.injection import matching
 from deltaw.analysis.figures.drawing.rows import spread_out
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tables.runs import dynamics, open_runs, table
+from deltaw.analysis.tables import dynamics, open_runs, table
 from deltaw.analysis.tables.tidy import display_name
 from deltaw.analysis.trajectory import Trajectory
 
@@ -242,7 +242,7 @@ def _changes(paths: Paths, pairs: Any, kind: str | None, modules: Sequence[str] 
 def _over_training(
     paths: Paths, make: Any, kind: str | None, modules: Sequence[str] | None, at_most: int, **options: Any
 ) -> pd.DataFrame:
-    """Return a table of `deltaw.analysis.tables.runs.dynamics`, run by run, as runs differ in steps and modules."""
+    """Return a table of `deltaw.analysis.tables.dynamics`, run by run, as runs differ in steps and modules."""
     frames: list[pd.DataFrame] = [
         make([run], steps=_steps(run, at_most), modules=_modules(run, kind, modules), progress=True, **options)
         for run in _moved(paths)

@@ -10,8 +10,10 @@ from PIL import Image
 from torch import nn
 
 from deltaw.adapters import create, inject
-from deltaw.analysis import Trajectory, dynamics
-from deltaw.analysis.figures import FIGURES, region, save, sources
+from deltaw.analysis import Trajectory
+from deltaw.analysis.figures import FIGURES, region, save
+from deltaw.analysis.figures import data as sources
+from deltaw.analysis.tables import dynamics
 from deltaw.cli import main
 from deltaw.trainers import Recorder
 

@@ -21,7 +21,7 @@ from deltaw.adapters import (
     parameter_groups,
 )
 from deltaw.analysis import Trajectory
-from deltaw.trainers import experiment
+from deltaw.trainers import fine_tuning as experiment
 from deltaw.trainers.cola import ColaSettings, train_cola
 from deltaw.trainers.cola.data import BUILTIN
 

@@ -9,7 +9,7 @@ import torch
 
 from deltaw.adapters import METHODS, DataError, OptionError, RecordError, TargetError
 from deltaw.analysis import Trajectory
-from deltaw.trainers import experiment
+from deltaw.trainers import fine_tuning as experiment
 from deltaw.trainers.cola import ColaSettings, train_cola
 from deltaw.trainers.cola.data import BUILTIN
 

@@ -8,7 +8,7 @@ import pytest
 from deltaw.adapters import DataError
 from deltaw.trainers.cola.data import load_corpus, read_tsv
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "cola"
+SHARED = Path(__file__).parents[4] / "shared" / "data" / "cola"
 with_shared_data = pytest.mark.skipif(
     not SHARED.is_dir() and os.environ.get("CI") != "true", reason="the public CoLA files are not beside this checkout"
 )

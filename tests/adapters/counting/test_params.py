@@ -14,7 +14,7 @@ from deltaw.adapters.counting.params import count_trainable, model_from_config
 from deltaw.adapters.errors import DataError, OptionError, TargetError
 from deltaw.adapters.methods.magnitude import Magnitude
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 PAPERS = runpy.run_path(str(DOCS / "paper_parameters.py"))
 FIGURES = PAPERS["FIGURES"]
 

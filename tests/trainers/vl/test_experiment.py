@@ -13,7 +13,7 @@ from torch import nn
 from deltaw.adapters import DataError, OptionError, RecordError, TargetError
 from deltaw.analysis import Trajectory
 from deltaw.analysis.names import stack_of
-from deltaw.trainers import experiment as shared
+from deltaw.trainers import fine_tuning as shared
 from deltaw.trainers.vl import VLSettings, train_vl
 from deltaw.trainers.vl.examples import TASKS, Example
 from deltaw.trainers.vl.experiment import (

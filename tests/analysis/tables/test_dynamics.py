@@ -12,7 +12,7 @@ from torch import nn
 from deltaw.adapters import METHODS, NonFiniteError, OptionError, ShapeError, TargetError, create, inject
 from deltaw.analysis import Trajectory
 from deltaw.analysis.measures.change import change
-from deltaw.analysis.tables.runs.dynamics import (
+from deltaw.analysis.tables.dynamics import (
     amplification_table,
     intruder_table,
     similarity_table,

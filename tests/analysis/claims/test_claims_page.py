@@ -3,7 +3,7 @@
 import runpy
 from pathlib import Path
 
-PAGE = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "claims_page.py"))
+PAGE = runpy.run_path(str(Path(__file__).parents[3] / "docs" / "claims_page.py"))
 
 
 def test_the_page_is_up_to_date():

@@ -8,8 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deltaw.adapters import create, dual_lora, inject, kernels, loops, low_rank
+from deltaw.adapters import create, inject
+from deltaw.adapters.compiled import loops
+from deltaw.adapters.compiled import norms as kernels
 from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.linear import low_rank
+from deltaw.adapters.methods import dual_lora
 from deltaw.adapters.methods.sbora import _GatheredLinear, _ScatteredLinear
 
 OUT, IN, RANK, TOKENS = 11, 7, 3, 5

@@ -13,7 +13,7 @@ from deltaw.adapters import DataError
 from deltaw.trainers.vl.data import load_vl_corpus
 from deltaw.trainers.vl.nlvr1 import SHAPES, Thing, captions, draw_questions, questions
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 
 
 def write(path, value):

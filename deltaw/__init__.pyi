@@ -1,0 +1,1 @@
+from .adapters import METHODS as METHODS

@@ -1,0 +1,8 @@
+"""``python -m deltaw`` is ``deltaw``."""
+
+import sys
+
+from deltaw.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
