@@ -12,7 +12,8 @@ from deltaw.adapters import METHODS, OptionError, RecordError
 from deltaw.adapters.injection import matching
 from deltaw.analysis.figures.drawing.rows import spread_out
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tables import dynamics, open_runs, table
+from deltaw.analysis.tables import dynamics
+from deltaw.analysis.tables.runs import open_runs, table
 from deltaw.analysis.tables.tidy import display_name
 from deltaw.analysis.trajectory import Trajectory
 
