@@ -6,14 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from deltaw.adapters.linear.low_rank import (
-    constant_norms_of_both,
-    low_rank_linear,
-    ratio,
-    row_norms,
-    starting_norms,
-    weighted_column_norms,
-)
+from deltaw.adapters.linear.low_rank import low_rank_linear
+from deltaw.adapters.linear.norms import constant_norms_of_both, ratio, row_norms, starting_norms, weighted_column_norms
 from deltaw.adapters.method import Shape, State
 from deltaw.adapters.methods.lora import LowRankPair
 

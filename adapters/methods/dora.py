@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.linear.low_rank import low_rank_linear, norms, ratio, starting_norms
+from deltaw.adapters.linear.low_rank import low_rank_linear
+from deltaw.adapters.linear.norms import norms, ratio, starting_norms
 from deltaw.adapters.method import Shape, State
 from deltaw.adapters.methods.lora import LowRankPair
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.linear.low_rank import row_blocks
+from deltaw.adapters.linear.blocks import row_blocks
 from deltaw.adapters.method import RankedMethod, Shape, State
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deltaw.adapters.linear.low_rank import kaiming_uniform, row_blocks
+from deltaw.adapters.linear.blocks import row_blocks
+from deltaw.adapters.linear.low_rank import kaiming_uniform
 from deltaw.adapters.method import RankedMethod, Shape, State
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.linear.low_rank import ratio
+from deltaw.adapters.linear.norms import ratio
 from deltaw.adapters.method import Method, Shape, State
 
 if TYPE_CHECKING:

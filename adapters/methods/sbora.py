@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.linear.low_rank import add_product, thin_product
+from deltaw.adapters.linear.blocks import thin_product
+from deltaw.adapters.linear.low_rank import add_product
 from deltaw.adapters.method import RankedMethod, Shape, State
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.linear.low_rank import low_rank_linear, norms, ratio, starting_norms
+from deltaw.adapters.linear.low_rank import low_rank_linear
+from deltaw.adapters.linear.norms import norms, ratio, starting_norms
 from deltaw.adapters.method import RankedMethod, Shape, State
 
 if TYPE_CHECKING:

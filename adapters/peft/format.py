@@ -34,7 +34,7 @@ from deltaw.adapters.injection import (
     replace_module,
 )
 from deltaw.adapters.layer import WIDENED, AdaptedLayer
-from deltaw.adapters.linear.low_rank import constant_norms
+from deltaw.adapters.linear.norms import constant_norms
 from deltaw.adapters.method import Method, RankedMethod
 from deltaw.adapters.methods.dora import DoRA
 from deltaw.adapters.methods.hira import HiRA

@@ -12,7 +12,7 @@ from deltaw.adapters import create, inject
 from deltaw.adapters.compiled import loops
 from deltaw.adapters.compiled import norms as kernels
 from deltaw.adapters.layer import AdaptedLayer
-from deltaw.adapters.linear import low_rank
+from deltaw.adapters.linear import blocks, low_rank, norms
 from deltaw.adapters.methods import dual_lora
 from deltaw.adapters.methods.sbora import _GatheredLinear, _ScatteredLinear
 
@@ -45,7 +45,7 @@ def defined(layer: AdaptedLayer, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("entries", [1, 20, 33])  # one row at a time, two, and four with a shorter last block
 @pytest.mark.parametrize(("method", "options"), [*CASES, ("dual-lora", {"warmup_steps": 0}), ("dual-lora", {})])
 def test_many_blocks_are_the_definition(method, options, entries, monkeypatch):
-    monkeypatch.setattr(low_rank, "BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(blocks, "BLOCK_ENTRIES", entries)
     monkeypatch.setattr(dual_lora, "BLOCK", 1)
     layer = layer_of(method, **options)
     x = torch.randn(2, TOKENS, IN, dtype=torch.float64, requires_grad=True)
@@ -59,9 +59,9 @@ def test_many_blocks_are_the_definition(method, options, entries, monkeypatch):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (11, 7), (64, 5), (0, 4)])
 @pytest.mark.parametrize("entries", [1, 9, 1000])
 def test_row_blocks_cut_the_matrix_once(shape, entries, monkeypatch):
-    monkeypatch.setattr(low_rank, "BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(blocks, "BLOCK_ENTRIES", entries)
     matrix = torch.arange(shape[0] * shape[1]).view(shape)
-    parts = list(low_rank.row_blocks(matrix))
+    parts = list(blocks.row_blocks(matrix))
     assert parts
     assert torch.equal(torch.cat([block for _, block in parts]), matrix)
     assert torch.equal(torch.cat([matrix[rows] for rows, _ in parts]), matrix)
@@ -135,11 +135,11 @@ def test_sbora_trains_a_base_that_is_unfrozen(method):
     torch.testing.assert_close(layer.weight.grad, g.T @ x)
 
 
-@pytest.mark.parametrize("rank", [1, low_rank.FEW_COLUMNS - 1, low_rank.FEW_COLUMNS])
+@pytest.mark.parametrize("rank", [1, blocks.FEW_COLUMNS - 1, blocks.FEW_COLUMNS])
 def test_a_thin_product_is_a_product(rank):
     x, thin = torch.randn(40, 30, dtype=torch.float64), torch.randn(30, rank, dtype=torch.float64)
-    torch.testing.assert_close(low_rank.thin_product(x, thin), x @ thin)
-    torch.testing.assert_close(low_rank.thin_product(thin.T, x.T), (x @ thin).T)
+    torch.testing.assert_close(blocks.thin_product(x, thin), x @ thin)
+    torch.testing.assert_close(blocks.thin_product(thin.T, x.T), (x @ thin).T)
 
 
 def test_dual_lora_refuses_a_second_derivative():
@@ -192,7 +192,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize(("method", "options"), CASES)
 def test_no_dense_product_in_forward_or_backward(method, options, monkeypatch):
-    monkeypatch.setattr(low_rank, "BLOCK_ENTRIES", 200)
+    monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 200)
     layer = layer_of(method, out=60, in_=40, **options)
     x = torch.randn(3, 40, dtype=torch.float64, requires_grad=True)
     with Largest(layer.weight) as largest:
@@ -248,12 +248,12 @@ def test_the_compiled_loop_is_the_blocks_of_torch(dtype, rank, out, in_, weighte
 
     def found():
         if weighted:
-            return low_rank.constant_norms_of_both(W, A, B, 0.7, m)
-        return [low_rank.constant_norms(W, A, B, 0.7, axis) for axis in ("row", "column")]
+            return norms.constant_norms_of_both(W, A, B, 0.7, m)
+        return [norms.constant_norms(W, A, B, 0.7, axis) for axis in ("row", "column")]
 
-    assert low_rank._loop_norms(W, A, B, 0.7, m) is not None
+    assert norms._loop_norms(W, A, B, 0.7, m) is not None
     got = found()
-    monkeypatch.setattr(low_rank, "loop_reads", lambda *tensors: False)
+    monkeypatch.setattr(norms, "loop_reads", lambda *tensors: False)
     torch.testing.assert_close(got, found(), rtol=1e-13 if dtype == torch.float64 else 5e-6, atol=0)
     assert got[0][0] == 0
 
@@ -267,9 +267,9 @@ def test_the_compiled_scaling_is_that_of_torch(shape, in_place, monkeypatch):
     wanted, dots = g * scale, (g * z).sum(0)
     for reads in (True, False):
         if not reads:
-            monkeypatch.setattr(low_rank, "loop_reads", lambda *tensors: False)
+            monkeypatch.setattr(blocks, "loop_reads", lambda *tensors: False)
         given = g.clone()
-        out, found = low_rank.scaled_and_dots(given, z, scale, in_place)
+        out, found = blocks.scaled_and_dots(given, z, scale, in_place)
         assert (out is given) == in_place
         assert torch.equal(out, wanted)
         torch.testing.assert_close(found, dots, rtol=1e-13, atol=1e-13)
@@ -291,12 +291,12 @@ def test_the_compiled_loops_do_not_depend_on_the_threads(monkeypatch):
 
 def test_which_tensors_the_compiled_loops_read(monkeypatch):
     x = torch.randn(4, 6)
-    assert low_rank.loop_reads(x, torch.nn.Parameter(x))
-    assert not low_rank.loop_reads(x, x.double())
-    assert not low_rank.loop_reads(x.half())
-    assert not low_rank.loop_reads(x.T)
-    assert not low_rank.loop_reads(x.to("meta"))
+    assert blocks.loop_reads(x, torch.nn.Parameter(x))
+    assert not blocks.loop_reads(x, x.double())
+    assert not blocks.loop_reads(x.half())
+    assert not blocks.loop_reads(x.T)
+    assert not blocks.loop_reads(x.to("meta"))
     monkeypatch.setattr(loops, "_openmp", None)
-    for threads in (low_rank.LOOP_THREADS, low_rank.LOOP_THREADS + 1):
+    for threads in (blocks.LOOP_THREADS, blocks.LOOP_THREADS + 1):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert low_rank.loop_reads(x) == (threads == low_rank.LOOP_THREADS)
+        assert blocks.loop_reads(x) == (threads == blocks.LOOP_THREADS)
