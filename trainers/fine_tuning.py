@@ -1,16 +1,14 @@
 """A recorded fine-tuning run with any method: what every experiment has in common."""
 
-import inspect
 import json
 import math
 import shutil
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,12 +19,10 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.utils import logging as transformers_logging
 
 from deltaw.adapters import (
-    METHODS,
     GaLore,
     Method,
     OptionError,
     RecordError,
-    create,
     galore_optimizer,
     inject,
     parameter_groups,
@@ -41,108 +37,10 @@ from deltaw.trainers.callback import RecorderCallback
 from deltaw.trainers.memory import peak_megabytes, reset_peak
 from deltaw.trainers.recorder import LOCK
 from deltaw.trainers.schedules import Schedule
+from deltaw.trainers.settings import Settings
 
 R = TypeVar("R")
 RESULT, TRAINING = "result.json", "training"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(ABC):
-    """What a run is told, whatever it trains on.
-
-    Arguments:
-        method: A name of ``METHODS``.
-        options: The method's options, over those of ``standard_options`` that it has.
-        model: A folder or a name on the hub; ``None`` for the built-in model.
-        targets: Glob patterns of the adapted modules; ``None`` for the experiment's own.
-        learning_rate: ``None`` for the default of the method.
-        batch_size: ``None`` for the experiment's own.
-        max_length: Longer texts are cut to this many tokens.
-        context_batches: Batches of training examples from which a method that starts from data (CorDA) starts.
-        base: "full" for the weights as they are, "nf4" for targets in 4 bits (QLoRA, QDoRA, QBoRA, …).
-        record_modules: Glob patterns of the recorded modules; ``None`` for the targets.
-        save_every: Epochs between the states from which an interrupted run goes on.
-        seed: Of what starts at random, the order of the examples, and dropout.
-    """
-
-    method: str
-    options: dict[str, Any] = field(default_factory=dict)
-    model: str | None = None
-    targets: tuple[str, ...] | None = None
-    epochs: int
-    learning_rate: float | None = None
-    batch_size: int | None
-    warmup_ratio: float
-    weight_decay: float = 0.0
-    max_length: int
-    context_batches: int = 8
-    base: Literal["full", "nf4"] = "full"
-    record_modules: tuple[str, ...] | None = None
-    save_every: int
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.at_least_one("epochs", "batch_size", "save_every", "max_length", "context_batches")
-        if self.base not in ("full", "nf4"):
-            raise OptionError(f"base must be 'full' or 'nf4', not {self.base!r}")
-        if not 0 <= self.warmup_ratio < 1:
-            raise OptionError(f"warmup_ratio must lie in [0, 1), not {self.warmup_ratio!r}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise OptionError(f"learning_rate must be above 0, not {self.learning_rate!r}")
-
-    def at_least_one(self, *names: str) -> None:
-        """Raise an OptionError where one of these is given and below 1."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name} must be at least 1, not {value!r}")
-
-    @abstractmethod
-    def standard_options(self) -> dict[str, Any]:
-        """Options of the methods that have them, where nothing else is said."""
-
-    @abstractmethod
-    def standard_rates(self) -> tuple[float, float]:
-        """The learning rates where none is given: where all weights train, and the adapters'."""
-
-    def make_method(self) -> Method:
-        """The method with its options.
-
-        Raises:
-            OptionError: The method has no such option, or not with this value.
-        """
-        known = options_of(self.method)
-        standard = {name: value for name, value in self.standard_options().items() if name in known}
-        return create(self.method, **standard | self.options)
-
-    def rate(self) -> float:
-        """The learning rate that is used."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        full, adapters = self.standard_rates()
-        return adapters if self.make_method().injects else full
-
-    def plain(self) -> dict[str, Any]:
-        """The settings as they are kept and compared: what is None stands for what is used, no path of this machine."""
-        plain = asdict(self) | {"options": self.make_method().options(), "learning_rate": self.rate()}
-        if not self.make_method().needs_context:
-            del plain["context_batches"]
-        if self.base == "full":
-            del plain["base"]  # there were runs before there was a choice
-        if self.model is not None:
-            plain["model"] = without_path(self.model)
-        cleaned: dict[str, Any] = json.loads(json.dumps(plain))
-        return cleaned
-
-
-def options_of(method: str) -> tuple[str, ...]:
-    """The names of a method's options; of an unknown method there are none."""
-    return tuple(inspect.signature(METHODS[method]).parameters) if method in METHODS else ()
-
-
-def without_path(source: str) -> str:
-    """Return the name of a folder or file alone, and anything else as it is."""
-    return Path(source).resolve().name if Path(source).exists() else source
 
 
 @dataclass(frozen=True, kw_only=True)

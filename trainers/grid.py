@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from deltaw.adapters import METHODS, DeltawError, OptionError, RecordError
 from deltaw.analysis.records.atomic import PARTIAL, write_text
-from deltaw.trainers.fine_tuning import Settings, options_of
+from deltaw.trainers.settings import Settings, options_of
 
 S = TypeVar("S", bound=Settings)
 R = TypeVar("R")

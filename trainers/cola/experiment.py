@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, set_seed
 
-from deltaw.adapters import DataError, OptionError, TargetError
+from deltaw.adapters import DataError, TargetError
 from deltaw.adapters.injection import linear_modules, matching
 from deltaw.analysis.names import kind_of
 from deltaw.trainers.cola.data import BUILTIN, Corpus, load_corpus
+from deltaw.trainers.cola.settings import ColaSettings
 from deltaw.trainers.fine_tuning import (
-    Settings,
     Task,
     Trained,
     check_library,
@@ -25,60 +25,8 @@ from deltaw.trainers.fine_tuning import (
     finished,
     first_line,
     quiet,
-    without_path,
 )
 from deltaw.trainers.schedules import every
-
-# Learning rates where none is given: (where all weights train, adapters).
-LEARNING_RATES = {
-    "builtin": (3e-4, 2e-3),  # found on the built-in model; see docs/builtin.md
-    "other": (2e-5, 4e-4),  # RoBERTa's own grid for GLUE; LoRA, Table 9, for RoBERTa-base on CoLA
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColaSettings(Settings):
-    """One run on CoLA. The defaults are LoRA's for RoBERTa-base, which BoRA A.2 uses.
-
-    Hu et al. 2022, Table 9: AdamW, linear decay, warm-up ratio 0.06, batch 32, learning rate 4e-4, 80 epochs, rank 8 on
-    query and value, alpha 8 (the authors' script has 16; the paper's table counts here). Weight decay is 0: the table
-    names none, and decay would shrink DoRA's and BoRA's magnitudes by itself, which is the very thing measured.
-
-    Arguments:
-        options: The method's options; by default rank 8, alpha 8 for every method that has them.
-        model: A folder or a name on the hub; ``None`` for the built-in model, which goes with the built-in data.
-        data: "builtin", "hub", or a folder (see ``load_corpus``).
-        targets: Glob patterns of the adapted modules; ``None`` for all query and value matrices.
-        learning_rate: ``None`` for the default of the method: see ``LEARNING_RATES``.
-        record_every: Steps between checkpoints.
-        The others: See ``Settings``.
-    """
-
-    data: str = "builtin"
-    epochs: int = 80
-    batch_size: int = 32
-    warmup_ratio: float = 0.06
-    max_length: int = 128
-    record_every: int = 20
-    save_every: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least_one("record_every")
-        if self.model is None and self.data != "builtin":
-            raise OptionError(f"data {self.data!r} needs a model: give its name or folder, for example roberta-base")
-
-    def standard_options(self) -> dict[str, Any]:
-        """Rank 8 and alpha 8."""
-        return {"rank": 8, "alpha": 8.0}
-
-    def standard_rates(self) -> tuple[float, float]:
-        """See ``LEARNING_RATES``."""
-        return LEARNING_RATES["builtin" if self.model is None else "other"]
-
-    def plain(self) -> dict[str, Any]:
-        """As ``Settings.plain``."""
-        return super().plain() | {"data": self.data if self.data == "hub" else without_path(self.data)}
 
 
 @dataclass(frozen=True)
@@ -282,4 +230,4 @@ def _result(settings: ColaSettings, out: Path, trained: Trained, n_dev: int) -> 
     )
 
 
-__all__ = ["LEARNING_RATES", "ColaResult", "ColaSettings", "Corpus", "train_cola"]
+__all__ = ["ColaResult", "ColaSettings", "Corpus", "train_cola"]

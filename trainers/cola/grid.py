@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from deltaw.trainers.cola.experiment import ColaResult, ColaSettings, check_cola, finished_cola, train_cola
+from deltaw.trainers.cola.experiment import ColaResult, check_cola, finished_cola, train_cola
+from deltaw.trainers.cola.settings import ColaSettings
 from deltaw.trainers.grid import GridError, grid_runs, over_seeds, rounded_page, run_grid
 
 

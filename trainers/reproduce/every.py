@@ -6,13 +6,13 @@ from pathlib import Path
 
 from deltaw.analysis.claims import claims_markdown, count_line
 from deltaw.analysis.records.atomic import write_text
-from deltaw.trainers.cola.experiment import ColaSettings
+from deltaw.trainers.cola.settings import ColaSettings
 from deltaw.trainers.reproduce.bora import reproduce_bora
 from deltaw.trainers.reproduce.common import Report
 from deltaw.trainers.reproduce.dora import reproduce_dora
 from deltaw.trainers.reproduce.dual_lora import reproduce_dual_lora
 from deltaw.trainers.reproduce.sbora import reproduce_sbora
-from deltaw.trainers.vl.experiment import VLSettings
+from deltaw.trainers.vl.settings import VLSettings
 
 SUMMARY = "summary.md"
 SHORTER = 40  # epochs of the grids of SBoRA and Dual LoRA, where nothing is said

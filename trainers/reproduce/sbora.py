@@ -14,8 +14,9 @@ from deltaw.analysis.figures import costs, region
 from deltaw.analysis.names import kind_of
 from deltaw.analysis.tables.runs import open_runs
 from deltaw.analysis.tables.tidy import display_name
-from deltaw.trainers.cola.experiment import ColaResult, ColaSettings
+from deltaw.trainers.cola.experiment import ColaResult
 from deltaw.trainers.cola.grid import grid_page, grid_table, train_grid
+from deltaw.trainers.cola.settings import ColaSettings
 from deltaw.trainers.reproduce.common import Report, measured, results_frame, write_report
 
 SBORA_METHODS = ("lora", "dora", "sbora-fa", "sbora-fb")

@@ -10,7 +10,8 @@ from tabulate import tabulate
 
 from deltaw.trainers.grid import GridError, grid_runs, over_seeds, rounded_page, run_grid
 from deltaw.trainers.vl.examples import TASKS
-from deltaw.trainers.vl.experiment import VLData, VLResult, VLSettings, check_vl, finished_vl, train_vl
+from deltaw.trainers.vl.experiment import VLData, VLResult, check_vl, finished_vl, train_vl
+from deltaw.trainers.vl.settings import VLSettings
 
 PRIOR, AVERAGE = "prior", "average"  # the last row of the table, what guessing scores; and the mean of the tasks
 

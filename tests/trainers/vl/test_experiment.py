@@ -17,7 +17,6 @@ from deltaw.trainers import fine_tuning as shared
 from deltaw.trainers.vl import VLSettings, train_vl
 from deltaw.trainers.vl.examples import TASKS, Example
 from deltaw.trainers.vl.experiment import (
-    BLOCKS,
     VLData,
     check_vl,
     evaluate,
@@ -27,6 +26,7 @@ from deltaw.trainers.vl.experiment import (
 from deltaw.trainers.vl.features import features_of
 from deltaw.trainers.vl.mix import IGNORED, Collator, TaskBatches, TrainingExamples
 from deltaw.trainers.vl.model import load_bart
+from deltaw.trainers.vl.settings import BLOCKS
 
 LAYERS = {block: load_bart()[0].config.encoder_layers for block in BLOCKS}  # as many in either half
 MATRICES = 2 * sum(LAYERS.values())  # query and value

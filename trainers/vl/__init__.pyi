@@ -1,0 +1,10 @@
+from .data import VLCorpus as VLCorpus
+from .data import load_vl_corpus as load_vl_corpus
+from .experiment import VLResult as VLResult
+from .experiment import train_vl as train_vl
+from .features import load_features as load_features
+from .features import save_features as save_features
+from .grid import GridError as GridError
+from .grid import grid_table as grid_table
+from .grid import train_grid as train_grid
+from .settings import VLSettings as VLSettings
