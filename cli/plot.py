@@ -1,12 +1,12 @@
 """``deltaw plot``: the papers' figures and more, a command each."""
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import click
 
-from deltaw.analysis.figures import FIGURES, FigureKind, check_path, save
+from deltaw.analysis.figures.drawing.formats import check_path
+from deltaw.analysis.figures.registry import FIGURES, FigureKind
 from deltaw.analysis.tables.runs import open_runs
 from deltaw.cli.output import BASE_HELP
 
@@ -85,10 +85,12 @@ class _Figures(click.Group):
 
 def _command(name: str, entry: FigureKind) -> click.Command:
     """Return the command that makes a figure's table and draws it."""
-    defaults = _defaults(entry.make) | {key: value for key, value in _defaults(entry.draw).items() if value is not None}
+    defaults = entry.make_defaults | {key: value for key, value in entry.draw_defaults.items() if value is not None}
 
     def run(paths: tuple[str, ...], out: Path, base: str | None = None, **given: Any) -> None:
         check_path(out, movie=entry.movie)
+        from deltaw.analysis.figures.drawing.saving import save
+
         runs = paths if base is None else open_runs(paths, base=base)
         options = {
             key: None if value == "all" and key != "share" else value
@@ -96,10 +98,10 @@ def _command(name: str, entry: FigureKind) -> click.Command:
             if value not in (None, ())
         }
         make, draw = (
-            {key: value for key, value in options.items() if key in _defaults(function)}
-            for function in (entry.make, entry.draw)
+            {key: value for key, value in options.items() if key in known}
+            for known in (entry.make_defaults, entry.draw_defaults)
         )
-        if "kind" in _defaults(entry.make):  # no other matrices are read than those that are drawn
+        if "kind" in entry.make_defaults:  # no other matrices are read than those that are drawn
             make.setdefault("kind", defaults.get("kind"))
         save(entry.draw(entry.make(runs, **make), **draw), out)
         click.echo(f"written to {out}")
@@ -115,13 +117,8 @@ def _command(name: str, entry: FigureKind) -> click.Command:
         params.append(click.Option(flags, **(settings | {"help": settings["help"].format(**shown)})))
     if entry.paths == "RUNS":
         params.append(click.Option(["--base"], help=BASE_HELP))
-    about = (inspect.getdoc(entry.draw) or "").split("\n\nArguments:")[0].replace("`", "")
     example = f"\b\nExample:\n  deltaw plot {name} {entry.example} -o {name}.{'gif' if entry.movie else 'pdf'}"
-    return click.Command(name, callback=run, params=params, help=f"{about}\n\n{example}", short_help=entry.about)
-
-
-def _defaults(function: Any) -> dict[str, Any]:
-    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    return click.Command(name, callback=run, params=params, help=f"{entry.help}\n\n{example}", short_help=entry.about)
 
 
 @click.command("plot", cls=_Figures)

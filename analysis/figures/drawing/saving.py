@@ -1,7 +1,9 @@
 """Writing a figure or a movie to a file."""
 
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CalledProcessError
 from tempfile import TemporaryDirectory
@@ -10,9 +12,9 @@ from typing import Any
 from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
 from matplotlib.figure import Figure
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
+from deltaw.analysis.figures.drawing.formats import check_path, format_of
 from deltaw.analysis.figures.drawing.style import paper_style
-from deltaw.analysis.figures.kinds.animation import Movie
 from deltaw.analysis.records.atomic import written_aside
 
 DPI = 300
@@ -20,34 +22,21 @@ MOVIE_DPI = 150
 SECONDS = 8.0  # what a movie takes, with 2 to 12 frames a second
 # What to leave out of a file so that the same figure gives the same bytes on every day.
 _METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-_MOVIES = ("gif", "mp4")
 
 
-def check_path(path: str | Path, *, movie: bool = False) -> Path:
-    """Return the path if it can be written there by its suffix; ask before the work, not after.
+@dataclass(frozen=True)
+class Movie:
+    """A figure that shows one step after the other; `save` writes it as GIF or MP4.
 
     Arguments:
-        path: Where to write.
-        movie: A `Movie` is to be written, not a figure.
-
-    Raises:
-        OptionError: The suffix is none of .png, .svg, .pdf, or for a movie of .gif, .mp4; or ffmpeg, which writes MP4,
-            is not installed.
-
-    Example:
-        >>> check_path("symmetry.pdf").name
-        'symmetry.pdf'
+        figure: It holds the last step until another is shown.
+        steps: The training steps, one per frame.
+        show: Draws the frame of a step.
     """
-    path = Path(path)
-    found = _MOVIES if movie else tuple(_METADATA)
-    if _kind(path) not in found:
-        choices = ", ".join(f".{name}" for name in found)
-        raise OptionError(
-            f"{path}: {'an animation' if movie else 'a figure'} has no format {path.suffix!r}; choose one of {choices}"
-        )
-    if _kind(path) == "mp4" and not FFMpegWriter.isAvailable():
-        raise OptionError(f"{path}: MP4 needs the program ffmpeg, which is not found; install it, or write .gif")
-    return path
+
+    figure: Figure
+    steps: list[int]
+    show: Callable[[int], None]
 
 
 def save(figure: Figure | Movie, path: str | Path) -> Path:
@@ -63,7 +52,7 @@ def save(figure: Figure | Movie, path: str | Path) -> Path:
         The path.
 
     Raises:
-        OptionError: As `check_path`.
+        OptionError: It is neither, or as `check_path`.
         WriteError: The file cannot be written; what stood there before is untouched.
 
     Example:
@@ -71,8 +60,10 @@ def save(figure: Figure | Movie, path: str | Path) -> Path:
         >>> save(Figure(), Path(tempfile.mkdtemp()) / "empty.svg").name
         'empty.svg'
     """
+    if not isinstance(figure, Figure | Movie):
+        raise OptionError(f"figure is {figure!r}; pass the Figure or Movie that a function of this package returned")
     path = check_path(path, movie=isinstance(figure, Movie))
-    kind = _kind(path)
+    kind = format_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside, paper_style():
         if isinstance(figure, Movie):
@@ -80,10 +71,6 @@ def save(figure: Figure | Movie, path: str | Path) -> Path:
         else:
             figure.savefig(aside, format=kind, dpi=DPI, metadata=_METADATA[kind])
     return path
-
-
-def _kind(path: Path) -> str:
-    return path.suffix.lower().lstrip(".")
 
 
 def _film(movie: Movie, path: Path, kind: str) -> None:

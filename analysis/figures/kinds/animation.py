@@ -1,7 +1,6 @@
 """The ΔM, ΔD cloud of DoRA's Figure 2 as it moves over training."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
@@ -21,6 +20,7 @@ from deltaw.analysis.figures.drawing.axes import (
 )
 from deltaw.analysis.figures.drawing.layer_positions import place_colors, place_entries, places_of
 from deltaw.analysis.figures.drawing.rows import spread_out
+from deltaw.analysis.figures.drawing.saving import Movie
 from deltaw.analysis.figures.drawing.style import check_choice, paper_style
 from deltaw.analysis.figures.kinds.cloud import COLUMNS, EDGE, SOURCE, clean, start_note
 from deltaw.analysis.measures.change import Axis
@@ -28,21 +28,6 @@ from deltaw.analysis.measures.correlation import correlation
 from deltaw.analysis.tables.tidy import display_name, require_columns, require_one_start, select
 
 MOST_FRAMES = 120
-
-
-@dataclass(frozen=True)
-class Movie:
-    """A figure that shows one step after the other; `save` writes it as GIF or MP4.
-
-    Arguments:
-        figure: It holds the last step until another is shown.
-        steps: The training steps, one a frame.
-        show: Draws the frame of a step.
-    """
-
-    figure: Figure
-    steps: list[int]
-    show: Callable[[int], None]
 
 
 def animation(
