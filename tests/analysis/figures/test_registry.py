@@ -67,7 +67,7 @@ def test_a_figure_from_outside_is_offered_and_drawn(monkeypatch, tmp_path, capsy
 
 def test_what_a_figure_is_made_of_is_checked() -> None:
     for wrong in (3, "rank", "not a:path", None):
-        with pytest.raises(OptionError, match='draw is .*; pass a function, or its path as "package.module:function"'):
+        with pytest.raises(OptionError, match=r'draw is .*; pass a function, or its path as "package.module:function"'):
             FigureKind(wrong, print)
     with pytest.raises(OptionError, match="paths is 'FILES'; choose one of RUNS, RESULTS"):
         FigureKind(print, print, paths="FILES")
