@@ -214,7 +214,7 @@ def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
         TargetError: The model lacks a layer that the file has.
         ShapeError: A tensor does not fit.
     """
-    from deltaw.adapters import create
+    from deltaw.adapters.methods.registry import create
 
     try:
         with safe_open(str(path), framework="pt") as file:

@@ -5,36 +5,123 @@ of a run does, and both hand the same mapping of tensors to the same functions. 
 very code that defines it for a model in training.
 """
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError, ShapeError
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
 
 State = Mapping[str, Tensor]
 Shape = tuple[int, ...]
 
 
+class Layer(Protocol):
+    """The part of ``AdaptedLayer`` that a method works with."""
+
+    bias: nn.Parameter | None
+    training: bool
+    in_features: int
+    out_features: int
+
+    @property
+    def base(self) -> Tensor:
+        """W₀ (out, in)."""
+
+    @property
+    def held(self) -> Tensor:
+        """What stands in the place of W₀, (out, in): W₀, or the residual."""
+
+    @property
+    def holds_residual(self) -> bool:
+        """Whether a residual stands in the place of W₀."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Return one of the method's tensors."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the method's tensors by name."""
+
+    def steps_taken(self) -> int:
+        """Return how many optimizer steps the method's parameters went through since the last call."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """What a method is: its options, and how W' follows from W₀ and its tensors."""
+    """The contract of a method: its options, and how W' follows from W₀ and its tensors.
+
+    A method is one file with one class, and one line in the registry (``deltaw.adapters.methods.registry``). What the
+    rest of the project needs to know of it stands in its class: the name, the texts of the tables (``title``,
+    ``formula``, ``source``, ``counts``), its ``look`` in figures, and the hooks below.
+    """
 
     injects: ClassVar[bool] = True  # False: the method trains the layers as they are
     scales_base: ClassVar[bool] = False  # True: its tensors multiply W₀, so their rounding moves all of W'
     needs_context: ClassVar[bool] = False  # True: it starts from the covariance of each layer's inputs
     moving: ClassVar[tuple[str, ...]] = ()  # frozen tensors that change in training all the same, as a count of steps
 
+    def __new__(cls, *given: Any, **options: Any) -> Self:
+        """Refuse what is no option of the method by an error that names those there are."""
+        known = [option.name for option in fields(cls) if option.init]
+        there = ", ".join(known) or "no options"
+        if given:
+            raise OptionError(f"{cls.__name__}: give options by name; it has {there}")
+        for option in options:
+            if option not in known:
+                near = difflib.get_close_matches(option, known, n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise OptionError(f"{cls.__name__} has no option {option!r}{hint}; it has {there}")
+        return super().__new__(cls)
+
     @property
     @abstractmethod
     def name(self) -> str:
         """The key under which ``METHODS`` offers this method with these options."""
+
+    @property
+    def title(self) -> str:
+        """The name as the papers write it, for figures and tables."""
+        return self.name
+
+    @property
+    def formula(self) -> str:
+        """W' in one line, for the table of methods."""
+        return ""
+
+    @property
+    def source(self) -> str:
+        """The paper, for the table of methods."""
+        return ""
+
+    @property
+    def counts(self) -> str:
+        """The number of trainable parameters of one matrix as a formula of r, out and in, for the table of methods."""
+        return ""
+
+    @property
+    def look(self) -> tuple[str, str] | None:
+        """Colour and marker in figures; ``None``: they follow from the method's position in ``METHODS``."""
+        return None
+
+    @property
+    def starts_at_base(self) -> bool:
+        """Whether W' = W₀ at step 0."""
+        return True
+
+    def take_whole_numbers(self, **least: int) -> None:
+        """Check options that are whole numbers of at least so much, or ``None``; NumPy's become plain ones."""
+        for name, smallest in least.items():
+            default = next(option.default for option in fields(self) if option.name == name)
+            value = getattr(self, name)
+            if value is None and default is None:
+                continue
+            number = whole_number(name, value, smallest, also="None" if default is None else "")
+            object.__setattr__(self, name, number)  # frozen for all others
 
     def options(self) -> dict[str, Any]:
         """The options as plain values; ``create(name, **options)`` makes an equal method."""
@@ -121,10 +208,32 @@ class Method(ABC):
         return None
 
     @abstractmethod
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """Return x W'ᵀ + b, (…, out), for x (…, in)."""
 
-    def observe(self, layer: "AdaptedLayer") -> None:
+    def groups(self, state: State) -> dict[str, Tensor]:
+        """Return the matrices (out, in) that the update is made of, by name, where each has a rank of its own."""
+        del state
+        return {}
+
+    def check_available(self) -> None:  # noqa: B027 - most methods need none
+        """Raise a DataError where a library that the method needs is not installed."""
+
+    def optimizer(
+        self,
+        model: nn.Module,
+        targets: Sequence[str],
+        lr: float,
+        *,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+    ) -> torch.optim.Optimizer | None:
+        """Return the optimizer of its own with which the method trains a model, or ``None`` where any will do."""
+        del model, targets, lr, betas, eps, weight_decay
+        return None
+
+    def observe(self, layer: Layer) -> None:
         """Take note of the layer's state before it is used or read; only a method with a clock needs to."""
         del layer
 
@@ -151,8 +260,7 @@ class RankedMethod(Method):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise OptionError(f"rank must be a whole number of at least 1, not {self.rank!r}")
+        self.take_whole_numbers(rank=1)
         if not 0.0 <= self.dropout < 1.0:
             raise OptionError(f"dropout must lie in [0, 1), not {self.dropout!r}")
         if self.alpha is not None and not 0 < self.alpha < float("inf"):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from deltaw.adapters import DualLoRA, Method, NonFiniteError, OptionError, RecordError
+from deltaw.adapters.errors import NonFiniteError, OptionError, RecordError
 from deltaw.adapters.injection import matching
+from deltaw.adapters.method import Method
 from deltaw.analysis.measures.change import AXES, Axis, changes
 from deltaw.analysis.measures.spectrum import Spectrum, spectrum
 from deltaw.analysis.names import name_reader
@@ -329,10 +330,10 @@ class Trajectory:
                 stored = source.rounding(module, step)
                 weight = None if stored is None else source.weight(module, step, torch.float64)
                 yield "update", spectrum(source.update(module, step), stored=stored, weight=weight)
-            if groups and isinstance(method, DualLoRA):
+            if groups and method is not None:
                 state = {k: v.double() if v.is_floating_point() else v for k, v in self.state(module, step).items()}
-                yield "magnitude", spectrum(method.magnitude_group(state))
-                yield "direction", spectrum(method.direction_group(state))
+                for group, matrix in method.groups(state).items():
+                    yield group, spectrum(matrix)
         except NonFiniteError as error:
             raise NonFiniteError(f"{self.path}: {module} {self.shape(module)} at step {step}: {error}") from None
 

@@ -6,7 +6,7 @@ import click
 import pandas as pd
 from tabulate import tabulate
 
-from deltaw.adapters import RecordError
+from deltaw.adapters.errors import RecordError
 from deltaw.analysis.inspection.inspect import inspect_run
 from deltaw.cli.output import base_option, emit_json, json_option
 

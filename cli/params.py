@@ -7,10 +7,11 @@ from typing import Any
 import click
 import pandas as pd
 
-from deltaw.adapters import METHODS, Method, create
 from deltaw.adapters.counting.configs import CONFIGS
 from deltaw.adapters.counting.params import count_trainable, model_from_config
 from deltaw.adapters.errors import OptionError
+from deltaw.adapters.method import Method
+from deltaw.adapters.methods.registry import METHODS, create
 from deltaw.cli.output import emit_table, json_option
 from deltaw.cli.train_options import several
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltaw.adapters import METHODS
+from deltaw.adapters.methods.registry import METHODS
 from deltaw.cli.cola_options import grid_options, several
 from deltaw.cli.output import emit_json, json_option
 from deltaw.cli.vl_options import vl_options

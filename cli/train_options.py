@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from deltaw.adapters import METHODS, DeltawError
+from deltaw.adapters.errors import DeltawError
+from deltaw.adapters.methods.registry import METHODS
 from deltaw.cli.output import emit_json
 
 # Where GaLore's package is installed, transformers imports bitsandbytes, which warns of kernels that nothing here uses.

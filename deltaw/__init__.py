@@ -4,8 +4,8 @@
 ``__init__.pyi``, where type checkers read it, too.
 
 Example:
-    >>> import deltaw, numpy
-    >>> deltaw.change(numpy.eye(3), 2 * numpy.eye(3), axis="row").delta_m
+    >>> import deltaw, torch
+    >>> deltaw.change(torch.eye(3), 2 * torch.eye(3), axis="row").delta_m
     1.0
 """
 

@@ -1,3 +1,5 @@
+"""The names of deltaw.trainers, and where each is; they are imported when they are asked for."""
+
 from .callback import RecorderCallback as RecorderCallback
 from .lightning import LightningRecorder as LightningRecorder
 from .recorder import Recorder as Recorder

@@ -18,19 +18,11 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from deltaw.adapters import (
-    GaLore,
-    Method,
-    OptionError,
-    RecordError,
-    galore_optimizer,
-    inject,
-    parameter_groups,
-    quantize,
-)
-from deltaw.adapters.injection import linear_shape, repeated
-from deltaw.adapters.methods.galore import load_galore
-from deltaw.adapters.quantization import load_bitsandbytes
+from deltaw.adapters.errors import OptionError, RecordError
+from deltaw.adapters.injection import inject, linear_shape, repeated
+from deltaw.adapters.method import Method
+from deltaw.adapters.methods.lora_plus import parameter_groups
+from deltaw.adapters.quantization import load_bitsandbytes, quantize
 from deltaw.analysis.records.atomic import write_text
 from deltaw.analysis.records.format import BASE, CHECKPOINTS, MANIFEST, read_manifest
 from deltaw.trainers.callback import RecorderCallback
@@ -216,8 +208,7 @@ def finished(settings: Settings, out: Path, kind: Callable[..., R]) -> R | None:
 
 def check_library(method: Method, settings: Settings) -> None:
     """Raise a DataError where a library is missing, an OptionError where the method cannot train such a base."""
-    if isinstance(method, GaLore):
-        load_galore()
+    method.check_available()
     if settings.base == "nf4":
         load_bitsandbytes()
         if not method.injects:
@@ -241,7 +232,7 @@ class _Trainer(Trainer):
     The learning-rate schedule scales every group of the optimizer.
     """
 
-    make_optimizer: Callable[[], torch.optim.Optimizer] | None = None
+    make_optimizer: Callable[[], torch.optim.Optimizer | None] | None = None
     batches: Any = None
     score: Callable[[nn.Module], dict[str, float]] | None = None
 
@@ -289,22 +280,19 @@ class _Trainer(Trainer):
 
 def _optimizer_of(
     method: Method, model: nn.Module, targets: Sequence[str], arguments: TrainingArguments
-) -> Callable[[], torch.optim.Optimizer] | None:
-    """What makes the method's own optimizer; None where the Trainer's does."""
-    if isinstance(method, GaLore):
-        return lambda: galore_optimizer(
-            model,
-            method,
-            targets,
-            arguments.learning_rate,
-            betas=(arguments.adam_beta1, arguments.adam_beta2),
-            eps=arguments.adam_epsilon,
-            weight_decay=arguments.weight_decay,
-        )
+) -> Callable[[], torch.optim.Optimizer | None]:
+    """Return what makes the method's own optimizer, once the model is placed; ``None`` where the Trainer's will do."""
     if method.rate_factors():
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
         return lambda: kind(parameter_groups(model, arguments.learning_rate, arguments.weight_decay), **options)
-    return None
+    return lambda: method.optimizer(
+        model,
+        targets,
+        arguments.learning_rate,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        eps=arguments.adam_epsilon,
+        weight_decay=arguments.weight_decay,
+    )
 
 
 class _Watch(TrainerCallback):
@@ -377,7 +365,7 @@ def _trainable_parameters(model: nn.Module, method: Method, heads: Sequence[str]
 
 def _context(task: Task, count: int) -> dict[str, torch.Tensor]:
     """The covariance of every target's inputs over training examples, under the model as it is."""
-    from deltaw.adapters import input_covariances
+    from deltaw.adapters.methods.corda import input_covariances
 
     device = next(task.model.parameters()).device
     batches = ({name: value.to(device) for name, value in batch.items()} for batch in task.context(count))

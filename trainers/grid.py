@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import pandas as pd
 from tabulate import tabulate
 
-from deltaw.adapters import METHODS, DeltawError, OptionError, RecordError
+from deltaw.adapters.errors import DeltawError, OptionError, RecordError
+from deltaw.adapters.methods.registry import METHODS, options_of
 from deltaw.analysis.records.atomic import PARTIAL, write_text
-from deltaw.trainers.settings import Settings, options_of
+from deltaw.trainers.settings import Settings
 
 S = TypeVar("S", bound=Settings)
 R = TypeVar("R")

@@ -7,7 +7,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from deltaw.adapters import Method
+from deltaw.adapters.method import Method
 from deltaw.analysis.measures.change import changes
 from deltaw.analysis.names import kind_of
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from deltaw.adapters import DataError
+from deltaw.adapters.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -9,19 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from deltaw.adapters import (
-    AdaptedLayer,
-    DoRA,
-    LoRA,
-    Method,
-    PiSSA,
-    RecordError,
-    TargetError,
-    base_weight,
-    effective_weight,
-)
+from deltaw.adapters.effective import base_weight, effective_weight
+from deltaw.adapters.errors import RecordError, TargetError
 from deltaw.adapters.injection import is_conv1d, is_peft, linear_modules, matching
-from deltaw.adapters.layer import WIDENED
+from deltaw.adapters.layer import WIDENED, AdaptedLayer
+from deltaw.adapters.method import Method
+from deltaw.adapters.methods.dora import DoRA
+from deltaw.adapters.methods.lora import LoRA
+from deltaw.adapters.methods.pissa import PiSSA
 from deltaw.adapters.peft.format import LEAVES_THE_BASE
 from deltaw.adapters.quantization import is_quantized
 from deltaw.adapters.sharded import full

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from deltaw.adapters import OptionError, RecordError
+from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.injection import repeated
 from deltaw.adapters.sharded import full, is_spread
 from deltaw.analysis.records.atomic import append_line, disk_errors, write_text, written_aside

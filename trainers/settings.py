@@ -1,14 +1,17 @@
 """What a run is told, whatever it trains on. Nothing here loads torch: the command line reads its defaults here."""
 
-import inspect
 import json
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from deltaw.adapters import METHODS, Method, OptionError, create
+from deltaw.adapters.errors import OptionError
+from deltaw.adapters.methods.registry import create, options_of
+
+if TYPE_CHECKING:
+    from deltaw.adapters.method import Method  # loads torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ class Settings(ABC):
     def standard_rates(self) -> tuple[float, float]:
         """The learning rates where none is given: where all weights train, and the adapters'."""
 
-    def make_method(self) -> Method:
+    def make_method(self) -> "Method":
         """The method with its options.
 
         Raises:
@@ -98,11 +101,6 @@ class Settings(ABC):
             plain["model"] = without_path(self.model)
         cleaned: dict[str, Any] = json.loads(json.dumps(plain))
         return cleaned
-
-
-def options_of(method: str) -> tuple[str, ...]:
-    """The names of a method's options; of an unknown method there are none."""
-    return tuple(inspect.signature(METHODS[method]).parameters) if method in METHODS else ()
 
 
 def without_path(source: str) -> str:

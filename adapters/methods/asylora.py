@@ -23,10 +23,12 @@ class AsyLoRA(FrozenDown):
         Zhu et al. 2024, "Asymmetry in low-rank adapters of foundation models", §4 (B̂ trained, A random orthogonal).
     """
 
-    @property
-    def name(self) -> str:
-        """``asylora``."""
-        return "asylora"
+    name = "asylora"
+    title = "AsyLoRA"
+    formula = "W₀ + s·B A, A frozen with orthonormal rows"
+    source = "Zhu et al. 2024"
+    counts = "r·out"
+    look = ("#56B4E9", "^")
 
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """B zero, A with orthonormal rows."""

@@ -1,18 +1,15 @@
 """BoRA: magnitudes for the rows, then for the columns."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from deltaw.adapters.linear.low_rank import low_rank_linear
 from deltaw.adapters.linear.norms import constant_norms_of_both, ratio, row_norms, starting_norms, weighted_column_norms
-from deltaw.adapters.method import Shape, State
+from deltaw.adapters.method import Layer, Shape, State
 from deltaw.adapters.methods.lora import LowRankPair
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +35,16 @@ class BoRA(LowRankPair):
         BoRA, equation 3. The paper does not say whether it detaches; DoRA, which it extends, does.
     """
 
+    name = "bora"
+    title = "BoRA"
+    formula = "H diag(m_c / ‖H‖ of the columns), H = diag(m_r / ‖V‖ of the rows) V"
+    source = "BoRA, equation 3"
+    counts = "r·(out + in) + out + in"
+    look = ("#CC79A7", "^")
+
     detach_norm: bool = True
 
     scales_base: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """``bora``."""
-        return "bora"
 
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """LoRA's, m_r (out,) and m_c (in,)."""
@@ -68,7 +67,7 @@ class BoRA(LowRankPair):
         column_norm = torch.linalg.vector_norm(H.detach() if self.detach_norm else H, dim=0)
         return H * ratio(state["magnitude_column"], column_norm)
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """Scale LoRA's input by m_c / ‖H‖ and its output by m_r / ‖V‖."""
         state = layer.state()
         A, B = state["lora_A"], state["lora_B"]

@@ -39,6 +39,13 @@ class CorDA(ResidualPair):
         Yang et al. 2024, "CorDA", equations 2 to 6.
     """
 
+    name = "corda"
+    title = "CorDA"
+    formula = "the same, from the singular triples of W₀C, C the covariance of the inputs"
+    source = "Yang et al. 2024"
+    counts = "r·(out + in)"
+    look = ("#332288", "X")
+
     mode: Literal["ipm", "kpm"] = "ipm"
     damping: float = 0.01
 
@@ -50,11 +57,6 @@ class CorDA(ResidualPair):
             raise OptionError(f"mode must be 'ipm' or 'kpm', not {self.mode!r}")
         if not 0 < self.damping < float("inf"):
             raise OptionError(f"damping must be above 0, not {self.damping!r}")
-
-    @property
-    def name(self) -> str:
-        """``corda``."""
-        return "corda"
 
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """There is none without data."""

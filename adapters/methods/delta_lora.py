@@ -1,19 +1,16 @@
 """Delta-LoRA: LoRA whose base moves with the change of its product."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.low_rank import low_rank_linear
-from deltaw.adapters.method import Shape, State
+from deltaw.adapters.method import Layer, Shape, State
 from deltaw.adapters.methods.lora import LowRankPair
 from deltaw.adapters.sharded import full, is_spread
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +40,13 @@ class DeltaLoRA(LowRankPair):
         Zi et al. 2023, "Delta-LoRA", equations 5 to 7 and algorithm 1.
     """
 
+    name = "delta-lora"
+    title = "Delta-LoRA"
+    formula = "W_t + s·B A, W_t moved by λ·s·Δ(B A) after every step"
+    source = "Zi et al. 2023"
+    counts = "r·(out + in)"
+    look = ("#0072B2", "d")
+
     ratio: float = 2.0
     start_step: int = 0
 
@@ -52,13 +56,7 @@ class DeltaLoRA(LowRankPair):
         super().__post_init__()
         if not 0 < self.ratio < float("inf"):
             raise OptionError(f"ratio must be a number above 0, not {self.ratio!r}")
-        if isinstance(self.start_step, bool) or not isinstance(self.start_step, int) or self.start_step < 0:
-            raise OptionError(f"start_step must be a whole number of at least 0, not {self.start_step!r}")
-
-    @property
-    def name(self) -> str:
-        """``delta-lora``."""
-        return "delta-lora"
+        self.take_whole_numbers(start_step=0)
 
     def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """A and B at step K, and the count of optimizer steps up to K."""
@@ -87,7 +85,7 @@ class DeltaLoRA(LowRankPair):
             return B, A
         return torch.cat((B, -self.ratio * self.scaling * state["anchor_B"]), dim=1), torch.cat((A, state["anchor_A"]))
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """LoRA's forward with the pair [A; A; A_K], [B, λ B, −λ B_K], of which only the first is differentiated."""
         state = layer.state()
         A, B = state["lora_A"], state["lora_B"]
@@ -99,7 +97,7 @@ class DeltaLoRA(LowRankPair):
         dropout = self.dropout if layer.training else 0.0
         return low_rank_linear(x, layer.base, layer.bias, stacked, wide, self.scaling, dropout)
 
-    def observe(self, layer: "AdaptedLayer") -> None:
+    def observe(self, layer: Layer) -> None:
         """Count the optimizer steps up to K, and keep A and B as they are at K."""
         if not self.start_step or not (taken := layer.steps_taken()):
             return

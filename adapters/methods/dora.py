@@ -1,19 +1,17 @@
 """DoRA: W' = m (W₀ + s·B A) / ‖W₀ + s·B A‖, the norm along the columns or the rows."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.low_rank import low_rank_linear
 from deltaw.adapters.linear.norms import norms, ratio, starting_norms
-from deltaw.adapters.method import Shape, State
+from deltaw.adapters.method import Layer, Shape, State
 from deltaw.adapters.methods.lora import LowRankPair
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +55,36 @@ class DoRA(LowRankPair):
             raise OptionError(f"axis must be 'row' or 'column', not {self.axis!r}")
 
     @property
+    @override
     def name(self) -> str:
-        """``dora`` or ``dora-row``."""
         return "dora" if self.axis == "column" else "dora-row"
+
+    @property
+    @override
+    def title(self) -> str:
+        return f"DoRA ({self.axis})"
+
+    @property
+    @override
+    def formula(self) -> str:
+        if self.axis == "column":
+            return "V diag(m / ‖V‖ of the columns), V = W₀ + s·B A"
+        return "diag(m / ‖V‖ of the rows) V"
+
+    @property
+    @override
+    def source(self) -> str:
+        return "Liu et al. 2024, " + ("equation 5" if self.axis == "column" else "the authors' code")
+
+    @property
+    @override
+    def counts(self) -> str:
+        return "r·(out + in) + " + ("in" if self.axis == "column" else "out")
+
+    @property
+    @override
+    def look(self) -> tuple[str, str]:
+        return ("#009E73", "D") if self.axis == "column" else ("#E69F00", "v")
 
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """LoRA's, and the magnitudes."""
@@ -79,7 +104,7 @@ class DoRA(LowRankPair):
         norm = torch.linalg.vector_norm(V.detach() if self.detach_norm else V, dim=dim)
         return V * ratio(state["magnitude"], norm).unsqueeze(dim)
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """Scale the input (column) or the output (row) of LoRA's forward by m / ‖V‖."""
         state = layer.state()
         with torch.autocast(x.device.type, enabled=False):

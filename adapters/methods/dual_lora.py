@@ -3,19 +3,17 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.blocks import row_blocks
-from deltaw.adapters.method import RankedMethod, Shape, State
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.method import Layer, RankedMethod, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +62,13 @@ class DualLoRA(RankedMethod):
         Dual LoRA, equations 5 to 14 and appendix B.
     """
 
+    name = "dual-lora"
+    title = "Dual LoRA"
+    formula = "W₀ + α/√(r₁r₂)·ReLU(B A) ⊙ Sign(D C), and its paper's ablations"
+    source = "Dual LoRA, equations 5 to 14"
+    counts = "(r₁ + r₂)·(out + in)"
+    look = ("#D55E00", "P")
+
     direction_rank: int | None = None
     activation: Literal["relu", "abs", "sigmoid", "none"] = "relu"
     sign: Literal["ste", "none", "fixed", "xnor", "dorefa"] = "ste"
@@ -75,24 +80,15 @@ class DualLoRA(RankedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.warmup_steps, bool) or not isinstance(self.warmup_steps, int) or self.warmup_steps < 0:
-            raise OptionError(f"warmup_steps must be a whole number of at least 0, not {self.warmup_steps!r}")
+        self.take_whole_numbers(warmup_steps=0, direction_rank=1)
         if not self.init_std > 0:
             raise OptionError(f"init_std must be above 0, not {self.init_std!r}")
-        rank = self.direction_rank
-        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-            raise OptionError(f"direction_rank must be None or a whole number of at least 1, not {rank!r}")
         if self.activation not in _ACTIVATIONS:
             raise OptionError(f"activation must be one of {', '.join(_ACTIVATIONS)}, not {self.activation!r}")
         if self.sign not in ("ste", "none", "fixed", "xnor", "dorefa"):
             raise OptionError(f"sign must be one of ste, none, fixed, xnor, dorefa, not {self.sign!r}")
-        if self.sign == "fixed" and rank is not None:
+        if self.sign == "fixed" and self.direction_rank is not None:
             raise OptionError("direction_rank means nothing with sign='fixed', which has no D C; leave it out")
-
-    @property
-    def name(self) -> str:
-        """``dual-lora``."""
-        return "dual-lora"
 
     @property
     def second_rank(self) -> int:
@@ -152,6 +148,16 @@ class DualLoRA(RankedMethod):
         size = product.detach().abs()
         return scaled_sign(product, size.mean(1, keepdim=True) if self.sign == "xnor" else size.mean())
 
+    @override
+    def groups(self, state: State) -> dict[str, Tensor]:
+        """W_m and W_d."""
+        return {"magnitude": self.magnitude_group(state), "direction": self.direction_group(state)}
+
+    @property
+    @override
+    def starts_at_base(self) -> bool:
+        return self.warmup_steps > 0
+
     def ramp(self, state: State) -> Tensor:
         """Return the share of the update that counts, a scalar tensor in [0, 1]."""
         dtype = state["lora_A"].dtype
@@ -169,7 +175,7 @@ class DualLoRA(RankedMethod):
         scale = self.ramp(state) * self.scaling
         return scale * (self.magnitude_group(state) * self.direction_group(state))
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """X W'ᵀ + b; the one dense matrix kept for the backward pass is W_m ⊙ W_d."""
         state = layer.state()
         scale = self.ramp(state) * self.scaling
@@ -187,7 +193,7 @@ class DualLoRA(RankedMethod):
             result = _DualLinear.apply(x, layer.base, *groups, scale)  # type: ignore[no-untyped-call]
         return result if layer.bias is None else result + layer.bias.to(result.dtype)
 
-    def observe(self, layer: "AdaptedLayer") -> None:
+    def observe(self, layer: Layer) -> None:
         """Count the optimizer steps since the last look."""
         if self.warmup_steps and (taken := layer.steps_taken()):
             with torch.no_grad():

@@ -1,15 +1,12 @@
 """Full fine-tuning: nothing is injected and nothing is frozen."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from deltaw.adapters.method import Method, Shape, State
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.method import Layer, Method, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +17,14 @@ class FullFineTuning(Method):
         The baseline "FT" of DoRA, figure 2a, and of BoRA, figures 2 and 3.
     """
 
-    injects: ClassVar[bool] = False
+    name = "ft"
+    title = "Full FT"
+    formula = "every weight is trained"
+    source = ""
+    counts = "all of the model"
+    look = ("#000000", "s")
 
-    @property
-    def name(self) -> str:
-        """``ft``."""
-        return "ft"
+    injects: ClassVar[bool] = False
 
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """The matrix itself."""
@@ -41,6 +40,6 @@ class FullFineTuning(Method):
         del base
         return state["weight"]
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """Of the plain layer; full fine-tuning has no layer of its own."""
         return torch.nn.functional.linear(x, layer.base, layer.bias)

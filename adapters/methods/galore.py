@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from deltaw.adapters.errors import DataError, OptionError
 from deltaw.adapters.injection import linear_modules, matching
@@ -40,25 +41,24 @@ class GaLore(FullFineTuning):
         Zhao et al. 2024, algorithm 2; the package galore-torch, ``GaLoreAdamW``.
     """
 
+    name = "galore"
+    title = "GaLore"
+    formula = "every weight is trained, the gradients of the targets projected to rank r"
+    source = "Zhao et al. 2024"
+    counts = "all of the model"
+    look = ("#666666", "s")
+
     rank: int = 8
     update_proj_gap: int = 200
     scale: float = 0.25
     proj_type: str = "std"
 
     def __post_init__(self) -> None:
-        for name in ("rank", "update_proj_gap"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(f"{name} must be a whole number of at least 1, not {value!r}")
+        self.take_whole_numbers(rank=1, update_proj_gap=1)
         if not 0 < self.scale < math.inf:
             raise OptionError(f"scale must be a number above 0, not {self.scale!r}")
         if self.proj_type not in PROJECTIONS:
             raise OptionError(f"proj_type must be one of {', '.join(PROJECTIONS)}, not {self.proj_type!r}")
-
-    @property
-    def name(self) -> str:
-        """``galore``."""
-        return "galore"
 
     def check_shape(self, out_features: int, in_features: int, where: str) -> None:
         """Raise where the rank is above the smaller side of the matrix."""
@@ -70,6 +70,14 @@ class GaLore(FullFineTuning):
                 f"rank {self.rank} is too high for module {where!r} ({out_features} × {in_features}) with "
                 f"proj_type {self.proj_type!r}; choose a rank from 1 to {highest}"
             )
+
+    @override
+    def check_available(self) -> None:
+        load_galore()
+
+    @override
+    def optimizer(self, model: nn.Module, targets: Sequence[str], lr: float, **adamw: Any) -> torch.optim.Optimizer:
+        return galore_optimizer(model, self, targets, lr, **adamw)
 
 
 def galore_optimizer(

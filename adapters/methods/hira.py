@@ -1,7 +1,7 @@
 """HiRA: a low-rank product that multiplies W₀ entry by entry."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from deltaw.adapters.linear.blocks import row_blocks
 from deltaw.adapters.linear.low_rank import kaiming_uniform
-from deltaw.adapters.method import RankedMethod, Shape, State
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.method import Layer, RankedMethod, Shape, State
 
 BLOCK = 4  # times the usual: a block costs a pass over the gradient of x, too
 
@@ -36,10 +33,12 @@ class HiRA(RankedMethod):
         Huang et al. 2025, "HiRA", equation 3.
     """
 
-    @property
-    def name(self) -> str:
-        """``hira``."""
-        return "hira"
+    name = "hira"
+    title = "HiRA"
+    formula = "W₀ + s·W₀ ⊙ (B A)"
+    source = "Huang et al. 2025"
+    counts = "r·(out + in)"
+    look = ("#661100", "8")
 
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """A (r, in), B (out, r)."""
@@ -58,7 +57,7 @@ class HiRA(RankedMethod):
         """s·W₀ ⊙ (B A)."""
         return self.scaling * base * (state["hira_B"] @ state["hira_A"])
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """X W'ᵀ + b; W' is made a block of rows at a time, and again in the backward pass: none is kept."""
         A, B = layer.tensor("hira_A"), layer.tensor("hira_B")
         if layer.training and self.dropout:

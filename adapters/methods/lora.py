@@ -2,16 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.linear.low_rank import kaiming_uniform, low_rank_linear
-from deltaw.adapters.method import RankedMethod, Shape, State
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.method import Layer, RankedMethod, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +69,32 @@ class LoRA(LowRankPair):
         {'0.lora_A': (2, 6), '0.lora_B': (4, 2)}
     """
 
+    counts = "r·(out + in)"
+
     @property
+    @override
     def name(self) -> str:
-        """``lora`` or ``rslora``."""
         return "rslora" if self.rank_stabilized else "lora"
+
+    @property
+    @override
+    def title(self) -> str:
+        return "rsLoRA" if self.rank_stabilized else "LoRA"
+
+    @property
+    @override
+    def formula(self) -> str:
+        return "W₀ + s·B A" + (" with s = α/√r" if self.rank_stabilized else "")
+
+    @property
+    @override
+    def source(self) -> str:
+        return "Kalajdzievski 2023" if self.rank_stabilized else "Hu et al. 2022"
+
+    @property
+    @override
+    def look(self) -> tuple[str, str]:
+        return ("#56B4E9", "p") if self.rank_stabilized else ("#0072B2", "o")
 
     def weight(self, base: Tensor, state: State) -> Tensor:
         """W₀ + s·B A."""
@@ -91,7 +110,7 @@ class LoRA(LowRankPair):
         del base
         return self.scaling * state["lora_B"], state["lora_A"]
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """X W₀ᵀ + b + s·(x Aᵀ) Bᵀ."""
         dropout = self.dropout if layer.training else 0.0
         return low_rank_linear(

@@ -1,16 +1,12 @@
 """LoRA-FA: LoRA whose A stays as it was drawn. And what all methods with a frozen A share."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from deltaw.adapters.linear.low_rank import kaiming_uniform, low_rank_linear
-from deltaw.adapters.method import RankedMethod, Shape, State
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.method import Layer, RankedMethod, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +35,7 @@ class FrozenDown(RankedMethod):
         del base
         return self.scaling * state["lora_B"], state["lora_A"]
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """X W₀ᵀ + b + s·(x Aᵀ) Bᵀ."""
         dropout = self.dropout if layer.training else 0.0
         A, B = layer.tensor("lora_A"), layer.tensor("lora_B")
@@ -61,10 +57,12 @@ class LoRAFA(FrozenDown):
         Zhang et al. 2023, "LoRA-FA", equation 2; SBoRA, §3.1.
     """
 
-    @property
-    def name(self) -> str:
-        """``lora-fa``."""
-        return "lora-fa"
+    name = "lora-fa"
+    title = "LoRA-FA"
+    formula = "W₀ + s·B A, A frozen as drawn"
+    source = "Zhang et al. 2023"
+    counts = "r·out"
+    look = ("#56B4E9", "v")
 
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """B zero, A uniform."""

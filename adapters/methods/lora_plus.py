@@ -35,17 +35,19 @@ class LoRAPlus(LoRA):
         [(0.001, 1), (0.016, 1)]
     """
 
+    name = "lora+"
+    title = "LoRA+"
+    formula = "the same, B with λ times the learning rate of A"
+    source = "Hayou et al. 2024"
+    counts = "r·(out + in)"
+    look = ("#0072B2", "P")
+
     lr_ratio: float = 16.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.lr_ratio < math.inf:
             raise OptionError(f"lr_ratio must be a number above 0, not {self.lr_ratio!r}")
-
-    @property
-    def name(self) -> str:
-        """``lora+``."""
-        return "lora+"
 
     def rate_factors(self) -> dict[str, float]:
         """λ for B."""

@@ -1,7 +1,7 @@
 """Magnitude alone: DoRA's magnitudes without its directional update, for some modules beside DoRA on others."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,7 @@ from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.norms import ratio
-from deltaw.adapters.method import Method, Shape, State
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.method import Layer, Method, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +35,13 @@ class Magnitude(Method):
         DoRA, §5.6 and Table 6.
     """
 
+    name = "magnitude"
+    title = "Magnitude only"
+    formula = "W₀ diag(m / ‖W₀‖ of the columns or rows), for some modules beside DoRA on others"
+    source = "Liu et al. 2024, Table 6"
+    counts = "in, or out"
+    look = ("#E69F00", "o")
+
     axis: Literal["row", "column"] = "column"
 
     scales_base: ClassVar[bool] = True
@@ -45,11 +49,6 @@ class Magnitude(Method):
     def __post_init__(self) -> None:
         if self.axis not in ("row", "column"):
             raise OptionError(f"axis must be 'row' or 'column', not {self.axis!r}")
-
-    @property
-    def name(self) -> str:
-        """``magnitude``."""
-        return "magnitude"
 
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """The magnitudes."""
@@ -69,7 +68,7 @@ class Magnitude(Method):
         """M W₀ / ‖W₀‖."""
         return base * ratio(state["magnitude"], state["norm"]).unsqueeze(0 if self.axis == "column" else 1)
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """Scale the input (column) or the output (row) of the linear map."""
         scale = ratio(layer.tensor("magnitude"), layer.tensor("norm"))
         if self.axis == "column":

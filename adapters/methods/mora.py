@@ -2,17 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.method import RankedMethod, Shape, State
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.method import Layer, RankedMethod, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +43,19 @@ class MoRA(RankedMethod):
         are from.
     """
 
+    name = "mora"
+    title = "MoRA"
+    formula = "W₀ + s·decompress(M compress(·)), M square"
+    source = "Jiang et al. 2024"
+    counts = "r̂², r̂ = ⌊√((out + in) r)⌋"
+    look = ("#AA4499", "h")
+
     variant: Literal["sharing", "rotation"] = "rotation"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variant not in ("sharing", "rotation"):
             raise OptionError(f"variant must be 'sharing' or 'rotation', not {self.variant!r}")
-
-    @property
-    def name(self) -> str:
-        """``mora``."""
-        return "mora"
 
     def side(self, out_features: int, in_features: int) -> int:
         """Return r̂."""
@@ -112,7 +111,7 @@ class MoRA(RankedMethod):
         Q = F.one_hot(places, columns).to(M.dtype).view(-1, side, columns).sum(0)
         return self.scaling * M[torch.arange(rows, device=M.device) % side], Q
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """X W₀ᵀ + b + s·decompress(M compress(x))."""
         M = layer.tensor("mora_M")
         result = F.linear(x, layer.base, layer.bias)

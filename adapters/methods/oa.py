@@ -37,18 +37,19 @@ class OrthogonalAdaptation(FrozenDown):
         Po et al. 2024, "Orthogonal adaptation for modular customization of diffusion models"; SBoRA, equations 2 and 3.
     """
 
+    name = "oa"
+    title = "OA"
+    formula = "W₀ + s·B A, A the task's rows of one orthogonal basis"
+    source = "Po et al. 2024; SBoRA, equations 2 and 3"
+    counts = "r·out"
+    look = ("#56B4E9", "D")
+
     task: int = 0
     basis_seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.task, bool) or not isinstance(self.task, int) or self.task < 0:
-            raise OptionError(f"task must be a whole number of at least 0, not {self.task!r}")
-
-    @property
-    def name(self) -> str:
-        """``oa``."""
-        return "oa"
+        self.take_whole_numbers(task=0, basis_seed=0)
 
     def check_shape(self, out_features: int, in_features: int, where: str) -> None:
         """Raise where the rank or the number of tasks is too large."""

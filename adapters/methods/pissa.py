@@ -1,17 +1,12 @@
 """PiSSA: LoRA that starts from the principal singular triples of W₀. And what it shares with CorDA."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.low_rank import low_rank_linear
-from deltaw.adapters.method import RankedMethod, Shape, State
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.method import Layer, RankedMethod, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +44,7 @@ class ResidualPair(RankedMethod):
         """U = s·B₀ and V = A₀."""
         return self.scaling * state["start_B"].double(), state["start_A"]
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """LoRA's forward on the residual; or on W₀, less the start's."""
         A, B = layer.tensor("lora_A"), layer.tensor("lora_B")
         dropout = self.dropout if layer.training else 0.0
@@ -88,17 +83,18 @@ class PiSSA(ResidualPair):
         Meng et al. 2024, "PiSSA", equations 2 to 5.
     """
 
+    name = "pissa"
+    title = "PiSSA"
+    formula = "(W₀ − s·B₀A₀) + s·B A, from the top singular triples of W₀"
+    source = "Meng et al. 2024"
+    counts = "r·(out + in)"
+    look = ("#332288", "o")
+
     iterations: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.iterations is not None and (not isinstance(self.iterations, int) or self.iterations < 0):
-            raise OptionError(f"iterations must be None or a whole number of at least 0, not {self.iterations!r}")
-
-    @property
-    def name(self) -> str:
-        """``pissa``."""
-        return "pissa"
+        self.take_whole_numbers(iterations=0)
 
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The principal pair, twice: to train and to subtract."""

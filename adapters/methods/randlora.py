@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deltaw.adapters.linear.low_rank import add_product
-from deltaw.adapters.method import RankedMethod, Shape, State
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.method import Layer, RankedMethod, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +37,14 @@ class RandLoRA(RankedMethod):
         Albert et al. 2025, "RandLoRA", equation 4; the start as in PEFT's ``RandLoraConfig``.
     """
 
-    rank: int = 32
+    name = "randlora"
+    title = "RandLoRA"
+    formula = "W₀ + s·Σ_j B_j Λ_j A Γ_j, the bases frozen and shared by all layers"
+    source = "Albert et al. 2025"
+    counts = "⌈min(out, in)/r⌉·(r + min(out, in))"
+    look = ("#888888", "P")
 
-    @property
-    def name(self) -> str:
-        """``randlora``."""
-        return "randlora"
+    rank: int = 32
 
     def bases(self, out_features: int, in_features: int) -> int:
         """Return n."""
@@ -102,7 +101,7 @@ class RandLoRA(RankedMethod):
             total = total + (B_j.T * lambda_j) @ (A * gamma_j)
         return self.scaling * (total if base.shape[0] >= base.shape[1] else total.T)
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """X W₀ᵀ + b + s·(x Xᵀ) Bᵀ with the bases stacked: X_j = Λ_j A Γ_j (n·r, smaller side)."""
         state = layer.state()
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)

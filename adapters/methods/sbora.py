@@ -1,19 +1,17 @@
 """SBoRA: LoRA with one of the two matrices frozen to standard basis vectors, kept as indices."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.blocks import thin_product
 from deltaw.adapters.linear.low_rank import add_product
-from deltaw.adapters.method import RankedMethod, Shape, State
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.method import Layer, RankedMethod, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +38,8 @@ class SBoRA(RankedMethod):
         SBoRA, equations 8 to 14 and Table 1.
     """
 
+    source = "SBoRA, equations 8 to 14"
+
     variant: Literal["FA", "FB"] = "FA"
 
     def __post_init__(self) -> None:
@@ -48,9 +48,31 @@ class SBoRA(RankedMethod):
             raise OptionError(f"variant must be 'FA' or 'FB', not {self.variant!r}")
 
     @property
+    @override
     def name(self) -> str:
-        """``sbora-fa`` or ``sbora-fb``."""
         return f"sbora-{self.variant.lower()}"
+
+    @property
+    @override
+    def title(self) -> str:
+        return f"SBoRA-{self.variant}"
+
+    @property
+    @override
+    def formula(self) -> str:
+        if self.variant == "FA":
+            return "W₀ + s·B A, A made of rows of the identity: r columns of W₀ move"
+        return "W₀ + s·B A, B made of columns of the identity: r rows of W₀ move"
+
+    @property
+    @override
+    def counts(self) -> str:
+        return "r·out" if self.variant == "FA" else "r·in"
+
+    @property
+    @override
+    def look(self) -> tuple[str, str]:
+        return ("#882255", "<") if self.variant == "FA" else ("#999933", ">")
 
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """B (out, r), or A (r, in)."""
@@ -82,14 +104,14 @@ class SBoRA(RankedMethod):
         A = self.scaling * state["lora_A"]
         return F.one_hot(state["indices"], base.shape[0]).T.to(A.dtype), A
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """Gather columns of x (FA), or add into rows of the output (FB)."""
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
         dropout = self.dropout if layer.training else 0.0
         forward = self._gather if self.variant == "FA" else self._scatter
         return forward(layer, flat, dropout).view(*x.shape[:-1], -1)
 
-    def _gather(self, layer: "AdaptedLayer", x: Tensor, dropout: float) -> Tensor:
+    def _gather(self, layer: Layer, x: Tensor, dropout: float) -> Tensor:
         B, W, indices = layer.tensor("lora_B"), layer.base, layer.tensor("indices")
         chosen = x.index_select(1, indices)  # (tokens, r)
         if _is_plain(x, W, layer.bias, B, dropout):
@@ -98,7 +120,7 @@ class SBoRA(RankedMethod):
         chosen = (F.dropout(chosen, dropout) if dropout else chosen).to(B.dtype)
         return add_product(F.linear(x, W, layer.bias), chosen, B, self.scaling)
 
-    def _scatter(self, layer: "AdaptedLayer", x: Tensor, dropout: float) -> Tensor:
+    def _scatter(self, layer: Layer, x: Tensor, dropout: float) -> Tensor:
         A, W, indices = layer.tensor("lora_A"), layer.base, layer.tensor("indices")
         if _is_plain(x, W, layer.bias, A, dropout):
             result: Tensor = _ScatteredLinear.apply(x, W, layer.bias, A, indices, self.scaling)  # type: ignore[no-untyped-call]

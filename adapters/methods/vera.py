@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,10 +11,7 @@ from torch import Tensor
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.low_rank import low_rank_linear
 from deltaw.adapters.linear.norms import norms, ratio, starting_norms
-from deltaw.adapters.method import RankedMethod, Shape, State
-
-if TYPE_CHECKING:
-    from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.method import Layer, RankedMethod, Shape, State
 
 
 class _ScaledOnBothSides(torch.autograd.Function):
@@ -119,10 +116,12 @@ class VeRA(SharedPair):
         Kopiczko et al. 2024, "VeRA", equation 2.
     """
 
-    @property
-    def name(self) -> str:
-        """``vera``."""
-        return "vera"
+    name = "vera"
+    title = "VeRA"
+    formula = "W₀ + s·diag(b) B diag(d) A, A and B frozen and shared by all layers"
+    source = "Kopiczko et al. 2024"
+    counts = "r + out"
+    look = ("#117733", "o")
 
     def weight(self, base: Tensor, state: State) -> Tensor:
         """W₀ + s·diag(b) B diag(d) A."""
@@ -140,7 +139,7 @@ class VeRA(SharedPair):
         A, B = self.pair(state)
         return self.scaling * B, A
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """LoRA's forward with A and diag(b) B diag(d)."""
         A, B = self.pair(layer.state())
         dropout = self.dropout if layer.training else 0.0
@@ -168,6 +167,13 @@ class DVoRA(SharedPair):
         DoRA, §5.4 (its Table 5) with equation 5.
     """
 
+    name = "dvora"
+    title = "DVoRA"
+    formula = "DoRA with VeRA's product"
+    source = "Liu et al. 2024, §5.4"
+    counts = "r + out + in"
+    look = ("#117733", "D")
+
     axis: Literal["row", "column"] = "column"
     detach_norm: bool = True
 
@@ -177,11 +183,6 @@ class DVoRA(SharedPair):
         super().__post_init__()
         if self.axis not in ("row", "column"):
             raise OptionError(f"axis must be 'row' or 'column', not {self.axis!r}")
-
-    @property
-    def name(self) -> str:
-        """``dvora``."""
-        return "dvora"
 
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """VeRA's, and the magnitudes."""
@@ -200,7 +201,7 @@ class DVoRA(SharedPair):
         norm = torch.linalg.vector_norm(V.detach() if self.detach_norm else V, dim=dim)
         return V * ratio(state["magnitude"], norm).unsqueeze(dim)
 
-    def forward(self, layer: "AdaptedLayer", x: Tensor) -> Tensor:
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """DoRA's forward with VeRA's pair."""
         state = layer.state()
         with torch.autocast(x.device.type, enabled=False):

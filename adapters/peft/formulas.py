@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltaw.adapters import RecordError
+from deltaw.adapters.errors import RecordError
 from deltaw.adapters.peft.targets import fits
 
 Tensors = Mapping[str, Tensor]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from deltaw.adapters import RecordError
+from deltaw.adapters.errors import RecordError
 
 
 def fits(pattern: Any, module: str, where: str) -> bool:

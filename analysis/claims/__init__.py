@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.claims import bora, dora, dual_lora, sbora
 from deltaw.analysis.claims.bora import RESULTS, bora_claims
 from deltaw.analysis.claims.claim import (

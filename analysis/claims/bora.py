@@ -5,7 +5,7 @@ from functools import partial
 
 import pandas as pd
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.claims.claim import Claim, Outcome
 from deltaw.analysis.claims.evidence import (
     ANY,

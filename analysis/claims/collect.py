@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deltaw.adapters import OptionError, RecordError
+from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.analysis.claims.dora import GRANULAR
 from deltaw.analysis.claims.evidence import CHANGES, REGIONS, RUNS, SCORES, SPECTRA, Evidence, four_of
 from deltaw.analysis.trajectory import Step, Trajectory

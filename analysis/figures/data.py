@@ -8,8 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from deltaw.adapters import METHODS, OptionError, RecordError
+from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.injection import matching
+from deltaw.adapters.methods.registry import METHODS
 from deltaw.analysis.figures.drawing.rows import spread_out
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables import dynamics

@@ -1,5 +1,5 @@
 """What a run holds, whether it is whole, and whether it is sound."""
 
-from deltaw.analysis.inspection.inspect import inspect_run
+import lazy_loader
 
-__all__ = ["inspect_run"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from deltaw.adapters import DualLoRA
 from deltaw.analysis.inspection.base_check import FOREIGN, ROUNDED, Nearness, nearness, start_agrees, why_foreign
 from deltaw.analysis.measures.survival import survival
 from deltaw.analysis.records.base import BaseError, BaseLike, open_base
@@ -222,7 +221,7 @@ def _check_adapter(
         yield Finding("warning", "zero update", module, steps[-1], f"its update is still zero{because}")
     base = run.base(module).double()
     away = _norm(run.update(module, steps[0])) / max(_norm(base), 1e-300)
-    if steps[0] == 0 and away > STARTED and not isinstance(run.method_of(module), DualLoRA):
+    if steps[0] == 0 and away > STARTED and _starts_at_base(run, module):
         text = f"at the start of training W' is {away:.3g} of ‖W₀‖ away from W₀: this is another base"
         yield Finding("broken", "base", module, 0, text)
         return
@@ -261,3 +260,9 @@ def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def _norm(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix.double()))
+
+
+def _starts_at_base(run: Trajectory, module: str) -> bool:
+    """Whether W' = W₀ before the first step; so it is where the method is not known."""
+    method = run.method_of(module)
+    return method is None or method.starts_at_base

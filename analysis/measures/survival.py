@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltaw.adapters import OptionError, ShapeError
+from deltaw.adapters.errors import OptionError, ShapeError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaw.adapters import OptionError, RecordError
+from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.analysis.records.layout import Part, matrices, module_name
 from deltaw.analysis.records.source import Shape, fitting
 from deltaw.analysis.records.storage import is_address, place_of

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from deltaw.adapters import RecordError
+from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.storage import Place, plain_name
 from deltaw.analysis.records.tensors import Tensors
 

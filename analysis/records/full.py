@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaw.adapters import RecordError
+from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.base import GIVE, Base
 from deltaw.analysis.records.layout import matrices
 from deltaw.analysis.records.source import Shape, Source, State, fitting

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaw.adapters import Method
+from deltaw.adapters.method import Method
 from deltaw.analysis.names import is_embedding
 from deltaw.analysis.records.source import Shape, Source, State
 from deltaw.analysis.records.tensors import Tensors

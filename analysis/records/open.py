@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from deltaw.adapters import OptionError, RecordError
+from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.injection import matching
 from deltaw.analysis.records.base import Base, BaseLike, open_base
 from deltaw.analysis.records.dcp import DCP_METADATA, read_dcp

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaw.adapters import RecordError
+from deltaw.adapters.errors import RecordError
 from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.peft.formulas import FORMULAS, REFUSED, Factors, Formula, Settings
 from deltaw.adapters.peft.targets import targeted

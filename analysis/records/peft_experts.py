@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deltaw.adapters import RecordError
+from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.base import GIVE, Base, Stack
 from deltaw.analysis.records.layout import module_name
 from deltaw.analysis.records.source import Shape

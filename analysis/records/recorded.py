@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from deltaw.adapters import Method, OptionError, RecordError, create
+from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.layer import WIDENED
+from deltaw.adapters.method import Method
+from deltaw.adapters.methods.registry import create
 from deltaw.analysis.records.format import (
     BASE,
     CHECKPOINTS,

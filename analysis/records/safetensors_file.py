@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaw.adapters import RecordError
+from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.storage import Buffer, Place, parsed
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaw.adapters import Method, OptionError, RecordError
+from deltaw.adapters.errors import OptionError, RecordError
+from deltaw.adapters.method import Method
 
 Shape = tuple[int, int]
 State = dict[str, Tensor]

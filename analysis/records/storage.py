@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 import torch
 
-from deltaw.adapters import RecordError
+from deltaw.adapters.errors import RecordError
 
 Buffer = memoryview | bytearray
 JSON_LIMIT = 100_000_000  # bytes; the largest index of a public model has 10 MB

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaw.adapters import RecordError
+from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.safetensors_file import Entry, read_header, read_tensor
 from deltaw.analysis.records.storage import LocalPlace, Place, plain_name
 

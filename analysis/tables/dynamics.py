@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from deltaw.adapters import NonFiniteError, OptionError, ShapeError
+from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
 from deltaw.analysis.measures.amplification import Amplification, amplification
 from deltaw.analysis.measures.change import AXES, Axis, changes
 from deltaw.analysis.measures.intruders import intruders

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pandas as pd
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.records.base import BaseLike
 from deltaw.analysis.trajectory import Trajectory
 

@@ -4,33 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from deltaw.adapters import METHODS, OptionError
-
-NAMES = {
-    "ft": "Full FT",
-    "galore": "GaLore",
-    "lora": "LoRA",
-    "lora+": "LoRA+",
-    "rslora": "rsLoRA",
-    "lora-fa": "LoRA-FA",
-    "asylora": "AsyLoRA",
-    "oa": "OA",
-    "pissa": "PiSSA",
-    "corda": "CorDA",
-    "delta-lora": "Delta-LoRA",
-    "vera": "VeRA",
-    "dora": "DoRA (column)",
-    "dora-row": "DoRA (row)",
-    "magnitude": "Magnitude only",
-    "dvora": "DVoRA",
-    "bora": "BoRA",
-    "sbora-fa": "SBoRA-FA",
-    "sbora-fb": "SBoRA-FB",
-    "mora": "MoRA",
-    "hira": "HiRA",
-    "randlora": "RandLoRA",
-    "dual-lora": "Dual LoRA",
-}
+from deltaw.adapters.errors import OptionError
+from deltaw.adapters.methods.registry import METHODS, title
 
 
 def display_name(method: str) -> str:
@@ -40,7 +15,7 @@ def display_name(method: str) -> str:
         >>> display_name("dora-row"), display_name("mine")
         ('DoRA (row)', 'mine')
     """
-    return NAMES.get(method, method)
+    return title(method)
 
 
 def in_order(methods: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaw.adapters import DataError
+from deltaw.adapters.errors import DataError
 
 BUILTIN = Path(__file__).parent / "builtin"
 LABELS = {"0": 0, "1": 1}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, set_seed
 
-from deltaw.adapters import DataError, TargetError
+from deltaw.adapters.errors import DataError, TargetError
 from deltaw.adapters.injection import linear_modules, matching
 from deltaw.analysis.names import kind_of
 from deltaw.trainers.cola.data import BUILTIN, Corpus, load_corpus

@@ -11,7 +11,6 @@ import torch
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from deltaw.analysis import Trajectory
 from deltaw.analysis.claims import (
     Evidence,
     Outcome,
@@ -23,6 +22,7 @@ from deltaw.analysis.claims import (
 )
 from deltaw.analysis.figures import save
 from deltaw.analysis.records.atomic import write_text
+from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers.cola.experiment import ColaResult
 
 FORMATS = ("png", "svg", "pdf")

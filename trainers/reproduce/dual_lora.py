@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.claims import claims
 from deltaw.analysis.figures import rank as draw_rank
 from deltaw.analysis.figures import sweep

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deltaw.analysis import Trajectory
 from deltaw.analysis.claims import claims, regions
 from deltaw.analysis.figures import costs, region
 from deltaw.analysis.names import kind_of
 from deltaw.analysis.tables.runs import open_runs
 from deltaw.analysis.tables.tidy import display_name
+from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers.cola.experiment import ColaResult
 from deltaw.trainers.cola.grid import grid_page, grid_table, train_grid
 from deltaw.trainers.cola.settings import ColaSettings

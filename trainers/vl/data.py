@@ -8,7 +8,7 @@ from random import Random
 
 from PIL import Image
 
-from deltaw.adapters import DataError, OptionError
+from deltaw.adapters.errors import DataError, OptionError
 from deltaw.trainers.vl.examples import TASKS, Example, check_examples, prompt, target
 from deltaw.trainers.vl.formats import installed_easy_vqa, read_folder
 from deltaw.trainers.vl.reading import open_picture

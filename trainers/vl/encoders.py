@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deltaw.adapters import DataError
+from deltaw.adapters.errors import DataError
 
 WANTED = (
     "features are a .safetensors, .h5 or .hdf5 file; an encoder is 'timm/NAME', 'timm/NAME@WEIGHTS_FILE' or "

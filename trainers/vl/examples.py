@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from deltaw.adapters import DataError
+from deltaw.adapters.errors import DataError
 from deltaw.trainers.vl.answers import normalised, vqa_soft_score
 
 TASKS = ("vqa", "gqa", "nlvr", "caption")

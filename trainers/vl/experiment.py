@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import set_seed
 
-from deltaw.adapters import OptionError, TargetError
+from deltaw.adapters.errors import OptionError, TargetError
 from deltaw.adapters.injection import linear_modules, matching
 from deltaw.analysis.names import kind_of, stack_of
 from deltaw.trainers.fine_tuning import (

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from deltaw.adapters import DataError
+from deltaw.adapters.errors import DataError
 from deltaw.analysis.records.atomic import written_aside
 from deltaw.trainers.vl.data import VLCorpus
 from deltaw.trainers.vl.encoders import WANTED, Encoder, load_encoder

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deltaw.adapters import DataError
+from deltaw.adapters.errors import DataError
 from deltaw.trainers.vl.examples import Example
 from deltaw.trainers.vl.nlvr1 import read_nlvr1
 from deltaw.trainers.vl.reading import (

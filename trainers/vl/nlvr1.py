@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from deltaw.adapters import DataError
+from deltaw.adapters.errors import DataError
 from deltaw.trainers.vl.examples import Example
 from deltaw.trainers.vl.reading import Part, inside, read_json_lines, refuse_twice, take, take_text
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from deltaw.adapters import DataError
+from deltaw.adapters.errors import DataError
 from deltaw.trainers.vl.examples import Example
 
 SAMPLE = 50  # pictures that are looked for in each layout before one is chosen

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from random import Random
 
-from deltaw.adapters import DataError, OptionError, ShapeError
+from deltaw.adapters.errors import DataError, OptionError, ShapeError
 from deltaw.trainers.vl.answers import normalised, vqa_score
 from deltaw.trainers.vl.data import VLCorpus
 from deltaw.trainers.vl.examples import TASKS, Example

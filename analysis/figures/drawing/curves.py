@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import in_rows, letter, row_legend, step_axis, value_axis
 from deltaw.analysis.figures.drawing.layer_positions import (
     line_by_place,

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import Which
 from deltaw.analysis.figures.drawing.rows import spread_out
 from deltaw.analysis.figures.drawing.style import SMALLEST

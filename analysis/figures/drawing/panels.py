@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import letter
 from deltaw.analysis.figures.drawing.style import BLUE, GREEN, PAPER_WIDTH, SMALLEST, Scale, check_choice, paper_style
 from deltaw.analysis.measures.change import Axis

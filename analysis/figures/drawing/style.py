@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import matplotlib.style
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 
 Scale = Literal["linear", "log"]
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import in_rows, letter, log_axis, method_columns, row_legend, step_axis
 from deltaw.analysis.figures.drawing.panels import QUANTITIES
 from deltaw.analysis.figures.drawing.rows import finite, runs_note

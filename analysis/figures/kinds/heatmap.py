@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import letter, method_columns, step_axis
 from deltaw.analysis.figures.drawing.layer_positions import place_axis, place_positions, places_of, with_places
 from deltaw.analysis.figures.drawing.panels import QUANTITIES

@@ -8,7 +8,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import in_rows, letter, row_legend, value_axis
 from deltaw.analysis.figures.drawing.layer_positions import line_by_place, place_axis, place_positions, places_of
 from deltaw.analysis.figures.drawing.rows import last_steps, runs_note

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import grid_of_panels, letter, row_legend, width_of
 from deltaw.analysis.figures.drawing.layer_positions import (
     Place,

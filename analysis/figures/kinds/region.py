@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import letter
 from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, paper_style
 

@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from deltaw.adapters import OptionError
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import grid_of_panels, letter, log_axis, step_axis, width_of
 from deltaw.analysis.figures.drawing.rows import finite, runs_note
 from deltaw.analysis.figures.drawing.style import paper_style

@@ -1,0 +1,30 @@
+"""The names of deltaw.analysis, and where each is; they are imported when they are asked for."""
+
+from .inspection.inspect import inspect_run as inspect_run
+from .measures.amplification import Amplification as Amplification
+from .measures.amplification import amplification as amplification
+from .measures.change import Axis as Axis
+from .measures.change import Change as Change
+from .measures.change import change as change
+from .measures.change import changes as changes
+from .measures.correlation import correlation as correlation
+from .measures.intruders import Intruders as Intruders
+from .measures.intruders import intruders as intruders
+from .measures.similarity import dissimilarity as dissimilarity
+from .measures.similarity import similarity as similarity
+from .measures.spectrum import Spectrum as Spectrum
+from .measures.spectrum import spectrum as spectrum
+from .measures.subspace import Directions as Directions
+from .measures.subspace import directions as directions
+from .measures.subspace import overlap as overlap
+from .measures.subspace import principal_angles as principal_angles
+from .tables.dynamics import amplification_table as amplification_table
+from .tables.dynamics import intruder_table as intruder_table
+from .tables.dynamics import similarity_table as similarity_table
+from .tables.dynamics import singular_values as singular_values
+from .tables.dynamics import subspace_angles as subspace_angles
+from .tables.dynamics import subspace_overlap as subspace_overlap
+from .tables.dynamics import vector_changes as vector_changes
+from .tables.runs import open_runs as open_runs
+from .tables.runs import table as table
+from .trajectory import Trajectory as Trajectory
