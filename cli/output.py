@@ -11,7 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.records.atomic import written_aside
+from deltaw.analysis.records.atomic import atomic_write
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 BASE_HELP = "W₀, where a run does not hold it: a folder, or a name in Hugging Face's cache."
@@ -54,7 +54,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     if path.suffix not in writers:
         raise OptionError(f"{path}: tables are written as {', '.join(writers)}, not {path.suffix!r}")
     try:
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             writers[path.suffix](aside)
     except ImportError:
         raise OptionError(f"{path}: parquet needs pyarrow: pip install pyarrow, or write .csv") from None

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from deltaw.adapters.errors import DeltawError, OptionError, RecordError
 from deltaw.adapters.methods.registry import METHODS, options_of
-from deltaw.analysis.records.atomic import PARTIAL, write_text
+from deltaw.analysis.records.atomic import is_leftover, write_text
 from deltaw.trainers.settings import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -204,7 +204,7 @@ def _check_folder(out: Path) -> None:
     names = "|".join(map(re.escape, METHODS))
     for path in sorted(out.iterdir()):
         run = path.is_dir() and re.fullmatch(rf"({names})(-r\d+)?-s-?\d+", path.name)
-        if not run and path.name.removesuffix(PARTIAL) not in TABLES:
+        if not run and path.name not in TABLES and not any(is_leftover(path.name, table) for table in TABLES):
             raise RecordError(f"{out}: holds {path.name!r} and is no grid of runs; choose another folder, or a new one")
 
 

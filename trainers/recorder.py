@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.injection import repeated
 from deltaw.adapters.sharded import full, is_spread
-from deltaw.analysis.records.atomic import append_line, disk_errors, write_text, written_aside
+from deltaw.analysis.records.atomic import append_line, atomic_write, disk_errors, write_text
 from deltaw.analysis.records.format import (
     BASE,
     CHECKPOINTS,
@@ -505,7 +505,7 @@ def _entry(layer: Layer, base: Tensor) -> ModuleEntry:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileEntry:
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.touch()
         mode = aside.stat().st_mode  # the user's own default; save_file makes its files private
         save_file(tensors, str(aside))

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deltaw.adapters.errors import DataError
-from deltaw.analysis.records.atomic import written_aside
+from deltaw.analysis.records.atomic import atomic_write
 from deltaw.trainers.vl.data import VLCorpus
 from deltaw.trainers.vl.encoders import WANTED, Encoder, load_encoder
 
@@ -176,7 +176,7 @@ def save_features(features: Features, path: str | Path) -> None:
         if not value.isfinite().all():
             raise DataError(f"the features of picture {key!r} are too large for float16")
         tensors[key] = value
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         save_file(tensors, aside, metadata={"format": "pt"})
 
 
