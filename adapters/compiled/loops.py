@@ -5,8 +5,8 @@ and any other thread would have to wait for them. Where libgomp is not found, th
 What a thread does is a chunk of rows, whatever the number of threads, and the chunks' sums are added in order: the
 result does not depend on who did what.
 
-A loop over all of a matrix is a *task*: a function of the address of a *job*, a record of numpy's that begins with
-COUNTS and goes on with sizes and the addresses of the matrices. Every thread claims chunks until none is left.
+All that knows of threads, chunks and addresses is in this file. A loop itself is a plain function of arrays: it does
+some rows of them and writes the sums over these rows, if there are any, into an array that no other thread has.
 
 The compiled code is kept beside its file or, where that cannot be written, in the user's cache folder, so that only the
 first call ever waits for the compiler (seconds). Where neither can be written, every process waits once.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -24,14 +25,16 @@ import numpy as np
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
-from numpy.typing import NDArray
+from torch import Tensor
 
 # Sums may be taken in any order and products fused into them; NaN and infinity keep their meaning.
 _ORDER_FREE = {"reassoc", "contract", "nsz"}
-COUNTS = ["next", "done", "chunks"]  # the next chunk to be claimed, how many are done, and how many there are
+_HEAD = ("next", "done", "chunks", "step")  # a job begins with these whole numbers; the arrays follow
 
-carray: Any = vars(numba)["carray"]
+_carray: Any = vars(numba)["carray"]
 _intrinsic: Any = intrinsic
+_of_rows: Any = None  # what ``_work`` calls by these names is given to it by ``_task``
+_arrays_at: Any = None
 
 
 def compiled(function: Callable[..., None], **options: Any) -> Any:
@@ -61,31 +64,70 @@ def on_torch_threads() -> bool:
     return _openmp is not None
 
 
-def run(make: Callable[[Any], Any], dtype: torch.dtype, job: NDArray[Any]) -> None:
-    """Run the task that is made for float32 or float64 on a job."""
-    task, threads = make(np.float32 if dtype == torch.float32 else np.float64), torch.get_num_threads()
-    if _openmp is not None and threads > 1 and job["chunks"] > 1:
+def run(of_rows: Any, step: int, total: Tensor, *arrays: Tensor) -> None:
+    """Call ``of_rows(rows, *arrays, part)`` for every chunk of rows, and add the parts, in order, to a total.
+
+    Arguments:
+        of_rows: A function of ``compiled``. It gets the slice of rows that it is to do, all of the arrays, and an array
+            of the total's shape, uninitialised, to write its sums into.
+        step: Rows in a chunk.
+        total, arrays: On the CPU and contiguous. The first array has the rows.
+    """
+    chunks = -(-len(arrays[0]) // step)
+    given = *arrays, total.new_empty(chunks, *total.shape), total
+    job = np.array([0, 0, chunks, step, *(number for array in given for number in _described(array))], np.int64)
+    task, threads = _task(of_rows, tuple((array.dtype, array.ndim) for array in given)), torch.get_num_threads()
+    if _openmp is not None and threads > 1 and chunks > 1:
         _openmp(task.address, job.ctypes.data, threads, 0)
     else:
         task.ctypes(job.ctypes.data)
 
 
-def callback(function: Callable[[Any], None]) -> Any:
-    """Compile a function of an address for C to call, now."""
+def _described(array: Tensor) -> tuple[int, ...]:
+    """Return an array as numba's compiled code has it: two owners, here none, sizes, address, shape, strides."""
+    size = array.element_size()
+    return 0, 0, array.numel(), size, array.data_ptr(), *array.shape, *(size * stride for stride in array.stride())
+
+
+@functools.cache
+def _task(of_rows: Any, kinds: tuple[tuple[torch.dtype, int], ...]) -> Any:
+    """Compile ``_work`` for a loop and the dtypes and dimensions of its arrays, for C to call, now.
+
+    It is made a function of the loop's own file: numba keeps compiled code by the file that it is of, and has to make
+    it anew where the loop was changed. The loop is a global of it, because numba keys on the contents of a closure, and
+    a compiled function is never the same in two processes.
+    """
+    source, names = of_rows.py_func, "_".join(f"{str(dtype).removeprefix('torch.')}x{ndim}" for dtype, ndim in kinds)
+    place = {"co_filename": source.__code__.co_filename, "co_firstlineno": source.__code__.co_firstlineno}
+    known = {"__name__": source.__module__, "_of_rows": of_rows, "_arrays_at": _reader(kinds)}
+    work = types.FunctionType(_work.__code__.replace(**place), {**globals(), **known}, f"{source.__name__}_{names}")
+    work.__qualname__ = work.__name__
     signature = numba.types.void(numba.types.voidptr)
     try:
-        return numba.cfunc(signature, cache=True)(function)
+        return numba.cfunc(signature, cache=True)(work)
     except RuntimeError:  # no folder for the cache
-        return numba.cfunc(signature)(function)
+        return numba.cfunc(signature)(work)
 
 
-def record(*names: str, real: tuple[str, ...] = ()) -> np.dtype[Any]:
-    """Return the type of a job: COUNTS, whole numbers of these names, and real ones."""
-    return np.dtype([(name, np.int64) for name in [*COUNTS, *names]] + [(name, np.float64) for name in real])
+def _work(data: Any) -> None:
+    """Claim chunks until none is left; who is the last to be done adds up the parts."""
+    job, address = _carray(data, len(_HEAD), np.int64), _address_of(data)
+    chunks, step = job[2], job[3]
+    arrays = _arrays_at(address + 8 * len(_HEAD))
+    parts, total = arrays[-2], arrays[-1]
+    while True:
+        chunk = _one_more(address)
+        if chunk >= chunks:
+            break
+        own = slice(chunk * step, (chunk + 1) * step)
+        _of_rows(*((own,) + arrays[:-2] + (parts[chunk],)))  # noqa: RUF005 - numba takes a sum of tuples
+        if _one_more(address + 8) == chunks - 1:
+            for part in parts:
+                total += part
 
 
 @_intrinsic  # type: ignore[untyped-decorator]
-def one_more(_: Any, address: Any) -> Any:
+def _one_more(_: Any, address: Any) -> Any:
     """Add 1 to the whole number at an address, before any other thread can look, and return what it was."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -97,20 +139,25 @@ def one_more(_: Any, address: Any) -> Any:
 
 
 @_intrinsic  # type: ignore[untyped-decorator]
-def at(_: Any, address: Any) -> Any:
-    """Return an address as a pointer."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(numba.types.voidptr))
-
-    return numba.types.voidptr(numba.types.int64), code
-
-
-@_intrinsic  # type: ignore[untyped-decorator]
-def address_of(_: Any, pointer: Any) -> Any:
+def _address_of(_: Any, pointer: Any) -> Any:
     """Return a pointer as an address."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.ptrtoint(arguments[0], ir.IntType(64))
 
     return numba.types.int64(numba.types.voidptr), code
+
+
+def _reader(kinds: tuple[tuple[torch.dtype, int], ...]) -> Any:
+    """Return the function that reads the arrays of a job, in numba's own form, from an address."""
+    types_of = {torch.float32: numba.types.float32, torch.float64: numba.types.float64}
+    arrays = numba.types.Tuple([numba.types.Array(types_of[dtype], ndim, "C") for dtype, ndim in kinds])
+
+    @_intrinsic  # type: ignore[untyped-decorator]
+    def arrays_at(_: Any, address: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.load(builder.inttoptr(arguments[0], context.get_value_type(arrays).as_pointer()))
+
+        return arrays(numba.types.int64), code
+
+    return arrays_at

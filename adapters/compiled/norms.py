@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaw.adapters.compiled.loops import address_of, at, callback, carray, compiled, one_more, record, run
+from deltaw.adapters.compiled.loops import compiled, run
 
 RANKS = 4  # at a time, in the norms
 NORM_ROWS = 64  # a chunk of a weight
@@ -31,13 +30,10 @@ def product_norms(
     """
     if missing := -len(A) % RANKS:
         A, B = F.pad(A, (0, 0, 0, missing)), F.pad(B, (0, missing))
-    (n, m), chunks = weight.shape, -(-len(weight) // NORM_ROWS)
-    of_rows, of_columns = weight.new_empty(n), weight.new_zeros(m if columns else 0)
-    parts = weight.new_empty(chunks, len(of_columns))
-    held = weight, A, B, magnitude, of_rows, parts, of_columns
-    addresses = (0 if tensor is None else tensor.data_ptr() for tensor in held)
-    run(_norms_task, weight.dtype, np.array((0, 0, chunks, n, m, len(A), columns, *addresses, scaling), _NORMS))
-    return of_rows, of_columns
+    of_rows, of_columns = weight.new_empty(len(weight)), weight.new_zeros(weight.shape[1] if columns else 0)
+    magnitude, s = of_rows[:0] if magnitude is None else magnitude, weight.new_full((1,), scaling)
+    run(_norms_of_rows, NORM_ROWS, of_columns, weight, A, B, s, magnitude, of_rows)
+    return of_rows, of_columns.sqrt_()
 
 
 def scaled_and_dots(g: Tensor, z: Tensor, scale: Tensor, out: Tensor | None) -> Tensor:
@@ -47,77 +43,23 @@ def scaled_and_dots(g: Tensor, z: Tensor, scale: Tensor, out: Tensor | None) -> 
         g, z, out: (n, m), on the CPU, contiguous, float32 or float64, of one dtype.
         scale: (m,), of the same dtype.
     """
-    (n, m), chunks = g.shape, -(-len(g) // SCALE_ROWS)
-    dots, parts = g.new_zeros(m), g.new_empty(chunks, m)
-    addresses = (0 if tensor is None else tensor.data_ptr() for tensor in (g, z, scale, out, parts, dots))
-    run(_scale_task, g.dtype, np.array((0, 0, chunks, n, m, *addresses), _SCALE))
+    dots = g.new_zeros(g.shape[1])
+    run(_scale_rows, SCALE_ROWS, dots, g, z, scale, g[:0] if out is None else out)
     return dots
 
 
-_NORMS = record("n", "m", "r", "wanted", "W", "A", "B", "magnitude", "rows", "parts", "columns", real=("scaling",))
-_SCALE = record("n", "m", "g", "z", "scale", "out", "parts", "dots")
-
-
-@functools.cache
-def _norms_task(dtype: Any) -> Any:
-    def task(data: Any) -> None:
-        job = carray(data, 1, _NORMS)
-        n, m, r, chunks = job[0].n, job[0].m, job[0].r, job[0].chunks
-        width = m if job[0].wanted else 0
-        weight = carray(at(job[0].W), (n, m), dtype)
-        A, B = carray(at(job[0].A), (r, m), dtype), carray(at(job[0].B), (n, r), dtype)
-        magnitude = carray(at(job[0].magnitude), (n if job[0].magnitude else 0,), dtype)
-        rows, columns = carray(at(job[0].rows), (n,), dtype), carray(at(job[0].columns), (width,), dtype)
-        parts = carray(at(job[0].parts), (chunks, width), dtype)
-        scaling, counters = dtype(job[0].scaling), address_of(data)
-        while True:
-            chunk = one_more(counters)
-            if chunk >= chunks:
-                break
-            own = slice(chunk * NORM_ROWS, (chunk + 1) * NORM_ROWS)
-            _norms_of_chunk(weight[own], A, B[own], scaling, magnitude[own], rows[own], parts[chunk])
-            if one_more(counters + 8) == chunks - 1:  # the last to be done
-                for part in parts:
-                    columns += part
-                for j in range(width):
-                    columns[j] = np.sqrt(columns[j])
-
-    return callback(task)
-
-
-@functools.cache
-def _scale_task(dtype: Any) -> Any:
-    def task(data: Any) -> None:
-        job = carray(data, 1, _SCALE)
-        n, m, chunks = job[0].n, job[0].m, job[0].chunks
-        g, z = carray(at(job[0].g), (n, m), dtype), carray(at(job[0].z), (n, m), dtype)
-        out = carray(at(job[0].out), (n if job[0].out else 0, m), dtype)
-        scale = carray(at(job[0].scale), (m,), dtype)
-        parts, dots = carray(at(job[0].parts), (chunks, m), dtype), carray(at(job[0].dots), (m,), dtype)
-        counters = address_of(data)
-        while True:
-            chunk = one_more(counters)
-            if chunk >= chunks:
-                break
-            own = slice(chunk * SCALE_ROWS, (chunk + 1) * SCALE_ROWS)
-            _scale_chunk(g[own], z[own], scale, out[own], parts[chunk])
-            if one_more(counters + 8) == chunks - 1:  # the last to be done
-                for part in parts:
-                    dots += part
-
-    return callback(task)
-
-
 @compiled
-def _norms_of_chunk(
+def _norms_of_rows(
+    own: Any,
     weight: NDArray[Any],
     A: NDArray[Any],
     B: NDArray[Any],
-    s: Any,
+    scaling: NDArray[Any],
     magnitude: NDArray[Any],
-    rows: NDArray[Any],
+    norms: NDArray[Any],
     part: NDArray[Any],
 ) -> None:
+    weight, B, magnitude, rows, s = weight[own], B[own], magnitude[own], norms[own], scaling[0]
     width, last = weight.shape[1], len(weight) - 1
     zero, v = weight.dtype.type(0), np.empty((4, width), weight.dtype)
     part[:] = 0
@@ -164,7 +106,10 @@ def _norms_of_chunk(
 
 
 @compiled
-def _scale_chunk(g: NDArray[Any], z: NDArray[Any], scale: NDArray[Any], out: NDArray[Any], part: NDArray[Any]) -> None:
+def _scale_rows(
+    own: Any, g: NDArray[Any], z: NDArray[Any], scale: NDArray[Any], out: NDArray[Any], part: NDArray[Any]
+) -> None:
+    g, z, out = g[own], z[own], out[own]
     part[:] = 0
     for t in range(len(g)):
         g_t, z_t = g[t], z[t]

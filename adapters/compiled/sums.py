@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaw.adapters.compiled.loops import address_of, at, callback, carray, compiled, one_more, record, run
+from deltaw.adapters.compiled.loops import compiled, run
 
 _CHUNKS = 16  # of rows at most; fixed, so that the sums do not depend on the number of threads
 _ALONE = 2**17  # entries below which one thread is faster
-_SUMS = record("n", "m", "step", "before", "after", "rows", "parts", "columns")
 
 
 def add_sums(before: Tensor, after: Tensor, rows: Tensor, columns: Tensor) -> None:
@@ -23,38 +21,17 @@ def add_sums(before: Tensor, after: Tensor, rows: Tensor, columns: Tensor) -> No
         before, after: (n, m), on the CPU, contiguous, float32 or float64, of one dtype.
         rows, columns: Contiguous, float64.
     """
-    n, m = before.shape
-    chunks = _CHUNKS if n * m > _ALONE else 1
-    step = 4 * -(-n // (4 * chunks))  # the loop does four rows at a time
-    chunks = -(-n // max(1, step))
-    parts = columns.new_zeros(chunks, 3, m)
-    addresses = (tensor.data_ptr() for tensor in (before, after, rows, parts, columns))
-    run(_sums_task, before.dtype, np.array((0, 0, chunks, n, m, step, *addresses), _SUMS))
-
-
-@functools.cache
-def _sums_task(dtype: Any) -> Any:
-    def task(data: Any) -> None:
-        job = carray(data, 1, _SUMS)
-        n, m, step, chunks = job[0].n, job[0].m, job[0].step, job[0].chunks
-        before, after = carray(at(job[0].before), (n, m), dtype), carray(at(job[0].after), (n, m), dtype)
-        rows, columns = carray(at(job[0].rows), (3, n), np.float64), carray(at(job[0].columns), (3, m), np.float64)
-        parts, counters = carray(at(job[0].parts), (chunks, 3, m), np.float64), address_of(data)
-        while True:
-            chunk = one_more(counters)
-            if chunk >= chunks:
-                break
-            own = slice(chunk * step, (chunk + 1) * step)
-            _sums_of_chunk(before[own], after[own], rows[:, own], parts[chunk])
-            if one_more(counters + 8) == chunks - 1:  # the last to be done
-                for part in parts:
-                    columns += part
-
-    return callback(task)
+    chunks = _CHUNKS if before.numel() > _ALONE else 1
+    step = 4 * -(-len(before) // (4 * chunks))  # the loop does four rows at a time
+    run(_sums_of_rows, max(1, step), columns, before, after, rows)
 
 
 @compiled
-def _sums_of_chunk(before: NDArray[Any], after: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any]) -> None:
+def _sums_of_rows(
+    own: Any, before: NDArray[Any], after: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any]
+) -> None:
+    before, after, rows = before[own], after[own], rows[:, own]
+    columns[:] = 0
     of_aa, of_ad, of_dd = columns[0], columns[1], columns[2]
     height, width = before.shape
     together = height - height % 4

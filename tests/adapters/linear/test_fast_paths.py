@@ -1,5 +1,6 @@
 """What is fast in the adapters, against what is plain: blocks, the one autograd function, and nothing stale."""
 
+import importlib.util
 import sys
 
 import pytest
@@ -287,6 +288,41 @@ def test_the_compiled_loops_do_not_depend_on_the_threads(monkeypatch):
         results.append([*kernels.product_norms(W, A, B, 0.7, m), kernels.scaled_and_dots(g, z, W[0], out), out])
     for found in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(found, results[0], strict=True))
+
+
+LOOP = """
+from deltaw.adapters.compiled.loops import compiled
+
+
+@compiled
+def doubled(own, given, out, part):
+    part[:] = 0
+    for i in range(own.start, min(own.stop, len(given))):
+        out[i] = FACTOR * given[i]
+        part[0] += given[i]
+"""
+
+
+def test_a_loop_is_compiled_once_and_again_when_its_file_changes(tmp_path, monkeypatch):
+    """The code that claims the chunks is kept beside the loop, in whatever process it was compiled."""
+    given = torch.arange(10.0)
+    file = tmp_path / "one_loop.py"
+
+    def loaded(factor):
+        text = LOOP.replace("FACTOR", factor)
+        if not file.exists() or file.read_text() != text:
+            file.write_text(text)
+        spec = importlib.util.spec_from_file_location("one_loop", file)
+        monkeypatch.setitem(sys.modules, "one_loop", module := importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(module)
+        out, total = torch.empty(10), torch.ones(1, dtype=torch.float64)
+        loops.run(module.doubled, 3, total, given, out)
+        assert torch.equal(out, float(factor) * given)
+        assert total == 46
+        kinds = (torch.float32, 1), (torch.float32, 1), (torch.float64, 2), (torch.float64, 1)
+        return loops._task(module.doubled, kinds).cache_hits
+
+    assert [loaded("2.0"), loaded("2.0"), loaded("30.0")] == [0, 1, 0]
 
 
 def test_which_tensors_the_compiled_loops_read(monkeypatch):
