@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from deltaw.adapters.errors import OptionError
+from deltaw.adapters.methods.registry import METHODS
 from deltaw.analysis.figures.drawing.axes import letter
 from deltaw.analysis.figures.drawing.style import BLUE, GREEN, PAPER_WIDTH, SMALLEST, Scale, check_choice, paper_style
 from deltaw.analysis.measures.change import Axis
@@ -85,13 +86,15 @@ def draw_panels(
     if not band:
         curves = {key: Curve(c.steps, c.mean, c.mean, c.mean) for key, c in curves.items()}
     with paper_style():
-        return _draw(curves, {name: _group(name, share) for name in chosen}, notes, scale, width, end_values)
+        return _draw(curves, {name: scale_group(name, share) for name in chosen}, notes, scale, width, end_values)
 
 
-def _group(method: str, share: Share) -> str:
+def scale_group(method: str, share: Share) -> str:
     """Return the name of the group of methods that share their scales."""
     if share == "adapters":
-        return "ft" if method in ("ft", "galore") else "adapters"  # what trains the matrices themselves
+        factory = METHODS.get(method)
+        injects = getattr(getattr(factory, "func", factory), "injects", True)  # of a variant, that of its class
+        return "adapters" if injects else "ft"
     return "all" if share == "all" else method
 
 

@@ -2,55 +2,54 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal
 
 import matplotlib.style
+import numpy as np
+import seaborn as sns
+from matplotlib.colors import to_hex, to_rgb
 
 from deltaw.adapters.errors import OptionError
+from deltaw.adapters.methods.registry import METHODS, look
 
 Scale = Literal["linear", "log"]
 
 BLUE, GREEN = "#0072B2", "#009E73"  # Okabe and Ito's; the papers' two colours: magnitude and direction
 
-# One colour and marker a method, the same in every figure. Okabe and Ito's colours, less their yellow, which is too
-# light for a line on white; wine and olive are Paul Tol's.
-METHOD_STYLES = {
-    "ft": ("#000000", "s"),
-    "galore": ("#666666", "s"),
-    "lora": (BLUE, "o"),
-    "lora+": (BLUE, "P"),
-    "rslora": ("#56B4E9", "p"),
-    "lora-fa": ("#56B4E9", "v"),
-    "asylora": ("#56B4E9", "^"),
-    "oa": ("#56B4E9", "D"),
-    "pissa": ("#332288", "o"),
-    "corda": ("#332288", "X"),
-    "delta-lora": (BLUE, "d"),
-    "vera": ("#117733", "o"),
-    "dora": (GREEN, "D"),
-    "dora-row": ("#E69F00", "v"),
-    "magnitude": ("#E69F00", "o"),
-    "dvora": ("#117733", "D"),
-    "bora": ("#CC79A7", "^"),
-    "sbora-fa": ("#882255", "<"),
-    "sbora-fb": ("#999933", ">"),
-    "mora": ("#AA4499", "h"),
-    "hira": ("#661100", "8"),
-    "randlora": ("#888888", "P"),
-    "dual-lora": ("#D55E00", "P"),
-}
-OTHER_STYLES = (("0.5", "X"), ("0.5", "d"), ("0.5", "h"), ("0.5", "8"))
+_MARKERS = "XdhpP8*v^<>Dso"
+_CANDIDATES = 24
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return the colour and the marker of each method; methods that have none of their own are grey.
+    """Return the colour and the marker of each method, the same in every figure.
+
+    They are those that the method's own file names (`Method.look`). Where it names none they follow from the method's
+    position among the others in ``METHODS``: a colour of a palette as far as can be from all that are taken, and a
+    marker of a cycle. Names that are not in ``METHODS`` come after those.
 
     Example:
-        >>> method_styles(["lora", "mine"])
-        {'lora': ('#0072B2', 'o'), 'mine': ('0.5', 'X')}
+        >>> method_styles(["lora", "mine"])["lora"]
+        ('#0072B2', 'o')
     """
-    others = [name for name in methods if name not in METHOD_STYLES]
-    return {name: METHOD_STYLES.get(name) or OTHER_STYLES[others.index(name) % len(OTHER_STYLES)] for name in methods}
+    own = {name: found for name in METHODS if (found := look(name)) is not None}
+    others = [name for name in dict.fromkeys([*METHODS, *methods]) if name not in own]
+    colors = _colors_apart(tuple(sorted({to_hex(color) for color, _ in own.values()})))
+    free = {name: (colors[place % len(colors)], _MARKERS[place % len(_MARKERS)]) for place, name in enumerate(others)}
+    return {name: (own | free)[name] for name in methods}
+
+
+@cache
+def _colors_apart(taken: tuple[str, ...]) -> list[str]:
+    """Return the colours of a palette, each as far as can be from those taken and from those before it."""
+    left = [np.array(color) for color in sns.husl_palette(_CANDIDATES, s=0.8, l=0.55)]
+    near = [np.array(to_rgb(color)) for color in taken]
+    chosen = []
+    while left:
+        distances = [min((float(np.linalg.norm(color - other)) for other in near), default=0.0) for color in left]
+        near.append(left.pop(int(np.argmax(distances))))
+        chosen.append(to_hex(near[-1]))
+    return chosen
 
 
 PAPER_WIDTH = 7.0  # inches

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.style import METHOD_STYLES, method_styles, paper_style
+from deltaw.analysis.figures.drawing.style import method_styles, paper_style
 from deltaw.analysis.tables.tidy import display_name, in_order, require_columns
 
 SOURCE = "the results of reproduce_dual_lora"
@@ -102,7 +102,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, dual: pd.DataFrame, score: str, total: i
         if deviation > 0:
             ax.axhspan(mean - deviation, mean + deviation, color=color, alpha=0.12, linewidth=0, zorder=0)
     points = dual.groupby("rank")[score].agg(["mean", "std"])
-    color, marker = METHOD_STYLES[SWEPT]
+    color, marker = method_styles([SWEPT])[SWEPT]
     spread: Any = points["std"] if points["std"].notna().any() else None
     if spread is not None:
         ax.errorbar(

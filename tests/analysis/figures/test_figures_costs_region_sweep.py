@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from deltaw.adapters import OptionError
 from deltaw.analysis.figures import costs, region, save, sweep
-from deltaw.analysis.figures.drawing.style import METHOD_STYLES
+from deltaw.analysis.figures.drawing.style import method_styles
 from deltaw.analysis.figures.kinds.region import POINTS, untouched
 
 
@@ -113,7 +113,7 @@ def test_costs_has_a_bar_a_method_and_rank_from_zero() -> None:
     assert time.get_ylim()[0] == 0
     assert [label.get_text() for label in time.get_xticklabels()] == ["rank 8", "rank 16", "no rank"]
     assert [text.get_text() for text in memory.texts] == ["400", "200", "100", "300"]
-    assert to_hex(time.containers[1][0].get_facecolor()) == METHOD_STYLES["lora"][0].lower()
+    assert to_hex(time.containers[1][0].get_facecolor()) == method_styles(["lora"])["lora"][0].lower()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Full FT", "LoRA", "SBoRA-FA"]
     spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in sorted(time.patches, key=lambda b: b.get_x())]
     assert all(one[1] < two[0] for one, two in pairwise(spans))
