@@ -92,10 +92,14 @@ def test_every_long_option_that_is_named_exists(page):
         assert option in known, f"{page.name}: there is no option {option}"
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_in_the_tables(name):
-    for page in (ROOT / "README.md", ROOT / "docs" / "methods.md"):
-        assert f"| `{name}` |" in page.read_text(encoding="utf-8"), f"{page.name}'s table lacks {name}"
+def test_the_tables_of_methods_and_figures_are_up_to_date():
+    tables = runpy.run_path(str(ROOT / "docs" / "registry_tables.py"))
+    for page in tables["PAGES"]:
+        text = page.read_text(encoding="utf-8")
+        assert tables["filled"](text) == text, f"{page.name}: run make docs"
+    for name in METHODS:
+        for page in tables["PAGES"]:
+            assert f"| `{name}` |" in page.read_text(encoding="utf-8"), f"{page.name}'s table lacks {name}"
 
 
 @by_page

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -81,6 +82,19 @@ COUNTS = {
     "mora": 6 * 6,  # ⌊√(18·3)⌋ = 7, even for the rotation
     "randlora": 3 * (RANK + IN),  # ⌈7 / 3⌉ bases
 }
+
+
+# Those that a table's formula says in words.
+IN_WORDS = {"ft", "galore", "magnitude", "mora"}
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - IN_WORDS))
+def test_the_formula_in_the_tables_is_the_number_of_parameters(name):
+    method = create(name, rank=RANK)
+    formula = method.counts.replace("·", "*").replace("⌈", "ceil(").replace("⌉", ")")
+    formula = re.sub(r"\bin\b", "n", re.sub(r"r[₁₂]?", "r", formula))
+    values = {"r": RANK, "out": OUT, "n": IN, "ceil": math.ceil, "min": min}
+    assert eval(formula, {"__builtins__": {}}, values) == method.count(OUT, IN)
 
 
 def method_of(case: str, **options: object):
