@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import ShapeError
-from deltaw.analysis.measures.spectrum import finite_matrix
+from deltaw.analysis.measures.matrix import Matrix, finite_matrix
 from deltaw.analysis.measures.subspace import Directions
 
 
@@ -44,7 +44,7 @@ class Amplification:
 
 @torch.no_grad()
 def amplification(
-    weight: Tensor, moved: Directions, rank: int, *, singular_values: Tensor | None = None
+    weight: Matrix, moved: Directions, rank: int, *, singular_values: Tensor | None = None
 ) -> Amplification:
     r"""Return how much an update amplifies the directions it moves.
 
@@ -92,7 +92,7 @@ def amplification(
     left, right = (moved.basis(side, rank) for side in ("left", "right"))
     own = torch.linalg.svdvals(wide) if singular_values is None else singular_values
     norm = float(torch.linalg.matrix_norm(wide))
-    relative = (moved.spectrum.singular_values / moved.spectrum.spectral).square()  # no square over- or underflows
+    relative = (moved.spectrum.signal / moved.spectrum.spectral).square()  # no square over- or underflows
     return Amplification(
         rank=rank,
         weight_norm=norm,

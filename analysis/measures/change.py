@@ -24,6 +24,7 @@ from torch import Tensor
 
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
 from deltaw.analysis.measures.compensated import difference_of_squares
+from deltaw.analysis.measures.matrix import Matrix, matrix
 from deltaw.analysis.measures.sums import AXES, Axis, Sums, sums
 
 __all__ = ["AXES", "Axis", "Change", "change", "changes"]
@@ -59,7 +60,7 @@ class Change:
     nonfinite: int
 
 
-def change(before: Tensor, after: Tensor, axis: Axis, *, allow_nonfinite: bool = False) -> Change:
+def change(before: Matrix, after: Matrix, axis: Axis, *, allow_nonfinite: bool = False) -> Change:
     r"""Return the magnitude and direction change of every vector along one axis.
 
         magnitude_i = |‖b_i‖ − ‖a_i‖|,    direction_i = 1 − cos(a_i, b_i),    ΔM, ΔD = their means
@@ -70,7 +71,8 @@ def change(before: Tensor, after: Tensor, axis: Axis, *, allow_nonfinite: bool =
     float64's range is infinity. Swapped arguments give the same up to rounding, equal vectors exactly 0.
 
     Arguments:
-        before, after: The matrix at two steps, (out, in), any floating dtype; 16 bits are widened first. On an
+        before, after: The matrix at two steps, (out, in), tensors or NumPy arrays of any floating dtype; 16 bits are
+            widened first. On an
             accelerator the work is done there, except on one without float64 (mps).
         axis: "row" for one value per output feature (W[i, :]), "column" for one per input feature (W[:, j]).
         allow_nonfinite: Go on where a vector holds NaN or infinity, and count it in ``nonfinite``.
@@ -100,13 +102,13 @@ def change(before: Tensor, after: Tensor, axis: Axis, *, allow_nonfinite: bool =
 
 @torch.no_grad()
 def changes(
-    before: Tensor, after: Tensor, axes: Sequence[Axis] = AXES, *, allow_nonfinite: bool = False
+    before: Matrix, after: Matrix, axes: Sequence[Axis] = AXES, *, allow_nonfinite: bool = False
 ) -> dict[Axis, Change]:
     """Return the change along several axes from one pass over the two matrices; else as `change`.
 
     Arguments:
         before, after, allow_nonfinite: As in `change`.
-        axes: The axes wanted, a sequence of "row" and "column".
+        axes: The axes wanted, "row", "column" or a sequence of them.
 
     Returns:
         {axis: `Change`} in the order of ``axes``.
@@ -122,7 +124,7 @@ def changes(
         >>> {axis: found[axis].delta_m for axis in found}
         {'row': 1.0, 'column': 1.0}
     """
-    _check(before, after, axes)
+    before, after, axes = _checked(before, after, axes)
     if before.device.type == "mps":
         before = before.cpu()
     after = after.to(before.device)
@@ -134,23 +136,22 @@ def changes(
     return {axis: _change(before, after, axis, found[axis], allow_nonfinite) for axis in axes}
 
 
-def _check(before: Tensor, after: Tensor, axes: Sequence[Axis]) -> None:
-    for axis in axes:
+def _checked(before: object, after: object, axes: object) -> tuple[Tensor, Tensor, list[Axis]]:
+    """Return the two matrices as tensors and the axes as a list, or raise."""
+    if not isinstance(axes, str | Sequence):
+        raise OptionError(f"axes is {axes!r}; choose one or both of {', '.join(map(repr, AXES))}")
+    chosen: list[Axis] = []
+    for axis in [axes] if isinstance(axes, str) else axes:
         if axis not in AXES:
             raise OptionError(f"axis is {axis!r}; choose one of {', '.join(map(repr, AXES))}")
-    for name, tensor in (("before", before), ("after", after)):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
-            kind = (
-                f"a {tensor.layout} tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            )
-            raise OptionError(f"{name} is {kind}; pass a dense tensor of a floating dtype")
-        if tensor.ndim != 2 or tensor.numel() == 0:
-            raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; pass a matrix (out, in) that has entries")
-    if before.shape != after.shape:
+        chosen.append(axis)
+    first, second = matrix("before", before), matrix("after", after)
+    if first.shape != second.shape:
         raise ShapeError(
-            f"before has shape {tuple(before.shape)} and after has shape {tuple(after.shape)}; "
+            f"before has shape {tuple(first.shape)} and after has shape {tuple(second.shape)}; "
             "pass one matrix at two steps"
         )
+    return first, second, chosen
 
 
 def _change(before: Tensor, after: Tensor, axis: Axis, found: Sums, allow_nonfinite: bool) -> Change:
@@ -184,7 +185,7 @@ def _change(before: Tensor, after: Tensor, axis: Axis, found: Sums, allow_nonfin
             names = [name for name, t in (("before", a), ("after", b)) if not bool(t.top[first].isfinite())]
             raise NonFiniteError(
                 f"NaN or infinity in {' and in '.join(names)}, {axis} {int(index[first])}; "
-                "mend the weights, or pass allow_nonfinite=True to leave such vectors out"
+                "repair the weights, or pass allow_nonfinite=True to leave such vectors out"
             )
         magnitude[index[broken]] = torch.nan
         nonfinite += int(broken.sum())

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from deltaw.adapters.errors import OptionError
+
+if TYPE_CHECKING:  # a measure is imported without pandas: only this one needs it, and only when it is called
+    import pandas as pd
 
 _BY = ("run", "kind", "axis")
 
@@ -49,10 +52,13 @@ def correlation(
         DoRA, section 3.2 (the correlation of ΔD and ΔM in its figure 2); Fisher 1915 (the interval).
 
     Example:
+        >>> import pandas as pd
         >>> frame = pd.DataFrame({"axis": "row", "delta_d": [1.0, 2.0, 3.0, 4.0], "delta_m": [1.0, 3.0, 2.0, 5.0]})
         >>> correlation(frame, by="axis")[["pearson", "spearman", "slope", "n"]].round(3).values.tolist()
         [[0.832, 0.8, 1.1, 4.0]]
     """
+    import pandas as pd
+
     keys = [by] if isinstance(by, str) else list(by)
     for name in (*keys, x, y):
         if name not in frame.columns:
@@ -87,7 +93,7 @@ def _row(x: NDArray[np.float64], y: NDArray[np.float64], confidence: float) -> d
         intercept = y_mean - slope * x_mean
         if np.ptp(y) > 0:
             pearson = _pearson(dx, dy)
-            spearman = _pearson(*(_centred(_numbers(pd.Series(t).rank()))[0] for t in (x, y)))
+            spearman = _pearson(*(_centred(_ranks(t))[0] for t in (x, y)))
     low, high = _interval(pearson, n, confidence)
     return {
         "pearson": pearson,
@@ -99,6 +105,12 @@ def _row(x: NDArray[np.float64], y: NDArray[np.float64], confidence: float) -> d
         "ci_low": low,
         "ci_high": high,
     }
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the ranks; equal values share their average."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place], dtype=np.float64)
 
 
 def _centred(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError, ShapeError
-from deltaw.analysis.measures.spectrum import finite_matrix
+from deltaw.analysis.measures.matrix import Matrix, finite_matrix, from_one_to
 from deltaw.analysis.measures.subspace import Directions, directions
 
 
@@ -39,7 +39,7 @@ class Intruders:
 
 
 @torch.no_grad()
-def intruders(before: Tensor | Directions, after: Tensor, *, k: int = 10, epsilon: float = 0.5) -> Intruders:
+def intruders(before: Matrix | Directions, after: Matrix, *, k: int = 10, epsilon: float = 0.5) -> Intruders:
     r"""Return how like W₀'s the top k left singular vectors of W' are, and which of them are intruders.
 
         similarity_j = max_i |cos(u'_j, u_i)|;    u'_j is an intruder where similarity_j < ε
@@ -87,7 +87,7 @@ def intruders(before: Tensor | Directions, after: Tensor, *, k: int = 10, epsilo
     for name, found in (("before", base), ("after", trained)):
         if found.count == 0:
             raise OptionError(f"{name} is zero; it has no singular vectors to compare")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= trained.count:
+    if not from_one_to(trained.count, k):
         raise OptionError(f"k is {k!r}; choose a whole number from 1 to {trained.count}, the rank of after")
     similarity = (trained.left[:, :k].T @ base.left).abs().amax(1).clamp(max=1.0)  # (k,)
     return Intruders(trained.spectrum.singular_values[:k], similarity, float(epsilon))

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError, ShapeError
-from deltaw.analysis.measures.spectrum import finite_matrix
+from deltaw.analysis.measures.matrix import Matrix, finite_matrix
 
 Examples = Literal["row", "column"]
 
 _EPS = torch.finfo(torch.float64).eps
 
 
-def similarity(first: Tensor, second: Tensor, *, examples: Examples = "row") -> float:
+def similarity(first: Matrix, second: Matrix, *, examples: Examples = "row") -> float:
     r"""Return the linear centred kernel alignment of two weight matrices.
 
         CKA = ⟨K, L⟩ / (‖K‖_F ‖L‖_F),    K = X Xᵀ,    L = Y Yᵀ
@@ -53,7 +53,7 @@ def similarity(first: Tensor, second: Tensor, *, examples: Examples = "row") -> 
 
 
 @torch.no_grad()
-def dissimilarity(first: Tensor, second: Tensor, *, examples: Examples = "row") -> float:
+def dissimilarity(first: Matrix, second: Matrix, *, examples: Examples = "row") -> float:
     r"""Return 1 − CKA, with its digits where the two are nearly the same.
 
         1 − CKA = ½ ‖K − L‖_F²  for ‖K‖_F = ‖L‖_F = 1,    K − L = ½ (S Dᵀ + D Sᵀ),    S = X + Y,    D = X − Y

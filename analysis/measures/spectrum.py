@@ -10,34 +10,58 @@ and the r×r core R_u R_vᵀ has ΔW's singular values.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
+from deltaw.analysis.measures.matrix import Matrix, finite_matrix, matrix
 
 _EPS = torch.finfo(torch.float64).eps
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
     """The singular values of one update and the threshold below which they count as zero.
 
+    A singular value at or below the tolerance is noise, of rounding or of the weights' dtype, and no measure counts it:
+    rank, effective ranks, energy ranks and norms are those of the update without it. ``noise`` says how much that
+    leaves out; ``singular_values`` holds all of them.
+
     Arguments:
         singular_values: σ, descending, float64 on the CPU; min(out, in) of them, from factors min(out, in, r).
-        tolerance: The absolute threshold; a singular value above it counts towards ``rank``.
+        tolerance: The absolute threshold; only a singular value above it is signal.
         noise_floor: eps(stored)·‖weight‖₂, what rounded weights leave in ``tolerance``; 0 if not asked for.
         zero_rows, zero_columns: The shares of rows and columns of the update that are exactly zero, in [0, 1].
 
-    An update of zeros has rank, effective ranks and norms 0.
+    An update of zeros, or of noise alone, has rank, effective ranks and norms 0.
     """
 
-    singular_values: Tensor = field(repr=False)
+    singular_values: Tensor
     tolerance: float
     noise_floor: float
     zero_rows: float
     zero_columns: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Spectrum(rank={self.rank}, stable_rank={self.stable_rank:.4g}, effective_rank={self.effective_rank:.4g}, "
+            f"of {len(self.singular_values)} singular values)"
+        )
+
+    @property
+    def signal(self) -> Tensor:
+        """The singular values with 0 in the place of those at or below ``tolerance``."""
+        return torch.where(self.singular_values > self.tolerance, self.singular_values, 0.0)
+
+    @property
+    def noise(self) -> float:
+        """Σσ² of what is at or below ``tolerance``, over Σσ² of all, in [0, 1]; 0 for an update of zeros."""
+        relative = (self.singular_values / (float(self.singular_values[0]) or 1.0)).square()
+        whole = float(relative.sum())
+        return float(relative[self.singular_values <= self.tolerance].sum()) / whole if whole else 0.0
 
     @property
     def rank(self) -> int:
@@ -47,7 +71,7 @@ class Spectrum:
     @property
     def spectral(self) -> float:
         """σ₁, the spectral norm."""
-        return float(self.singular_values[0])
+        return float(self.signal[0])
 
     @property
     def frobenius(self) -> float:
@@ -57,7 +81,7 @@ class Spectrum:
     @property
     def nuclear(self) -> float:
         """Σσ, the nuclear norm."""
-        return float(self.singular_values.sum())
+        return float(self.signal.sum())
 
     @property
     def stable_rank(self) -> float:
@@ -95,27 +119,27 @@ class Spectrum:
             >>> spectrum(torch.diag(torch.tensor([3.0, 1.0]))).energy_rank(0.9)
             1
         """
-        if not 0 < fraction <= 1:
+        if not isinstance(fraction, float | int | np.number) or not 0 < fraction <= 1:
             raise OptionError(f"fraction is {fraction!r}; choose a share of the energy above 0 and at most 1, as 0.9")
         energy = self._relative().square().cumsum(0)
         return int((energy < fraction * energy[-1]).sum()) + 1 if energy[-1] > 0 else 0
 
     def _relative(self) -> Tensor:
-        """σ/σ₁, so that no square over- or underflows; zeros for zeros."""
-        return self.singular_values / (self.spectral or 1.0)
+        """σ/σ₁ of the signal, so that no square over- or underflows; zeros for zeros."""
+        return self.signal / (self.spectral or 1.0)
 
 
 @torch.no_grad()
 def spectrum(
-    update: Tensor | None = None,
+    update: Matrix | None = None,
     *,
-    factors: tuple[Tensor, Tensor] | None = None,
+    factors: tuple[Matrix, Matrix] | None = None,
     stored: torch.dtype | None = None,
-    weight: Tensor | None = None,
+    weight: Matrix | None = None,
 ) -> Spectrum:
     r"""Return the singular values of an update, dense or from its factors, and the threshold for its rank.
 
-        rank = #{i : σ_i > tolerance}
+        rank = #{i : σ_i > tolerance}    (and no other measure counts a σ_i at or below it)
         tolerance = max(max(out, in)·eps·σ₁, eps(stored)·‖weight‖₂)
 
     eps is float64's, in which everything is computed, and float32's for a float32 update, as in numpy's and torch's
@@ -134,8 +158,8 @@ def spectrum(
     cores; factors of rank 64 take milliseconds.
 
     Arguments:
-        update: ΔW, (out, in), any floating dtype; widened to float64. The Gram matrix would be faster, but it loses
-            half of the digits.
+        update: ΔW, (out, in), a tensor or NumPy array of any floating dtype; widened to float64. The Gram matrix
+            would be faster, but it loses half of the digits.
         factors: Instead of ``update``: (U, V), (out, r) and (r, in), with ΔW = U V.
         stored: The dtype of the rounded weights that ``update`` was read off. Goes with ``weight``.
         weight: Those weights, (out, in). Goes with ``stored``.
@@ -163,15 +187,29 @@ def spectrum(
     if (stored is None) != (weight is None):
         lacking, other = ("stored", "weight") if stored is None else ("weight", "stored")
         raise OptionError(f"{other} is given without {lacking}; the noise floor needs both the dtype and the weights")
+    if stored is not None and not isinstance(stored, torch.dtype):
+        raise OptionError(f"stored is {stored!r}; pass a floating dtype, as torch.bfloat16")
     if update is not None and factors is None:
+        update = matrix("update", update)
         floor = 0.0 if stored is None or weight is None else _noise_floor(update, stored, weight)
         return _of_dense(update, floor)
     if factors is not None and update is None:
         if stored is not None:
             raise OptionError("stored and weight go with update; factors are exact, leave them out")
-        return _of_factors(*factors)
+        return _of_factors(*two_factors(factors))
     given = "neither" if update is None else "both"
     raise OptionError(f"update and factors: {given} given; pass one, spectrum(update) or spectrum(factors=(U, V))")
+
+
+def two_factors(factors: object) -> tuple[Tensor, Tensor]:
+    """Return U and V as tensors.
+
+    Raises:
+        OptionError: They are no pair of matrices.
+    """
+    if not isinstance(factors, tuple | list) or len(factors) != 2:
+        raise OptionError(f"factors is a {type(factors).__name__}; pass a pair (U, V), (out, r) and (r, in)")
+    return matrix("factors[0]", factors[0]), matrix("factors[1]", factors[1])
 
 
 def _of_dense(update: Tensor, floor: float) -> Spectrum:
@@ -251,7 +289,7 @@ def _zero_rows(factor: Tensor, triangle: Tensor | None, size: int) -> Tensor:
     return norms <= size * _EPS * bound
 
 
-def _noise_floor(update: Tensor, stored: torch.dtype, weight: Tensor) -> float:
+def _noise_floor(update: Tensor, stored: torch.dtype, weight: Matrix) -> float:
     """Return eps(stored)·‖weight‖₂."""
     if not stored.is_floating_point:
         raise OptionError(f"stored is {stored}; pass a floating dtype, as torch.bfloat16")
@@ -278,17 +316,3 @@ def _spectral_norm(weight: Tensor, vectors: int = 8, steps: int = 8) -> float:
         blocks.append(torch.linalg.qr(weight.T @ (weight @ blocks[-1])).Q)
     basis = torch.linalg.qr(torch.cat(blocks, dim=1)).Q  # (in, vectors·(steps + 1))
     return float(torch.linalg.matrix_norm(weight @ basis, 2))
-
-
-def finite_matrix(name: str, tensor: object) -> Tensor:
-    """Check one argument and return it in float64."""
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
-        kind = f"{tensor.layout}, {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise OptionError(f"{name} is {kind}; pass a dense tensor of a floating dtype")
-    if tensor.ndim != 2 or tensor.numel() == 0:
-        raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; pass a matrix that has entries")
-    wide = (tensor.cpu() if tensor.device.type == "mps" else tensor).double()  # mps has no float64
-    # A finite sum means finite entries, at a tenth of the cost; an infinite one may come from large entries.
-    if not (bool(wide.sum().isfinite()) or bool(wide.isfinite().all())):
-        raise NonFiniteError(f"{name} holds NaN or infinity; mend the weights first")
-    return wide

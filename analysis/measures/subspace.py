@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError, ShapeError
-from deltaw.analysis.measures.spectrum import Spectrum, finite_matrix, spectrum
+from deltaw.analysis.measures.matrix import Matrix, finite_matrix, from_one_to
+from deltaw.analysis.measures.spectrum import Spectrum, spectrum
 
 Side = Literal["left", "right"]
 SIDES: tuple[Side, ...] = ("left", "right")
@@ -51,7 +52,7 @@ class Directions:
         columns = self.left if side == "left" else self.right
         if rank is None:
             return columns
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= self.count:
+        if not from_one_to(self.count, rank):
             choice = f"choose a whole number from 1 to {self.count}" if self.count else "the update is zero"
             raise OptionError(f"rank is {rank!r}, and the update has {self.count} directions; {choice}")
         return columns[:, :rank]
@@ -59,11 +60,11 @@ class Directions:
 
 @torch.no_grad()
 def directions(
-    update: Tensor | None = None,
+    update: Matrix | None = None,
     *,
-    factors: tuple[Tensor, Tensor] | None = None,
+    factors: tuple[Matrix, Matrix] | None = None,
     stored: torch.dtype | None = None,
-    weight: Tensor | None = None,
+    weight: Matrix | None = None,
 ) -> Directions:
     """Return the singular vectors of an update, dense or from its factors.
 
@@ -105,7 +106,7 @@ def directions(
 
 
 @torch.no_grad()
-def overlap(first: Tensor, second: Tensor) -> Tensor:
+def overlap(first: Matrix, second: Matrix) -> Tensor:
     r"""Return how much of the span of the first i directions lies in that of the other's first j, for all i and j.
 
         φ(i, j) = ‖A_iᵀ B_j‖_F² / min(i, j)
@@ -143,7 +144,7 @@ def overlap(first: Tensor, second: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def principal_angles(first: Tensor, second: Tensor) -> Tensor:
+def principal_angles(first: Matrix, second: Matrix) -> Tensor:
     r"""Return the principal angles between the spans of two orthonormal bases, smallest first.
 
         cos θ_m = σ_m(AᵀB), largest first;    sin θ_m = σ_m(B − A AᵀB), smallest first
@@ -179,7 +180,7 @@ def principal_angles(first: Tensor, second: Tensor) -> Tensor:
     return torch.atan2(sines, cosines)
 
 
-def _bases(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def _bases(first: Matrix, second: Matrix) -> tuple[Tensor, Tensor]:
     """Check two bases and return them in float64 on the CPU."""
     bases = _orthonormal("first", first), _orthonormal("second", second)
     if len(bases[0]) != len(bases[1]):
@@ -188,7 +189,7 @@ def _bases(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return bases
 
 
-def _orthonormal(name: str, columns: Tensor) -> Tensor:
+def _orthonormal(name: str, columns: Matrix) -> Tensor:
     wide = finite_matrix(name, columns).cpu()
     gram = wide.T @ wide
     if float(torch.dist(gram, torch.eye(len(gram), dtype=gram.dtype))) > _ORTHONORMAL:

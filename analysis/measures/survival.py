@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from deltaw.adapters.errors import OptionError, ShapeError
+from deltaw.analysis.measures.matrix import Matrix, matrix
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Survival:
     error: float
 
 
-def survival(base: Tensor, update: Tensor, dtype: torch.dtype) -> Survival:
+def survival(base: Matrix, update: Matrix, dtype: torch.dtype) -> Survival:
     r"""Return what is left of an update that is merged into a base of a given dtype.
 
     With round(·) to ``dtype``, the merged update is
@@ -46,10 +46,11 @@ def survival(base: Tensor, update: Tensor, dtype: torch.dtype) -> Survival:
         >>> survival(base, update, torch.bfloat16).entries == 2 / 3
         True
     """
+    base, update = matrix("base", base), matrix("update", update)
     if base.shape != update.shape:
         raise ShapeError(f"the base is {tuple(base.shape)}, the update {tuple(update.shape)}; they must be alike")
-    if not dtype.is_floating_point:
-        raise OptionError(f"dtype is {dtype}; weights are merged into a floating dtype, for example torch.bfloat16")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise OptionError(f"dtype is {dtype!r}; weights are merged into a floating dtype, for example torch.bfloat16")
     there, exact = base.to(dtype).double(), update.double()
     merged = (there + exact).to(dtype).double() - there
     moved = exact != 0

@@ -314,3 +314,18 @@ def test_the_same_on_a_gpu():
             found = change(before.cuda(), after.cuda(), axis)
             assert found.magnitude.device.type == "cpu"
             close(found, change(before, after, axis))
+
+
+def test_arrays_are_taken_and_other_things_named():
+    a, b = np.eye(3), 2 * np.eye(3)
+    assert change(a, b, axis="row").delta_m == 1.0
+    for same in (b[::-1][::-1], b.astype(">f8"), b.astype("float32"), np.asfortranarray(b)):
+        assert change(a, same, axis="column").delta_m == 1.0
+    b.setflags(write=False)
+    assert change(torch.eye(3), b, axis="row").delta_m == 1.0
+    assert list(changes(a, b, "column")) == ["column"]
+    for wrong in ("a", None, 3, [[1.0]], np.eye(3, dtype=int)):
+        with pytest.raises(OptionError, match=r"before is .*pass a dense tensor or NumPy array"):
+            change(wrong, b, axis="row")
+    with pytest.raises(OptionError, match="axes is 3; choose one or both of 'row', 'column'"):
+        changes(a, b, 3)

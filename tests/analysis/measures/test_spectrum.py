@@ -265,3 +265,52 @@ def test_the_update_is_left_alone():
     assert isinstance(found, Spectrum)
     assert not found.singular_values.requires_grad
     assert torch.equal(update, kept)
+
+
+def test_noise_is_no_signal_in_any_measure():
+    """A rank-8 update recorded in bfloat16 has the measures of the update, not those of the rounding."""
+    base = (random(256, 256) * 0.02).bfloat16()
+    update = random(256, 8, seed=1) @ random(8, 256, seed=2) * 1e-3
+    merged = (base.double() + update).bfloat16()
+    found = spectrum(merged.double() - base.double(), stored=torch.bfloat16, weight=merged)
+    true = spectrum(update)
+    for name in SCALARS:
+        assert getattr(found, name) == pytest.approx(getattr(true, name), rel=0.05), name
+    assert found.energy_rank(0.99) == true.energy_rank(0.99)
+    assert found.energy_rank(1.0) == 8
+    assert 0 < found.noise < 0.1
+    assert true.noise < 1e-20
+    assert int((found.singular_values > 0).sum()) == 256  # they are all there
+    assert torch.equal(found.signal[8:], torch.zeros(248, dtype=torch.float64))
+
+
+def test_noise_alone_has_zeros_everywhere():
+    weight = random(64, 64) * 0.02
+    rounded = weight.bfloat16()
+    found = spectrum(rounded.double() - weight, stored=torch.bfloat16, weight=rounded)
+    assert [getattr(found, name) for name in SCALARS] == [0] * len(SCALARS)
+    assert found.energy_rank(0.9) == 0
+    assert found.noise == 1
+    assert spectrum(torch.zeros(2, 2)).noise == 0
+
+
+def test_its_repr_says_the_ranks():
+    found = spectrum(torch.diag(torch.tensor([2.0, 1.0, 0.0])))
+    assert repr(found) == "Spectrum(rank=2, stable_rank=1.25, effective_rank=1.89, of 3 singular values)"
+
+
+def test_arrays_are_taken_and_other_things_named():
+    u, v = random(6, 2), random(2, 5)
+    assert torch.equal(spectrum((u @ v).numpy()).singular_values, spectrum(u @ v).singular_values)
+    assert spectrum(factors=(u.numpy(), v.numpy())).rank == 2
+    assert spectrum((u @ v).numpy(), stored=torch.bfloat16, weight=np.ones((6, 5))).noise_floor > 0
+    for wrong in ("x", 3, [[1.0]], np.ones((2, 2), dtype=int), np.ones((2, 2), dtype=np.longdouble)):
+        with pytest.raises(OptionError, match=r"update is .*; pass a dense tensor or NumPy array"):
+            spectrum(wrong)
+    for wrong in (3, u, (u,), {"u": u}):
+        with pytest.raises(OptionError, match=r"factors is .*pass a pair"):
+            spectrum(factors=wrong)
+    with pytest.raises(OptionError, match="stored is 'bfloat16'"):
+        spectrum(u @ v, stored="bfloat16", weight=u @ v)
+    with pytest.raises(OptionError, match=r"fraction is '0\.9'"):
+        spectrum(u @ v).energy_rank("0.9")
