@@ -155,15 +155,25 @@ def _span(ax: Axes, which: Which, low: float, high: float) -> Axis:
     return ax.xaxis if which == "x" else ax.yaxis
 
 
-def step_axis(ax: Axes, steps: Sequence[float], *, label: str = "training step") -> None:
+def step_axis(ax: Axes, steps: Sequence[float], *, label: str = "training step", nbins: int = 5) -> None:
     """Few, short step numbers over the span of the steps."""
-    low, high = float(min(steps)), float(max(steps))
+    low, high = min(steps, default=0.0), max(steps, default=0.0)
     if low < high:
-        margin = 0.03 * (high - low)
+        margin = 0.03 * float(high - low)
         ax.set_xlim(low - margin, high + margin)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 4, 5, 10]))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=nbins, integer=True, steps=[1, 2, 4, 5, 10]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: step_name(step)))
     ax.set_xlabel(label)
+
+
+def step_name(step: float) -> str:
+    """Return a step's number, short.
+
+    Example:
+        >>> step_name(500), step_name(12_500)
+        ('500', '12.5k')
+    """
+    return f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"
 
 
 def padded(low: float, high: float, margin: float = 0.08) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.methods.registry import METHODS
-from deltaw.analysis.figures.drawing.axes import letter
+from deltaw.analysis.figures.drawing.axes import letter, step_axis
 from deltaw.analysis.figures.drawing.style import BLUE, GREEN, PAPER_WIDTH, SMALLEST, Scale, check_choice, paper_style
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import display_name, select
@@ -191,7 +191,9 @@ def _draw(
                         False
                     )  # its numbers stand in the empty place beside it and need no room of theirs
                 panels.append(left)
-    _step_axis(panels[0], list(curves.values()))
+    # All panels share this axis; three numbers of neighbours don't touch.
+    ends = [step for curve in curves.values() for step in (*curve.steps[:1], *curve.steps[-1:])]
+    step_axis(panels[0], ends, label="", nbins=3)
     figure.supxlabel("\n".join(["training step", *notes]))
     _legend(figure, any((curve.high > curve.low).any() for curve in curves.values()), width)
     return figure
@@ -282,16 +284,6 @@ def _name_row(ax: Axes, axis: Axis) -> None:
         rotation=90,
         weight="bold",
     )
-
-
-def _step_axis(ax: Axes, curves: list[Curve]) -> None:
-    """Few, short step numbers, so that those of neighbours don't touch; all panels share this axis."""
-    ends = [step for curve in curves for step in (*curve.steps[:1], *curve.steps[-1:])]
-    if ends and min(ends) < max(ends):
-        margin = 0.04 * (max(ends) - min(ends))
-        ax.set_xlim(min(ends) - margin, max(ends) + margin)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, steps=[1, 2, 4, 5, 10]))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"))
 
 
 def _legend(figure: Figure, band: bool, width: float) -> None:

@@ -92,7 +92,7 @@ def distribution(
                 if level == 0:
                     ax.set_title(f"({letter(place)}) {display_name(method)}", loc="left")
         row_legend(figure, in_rows(legend, 4 if across > 1 else 2))
-        figure.supxlabel("\n".join(["training step", f"bands: shares of a matrix' {axis}s", *notes]))
+        figure.supxlabel("\n".join(["training step", f"bands: shares of a matrix's {axis}s", *notes]))
     return figure
 
 

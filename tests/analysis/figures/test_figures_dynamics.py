@@ -306,6 +306,21 @@ def test_heatmap_leaves_white_what_did_not_move() -> None:
     assert masked.all(axis=1).tolist() == [False, True, False]
     assert "white" in figure.get_supxlabel()
     assert "white" not in heatmap(spread()).get_supxlabel()
+    frame.loc[frame["method"] == "lora", ["delta_m", "delta_d"]] = 0.0
+    assert np.ma.getmaskarray(heatmap(frame).axes[2].collections[0].get_array()).all()
+
+
+def test_heatmap_names_layers_of_an_encoder_and_a_decoder_and_the_steps() -> None:
+    parts = [
+        frame.assign(module=frame["module"].str.replace("m.layer", f"m.{part}.layers"))
+        for part in ("encoder", "decoder")
+        for frame in [spread(["lora"], steps=(0, 500, 20_000), number=2)]
+    ]
+    ax = heatmap(pd.concat(parts)).axes[1]
+    named = [label.get_text() for label in ax.get_yticklabels()]
+    assert named == ["encoder 0", "encoder 1", "", "decoder 0", "decoder 1"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["500", "20k"]
+    assert ax.get_ylim() == (0, 5)  # layers go up
 
 
 @pytest.mark.parametrize("name", ALL)
