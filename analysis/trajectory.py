@@ -17,10 +17,10 @@ from deltaw.adapters.method import Method
 from deltaw.analysis.measures.change import AXES, Axis, changes
 from deltaw.analysis.measures.spectrum import Spectrum, spectrum
 from deltaw.analysis.names import name_reader
-from deltaw.analysis.records import Source, open_pair, open_source
 from deltaw.analysis.records.base import BaseLike
 from deltaw.analysis.records.format import MANIFEST, Manifest
-from deltaw.analysis.records.recorded import Recorded
+from deltaw.analysis.records.open import open_pair, open_source
+from deltaw.analysis.records.source import Source
 
 Step = int | None  # None: the base weights, before any step
 Pairs = Literal["consecutive", "initial", "base"] | Sequence[tuple[Step, int]]
@@ -137,7 +137,7 @@ class Trajectory:
         Raises:
             RecordError: Something else wrote this run.
         """
-        if not isinstance(self.source, Recorded):
+        if self.source.manifest is None:
             raise RecordError(f"{self.source.where}: is a {self.source.format} folder, which has no {MANIFEST}")
         return self.source.manifest
 

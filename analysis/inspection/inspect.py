@@ -1,19 +1,22 @@
 """What is in a run's folder, whether it is whole, and whether it is sound."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from deltaw.analysis.inspection.soundness import soundness
+from deltaw.adapters.errors import OptionError
+from deltaw.analysis.names import kind_of, layer_of
 from deltaw.analysis.records.base import BaseLike
 from deltaw.analysis.records.format import VERSION
-from deltaw.analysis.records.open import is_own
-from deltaw.analysis.records.recorded import Recorded
+from deltaw.analysis.records.open import glance, is_own
+from deltaw.analysis.records.source import Source
 from deltaw.analysis.records.storage import without_secrets
-from deltaw.analysis.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    import torch
 
 
 def inspect_run(
@@ -23,7 +26,7 @@ def inspect_run(
     modules: Sequence[str] | None = None,
     verify: bool = False,
     check: bool = True,
-    dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float16),
+    dtypes: Sequence[torch.dtype] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Return what a run holds and what is wrong with it, as plain values.
@@ -33,43 +36,53 @@ def inspect_run(
         base: The same; of a run of deltaw, which keeps its own, a model that this should be of.
         verify: Read every file and compare its checksum where there is one, and check every step, not only the first
             and the last two.
-        check: Read weights and check that the run is sound; see ``soundness``.
-        dtypes: See ``soundness``.
+        check: Read weights and check that the run is sound; see ``soundness``. Without it, names and sizes alone are
+            looked at, and a run of deltaw is inspected without loading torch.
+        dtypes: See ``soundness``; by default bfloat16 and float16.
         progress: Show a progress bar.
 
     Returns:
         path, format, method, base (where W₀ comes from, or None), base_named (what an adapter's own configuration
-        calls it, or None), modules (module, layer, kind, shape, method), steps,
-        info; verified (number of files read, or None); checked (the steps that were looked at), findings (level, check,
+        calls it, or None), modules (module, layer, kind, shape, method), steps, steps_known
+        (whether the files say the steps; if not, steps holds a label), info; verified (number of files read, or None); checked (the steps that were looked at), findings (level, check,
         module, step, message), broken (whether one of them is), precision (module, layer, kind, step, dtype, entries,
         error). Of a run that deltaw recorded also version, options, run_id, created, and bytes (base, checkpoints).
 
     Raises:
         RecordError: Nothing readable is there, or something in it is damaged; names the file.
+        OptionError: ``path`` is no path.
     """
+    if not isinstance(path, (str, Path)):
+        raise OptionError(f"path is a {type(path).__name__}; give the run's folder, its file or its address")
     own = base is not None and is_own(path)
-    run = Trajectory.open(path, base=None if own else base, modules=modules)
-    found: dict[str, Any] = {"path": without_secrets(str(path)), "format": run.source.format, "method": run.method}
-    if isinstance(run.source, Recorded):
-        manifest = run.source.manifest
-        checkpoints = sum(entry.file.bytes for entry in run.source.entries)
+    source = glance(path, base=None if own else base, modules=modules)
+    found: dict[str, Any] = {"path": without_secrets(str(path)), "format": source.format, "method": source.method}
+    if source.manifest is not None:
+        manifest = source.manifest
         found |= {
             "version": VERSION,
             "options": {entry.method: entry.options for entry in manifest.modules.values() if entry.method},
             "run_id": manifest.run_id,
             "created": manifest.created,
-            "bytes": {"base": manifest.base.bytes, "checkpoints": checkpoints},
+            "bytes": {"base": manifest.base.bytes, "checkpoints": source.checkpoint_bytes()},
         }
     found |= {
-        "base": run.base_from,
-        "base_named": _base_named(run),
-        "modules": [_module(run, name) for name in run.modules],
-        "steps": run.steps,
-        "info": run.info,
-        "verified": run.verify() if verify and isinstance(run.source, Recorded) else None,
+        "base": source.base_from,
+        "base_named": _base_named(source),
+        "modules": [_module(source, name) for name in source.shapes],
+        "steps": list(source.steps),
+        "steps_known": source.steps_known,
+        "info": source.info,
+        "verified": source.verify() if verify and source.manifest is not None else None,
     }
     if check:
-        sound = soundness(run, base=base if own else None, every_step=verify, dtypes=dtypes, progress=progress)
+        # Checks read weights, which takes torch and pandas; names and sizes do not.
+        from deltaw.analysis.inspection.soundness import DTYPES, soundness
+        from deltaw.analysis.trajectory import Trajectory
+
+        source.check_methods()
+        given = base if own else None
+        sound = soundness(Trajectory(source), base=given, every_step=verify, dtypes=dtypes or DTYPES, progress=progress)
         found |= {
             "checked": sound.steps,
             "findings": [asdict(finding) for finding in sound.findings],
@@ -79,16 +92,15 @@ def inspect_run(
     return found
 
 
-def _base_named(run: Trajectory) -> str | None:
-    settings = run.info.get("peft")
+def _base_named(source: Source) -> str | None:
+    settings = source.info.get("peft")
     name, revision = (settings.get(k) for k in ("base_model_name_or_path", "revision")) if settings else (None, None)
     if not isinstance(name, str) or not name:
         return None
     return f"{name} at {revision}" if isinstance(revision, str) and revision else name
 
 
-def _module(run: Trajectory, name: str) -> dict[str, Any]:
-    labels = run.labels(name)
-    method = labels["method"] if run.source.rebuilt(name) else "whole matrix"
-    shown = {"module": name, "layer": labels["layer"], "kind": labels["kind"], "shape": list(run.shape(name))}
+def _module(source: Source, name: str) -> dict[str, Any]:
+    method = source.label(name) if source.rebuilt(name) else "whole matrix"
+    shown = {"module": name, "layer": layer_of(name), "kind": kind_of(name), "shape": list(source.shapes[name])}
     return shown | {"method": method}

@@ -13,12 +13,12 @@ from deltaw.analysis.inspection.base_check import FOREIGN, ROUNDED, Nearness, ne
 from deltaw.analysis.measures.survival import survival
 from deltaw.analysis.records.base import BaseError, BaseLike, open_base
 from deltaw.analysis.records.format import BASE
-from deltaw.analysis.records.recorded import Recorded
 from deltaw.analysis.trajectory import Trajectory
 
 Level = Literal["broken", "warning"]
 
 EXPLODED = 10.0  # ‖W_t‖ / ‖W₀‖ from which on weights have left what they were
+DTYPES = (torch.bfloat16, torch.float16)  # what the last update is merged into by default
 STARTED = 1e-3  # ‖W'−W₀‖ / ‖W₀‖ up to which an untrained adapter counts as the identity
 FACTOR_STARTS = ("pissa", "olora")  # of PEFT: the first A and B are made of W₀'s own vectors
 
@@ -68,7 +68,7 @@ def soundness(
     *,
     base: BaseLike = None,
     every_step: bool = False,
-    dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float16),
+    dtypes: Sequence[torch.dtype] = DTYPES,
     progress: bool = False,
 ) -> Soundness:
     """Check a run for what usually goes wrong in training, one matrix at a time.
@@ -137,7 +137,8 @@ def soundness(
 
 
 def _check_sum(run: Trajectory) -> Iterator[Finding]:
-    if isinstance(run.source, Recorded) and run.source.base_sum() != run.source.manifest.base.sha256:
+    found = run.source.base_checksum()
+    if found is not None and found[0] != found[1]:
         yield Finding("broken", "base", "", None, f"{BASE} has another checksum than was recorded: it was changed")
 
 
@@ -147,7 +148,7 @@ def _near(
     """How near to W₀ what should be it is: the run's own base to another, a whole matrix to the base that was given."""
     if other is not None:
         return nearness(own, other, untouched=True)
-    if run.source.rebuilt(module) or isinstance(run.source, Recorded) or run.source.format == "pair":
+    if run.source.rebuilt(module) or run.source.keeps_base or run.source.format == "pair":
         return None
     return nearness(run.weight(module, step), own, untouched=step == 0 or frozen)
 

@@ -1,22 +1,25 @@
 """W₀: a folder, a name in Hugging Face's cache on this machine, or a model in memory."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deltaw.adapters.errors import OptionError, RecordError
-from deltaw.analysis.records.layout import Part, matrices, module_name
+from deltaw.analysis.records.layout import StoredMatrix, matrices, module_name
+from deltaw.analysis.records.location import storage_of
 from deltaw.analysis.records.source import Shape, fitting
-from deltaw.analysis.records.storage import is_address, place_of
+from deltaw.analysis.records.storage import is_address
 from deltaw.analysis.records.tensors import InMemory, Tensors, read_weights, weights_file
 
-BaseLike = str | Path | nn.Module | Mapping[str, Tensor] | None
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+BaseLike: TypeAlias = "str | Path | nn.Module | Mapping[str, Tensor] | None"
 GIVE = "give it: base=FOLDER, a name in Hugging Face's cache, a model or its state dict (at the command line --base)"
 # transformers stacks the experts of some models when it loads them: what is a parameter's in their files.
 APART = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("w2",),)}
@@ -34,13 +37,13 @@ class Stack:
         shape: (out, in) of each.
         experts: How many there are, 0 for a plain matrix.
         turned: Whether they are stored as [in, out].
-        place: Which of the model's tensors it is, where their order is known.
+        position: Which of the model's tensors it is, where their order is known.
     """
 
     shape: Shape
     experts: int
     turned: bool
-    place: int | None
+    position: int | None
 
 
 class Base:
@@ -55,29 +58,29 @@ class Base:
     def __init__(self, tensors: Tensors, config: Mapping[str, Any], *, ordered: bool = False) -> None:
         self.where, self.config = tensors.where, dict(config)
         self._tensors, self._ordered = tensors, ordered
-        self._parts = matrices(tensors, config, everything=True)
-        self.order = [name for name, part in self._parts.items() if ordered and part.tensor == f"{name}.weight"]
+        self._matrices = matrices(tensors, config, everything=True)
+        self.order = [name for name, part in self._matrices.items() if ordered and part.tensor == f"{name}.weight"]
 
-    def find(self, module: str) -> Part | None:
+    def find(self, module: str) -> StoredMatrix | None:
         """Return where the matrix of a module stands.
 
         A model with another head has another prefix (``bert.encoder…`` and ``encoder…``). So where the name itself is
         not there, the two are compared from the end, and must agree from the layer's number on.
         """
-        if module in self._parts:
-            return self._parts[module]
+        if module in self._matrices:
+            return self._matrices[module]
         tail = module
         while "." in tail:
             tail = tail.partition(".")[2]
-            if tail in self._parts:
-                return self._parts[tail]
+            if tail in self._matrices:
+                return self._matrices[tail]
             if not re.search(r"(?:^|\.)\d+\.", tail):
                 break
-            found = [name for name in self._parts if name.endswith("." + tail)]
+            found = [name for name in self._matrices if name.endswith("." + tail)]
             if len(found) == 1:
-                return self._parts[found[0]]
-        found = [name for name in self._parts if name.endswith("." + module)]
-        return self._parts[found[0]] if len(found) == 1 else None
+                return self._matrices[found[0]]
+        found = [name for name in self._matrices if name.endswith("." + module)]
+        return self._matrices[found[0]] if len(found) == 1 else None
 
     def stack(self, parameter: str) -> Stack | None:
         """Return what is known of a parameter, ``None`` where it is no matrix and no stack of matrices."""
@@ -88,8 +91,8 @@ class Base:
             first, rows = pieces[0], sum(part.shape[0] for part in pieces)
             front, found, back = first.tensor.rpartition(".experts.0.")
             if first.expert is not None:
-                place = list(names).index(first.tensor) if self._ordered else None
-                return Stack(first.shape, self._tensors.shape(first.tensor)[0], first.turned, place)
+                position = list(names).index(first.tensor) if self._ordered else None
+                return Stack(first.shape, self._tensors.shape(first.tensor)[0], first.turned, position)
             if found:
                 count = next(k for k in range(len(names) + 1) if f"{front}.experts.{k}.{back}" not in names)
                 return Stack((rows, first.shape[1]), count, first.turned, None)
@@ -98,7 +101,7 @@ class Base:
             return None
         return Stack(part.shape, 0, part.turned, list(names).index(part.tensor) if self._ordered else None)
 
-    def _pieces(self, module: str) -> list[Part]:
+    def _pieces(self, module: str) -> list[StoredMatrix]:
         """The matrices that stand one below the other in a module's; an expert's may be apart in a file."""
         part = self.find(module)
         if part is not None:
@@ -128,11 +131,13 @@ class Base:
         if not parts:
             raise BaseError(f"{self.where}: the base has no matrix of {module}; is it the model that was trained?")
         if len(parts) > 1:
+            import torch
+
             joined = torch.cat([part.read(self._tensors) for part in parts])
             return self._fitting(module, joined, shape)
         part = parts[0]
         if tuple(part.shape) == tuple(shape[::-1]) != tuple(shape):
-            part = Part(part.tensor, shape, part.expert, not part.turned)
+            part = StoredMatrix(part.tensor, shape, part.expert, not part.turned)
         return self._fitting(module, part.read(self._tensors), shape)
 
     def _fitting(self, module: str, found: Tensor, shape: Shape) -> Tensor:
@@ -151,17 +156,8 @@ def open_base(base: BaseLike) -> Base | None:
     """
     if base is None:
         return None
-    if isinstance(base, nn.Module):
-        config: Any = getattr(base, "config", None)
-        told = config.to_dict() if hasattr(config, "to_dict") else {}
-        state = InMemory(_plain(base.state_dict(keep_vars=True)), f"base ({type(base).__name__})")
-        return Base(state, told, ordered=True)
-    if isinstance(base, Mapping):
-        if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in base.items()):
-            raise OptionError("base: a mapping must be a state dict, from names to tensors")
-        return Base(InMemory(_plain(base), "base (state dict)"), {})
     if not isinstance(base, (str, Path)):
-        raise OptionError(f"base is a {type(base).__name__}; give a folder, a name, a model or its state dict")
+        return _base_in_memory(base)
     where: str | Path = base
     if isinstance(base, str) and not is_address(base) and not Path(base).exists():
         cached = cached_model(base)
@@ -171,12 +167,27 @@ def open_base(base: BaseLike) -> Base | None:
                 f"({cache_folder()}); give the folder, or load the model once with transformers"
             )
         where = cached
-    place, file = place_of(where)
+    storage, file = storage_of(where)
     if file is None:
-        file = weights_file(place.names()) or weights_file([n for n in CANDIDATES if place.has(n)])
+        file = weights_file(storage.names()) or weights_file([n for n in CANDIDATES if storage.has(n)])
     if file is None:
-        raise RecordError(f"{place.where}: holds no model (no {CANDIDATES[0]}); give the folder of the base model")
-    return Base(read_weights(place, file), place.mapping("config.json"))
+        raise RecordError(f"{storage.where}: holds no model (no {CANDIDATES[0]}); give the folder of the base model")
+    return Base(read_weights(storage, file), storage.mapping("config.json"))
+
+
+def _base_in_memory(base: nn.Module | Mapping[str, Tensor]) -> Base:
+    from torch import Tensor, nn
+
+    if isinstance(base, nn.Module):
+        config: Any = getattr(base, "config", None)
+        settings = config.to_dict() if hasattr(config, "to_dict") else {}
+        state = InMemory(_plain(base.state_dict(keep_vars=True)), f"base ({type(base).__name__})")
+        return Base(state, settings, ordered=True)
+    if isinstance(base, Mapping):
+        if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in base.items()):
+            raise OptionError("base: a mapping must be a state dict, from names to tensors")
+        return Base(InMemory(_plain(base), "base (state dict)"), {})
+    raise OptionError(f"base is a {type(base).__name__}; give a folder, a name, a model or its state dict")
 
 
 CANDIDATES = ("model.safetensors", "model.safetensors.index.json")  # tried where a server lists nothing
@@ -225,6 +236,8 @@ def base_named(config: Mapping[str, Any]) -> Path | None:
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict under the plain model's names, where PEFT has put its layers around the linear ones."""
+    from torch import Tensor
+
     return {
         re.sub(r"(?:\.base_layer)+\.", ".", key.removeprefix("base_model.model.")): value
         for key, value in state.items()

@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
-from deltaw.analysis.records.storage import Place, plain_name
+from deltaw.analysis.records.model_reader import DCP_METADATA
+from deltaw.analysis.records.storage import Storage, plain_name
 from deltaw.analysis.records.tensors import Tensors
 
-DCP_METADATA = ".metadata"
 METADATA_LIMIT = 50_000_000  # bytes
 OUTER = ("model", "state_dict", "module", "app")  # the levels of a state dict above the model's own names
 
@@ -143,25 +144,25 @@ class _Block:
         self.offsets, self.sizes, self.file, self.start, self.length = offsets, sizes, file, start, length
 
     @property
-    def place(self) -> tuple[slice, ...]:
+    def slices(self) -> tuple[slice, ...]:
         """Where it stands in the tensor."""
         return tuple(slice(o, o + n) for o, n in zip(self.offsets, self.sizes, strict=True))
 
 
-class Sharded(Tensors):
+class ShardedTensors(Tensors):
     """The model's tensors of such a folder.
 
     Raises:
         RecordError: ``.metadata`` is damaged, or holds what no such folder needs; nothing of it has run then.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place, self.where = place, place.where
-        where, size = place.file(DCP_METADATA), place.size(DCP_METADATA)
+    def __init__(self, storage: Storage) -> None:
+        self._storage, self.where = storage, storage.where
+        where, size = storage.file(DCP_METADATA), storage.size(DCP_METADATA)
         if size > METADATA_LIMIT:
             raise RecordError(f"{where}: has {size} bytes; at most {METADATA_LIMIT} are read")
         try:
-            root = _Unpickler(io.BytesIO(bytes(place.read(DCP_METADATA, 0, size, size)))).load()
+            root = _Unpickler(io.BytesIO(bytes(storage.read(DCP_METADATA, 0, size, size)))).load()
             self._shapes: dict[str, tuple[int, ...]] = {}
             self._dtypes: dict[str, torch.dtype] = {}
             self._blocks: dict[str, list[_Block]] = {}
@@ -175,10 +176,10 @@ class Sharded(Tensors):
 
     def _fill(self, root: _Record) -> None:
         planned = root.get("planner_data")
-        places = {}
+        stored_blocks = {}
         for index, info in root.get("storage_data").items():
             offset = index.get("offset")
-            places[index.get("fqn"), None if offset is None else _sizes(offset)] = info
+            stored_blocks[index.get("fqn"), None if offset is None else _sizes(offset)] = info
         for full, stored in root.get("state_dict_metadata").items():
             name = _name(full, planned.get(full) if isinstance(planned, dict) else None)
             if name is None or stored.get("chunks") is None:
@@ -188,7 +189,7 @@ class Sharded(Tensors):
             self._blocks[name] = []
             for chunk in stored.get("chunks"):
                 offsets, sizes = _sizes(chunk.get("offsets")), _sizes(chunk.get("sizes"))
-                info = places.get((full, offsets)) or places.get((full, None))
+                info = stored_blocks.get((full, offsets)) or stored_blocks.get((full, None))
                 if info is None:
                     raise ValueError(f"a block of {full} is in no file")
                 if info.get("transform_descriptors"):
@@ -197,22 +198,22 @@ class Sharded(Tensors):
                 start, length = _sizes((info.get("offset"), info.get("length")))
                 self._blocks[name].append(_Block(offsets, sizes, file, start, length))
 
+    @override
     def names(self) -> Collection[str]:
-        """Return the tensors' names, the model's own."""
         return self._shapes
 
+    @override
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a shape."""
         self.need(name)
         return self._shapes[name]
 
-    def dtype(self, name: str) -> torch.dtype:
-        """Return a dtype."""
+    @override
+    def dtype_name(self, name: str) -> str:
         self.need(name)
-        return self._dtypes[name]
+        return str(self._dtypes[name]).removeprefix("torch.")
 
+    @override
     def read(self, name: str, index: int | None = None) -> Tensor:
-        """Return a tensor, put together from its blocks."""
         self.need(name)
         shape, dtype, blocks = self._shapes[name], self._dtypes[name], self._blocks[name]
         needed = math.prod(shape)
@@ -231,14 +232,14 @@ class Sharded(Tensors):
         if len(parts) > 1:
             filled = torch.zeros(shape, dtype=torch.bool)
             for block, part in zip(blocks, parts, strict=True):
-                whole[block.place], filled[block.place] = part, True
+                whole[block.slices], filled[block.slices] = part, True
             if not filled.all():  # as many entries as the tensor has, so some are in two blocks
                 raise RecordError(f"{self.where}: the blocks of {name} overlap")
         return whole if index is None else whole[index]
 
     def _block(self, block: _Block, name: str, dtype: torch.dtype) -> Tensor:
-        where = self._place.file(block.file)
-        data = bytes(self._place.read(block.file, block.start, block.length))
+        where = self._storage.file(block.file)
+        data = bytes(self._storage.read(block.file, block.start, block.length))
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 members = archive.infolist()
@@ -253,15 +254,6 @@ class Sharded(Tensors):
             told = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise RecordError(f"{where}: the block of {name} is {told}, the metadata says {block.sizes} in {dtype}")
         return found
-
-
-def read_dcp(place: Place) -> Tensors:
-    """Return the tensors of a model that was saved in shards.
-
-    Raises:
-        RecordError: See ``Sharded``.
-    """
-    return Sharded(place)
 
 
 def _name(full: Any, path: Any) -> str | None:

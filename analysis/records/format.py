@@ -11,17 +11,19 @@ written aside, flushed and renamed; a line is appended when what it announces is
 announces nothing.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.errors import RecordError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "deltaw-trajectory"
 VERSION = 2  # 1 had no constants: they stood in every checkpoint
@@ -279,6 +281,8 @@ def read_tensors(path: Path, names: dict[str, str]) -> dict[str, Tensor]:
     Raises:
         RecordError: The file cannot be read or lacks a tensor.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(str(path), framework="pt") as file:
             there = set(file.keys())
@@ -291,7 +295,7 @@ def read_tensors(path: Path, names: dict[str, str]) -> dict[str, Tensor]:
 
 
 def finite_or_none(value: float) -> float | None:
-    """JSON has no NaN; the log keeps null in its place."""
+    """Return the number, ``None`` for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 

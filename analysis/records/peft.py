@@ -15,7 +15,7 @@ from deltaw.adapters.peft.targets import targeted
 from deltaw.analysis.records.base import GIVE, Base, BaseLike, base_named, open_base
 from deltaw.analysis.records.peft_experts import Parameter, parameters
 from deltaw.analysis.records.source import Shape, Source, State, fitting
-from deltaw.analysis.records.storage import Place
+from deltaw.analysis.records.storage import Storage
 from deltaw.analysis.records.tensors import SafeTensors, Tensors, read_pickled
 
 ADAPTER_CONFIG, ADAPTER, PICKLED_ADAPTER = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -48,7 +48,7 @@ class Adapters(Source):
 
     format = "peft"
 
-    def __init__(self, where: str, places: Mapping[int, Place], base: BaseLike, log: list[dict[str, float]]) -> None:
+    def __init__(self, where: str, places: Mapping[int, Storage], base: BaseLike, log: list[dict[str, float]]) -> None:
         self.where, self.steps, self._places, self._log = where, sorted(places), dict(places), log
         self._open: OrderedDict[int, tuple[Tensors, dict[str, dict[str, str]]]] = OrderedDict()
         self._settings: dict[str, Any] = read_settings(places[self.steps[0]])
@@ -235,9 +235,10 @@ class Adapters(Source):
         found = self._delta(module, step, dtype or self._dtype(module, step))
         return found if isinstance(found, tuple) else None
 
-    def update(self, module: str, step: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Return ΔW (out, in)."""
+    def update(self, module: str, step: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return ΔW (out, in), by default in float64."""
         self.check(module, step)
+        dtype = dtype or torch.float64
         if module in self._saved:
             return self.state(module, step)["weight"].to(dtype) - self.base(module).to(dtype)
         found = self._delta(module, step, dtype)
@@ -283,7 +284,7 @@ class Adapters(Source):
         return self._log
 
 
-def read_settings(place: Place) -> dict[str, Any]:
+def read_settings(place: Storage) -> dict[str, Any]:
     """Return an ``adapter_config.json`` of a type that can be read.
 
     Raises:
@@ -337,7 +338,7 @@ def copied_layers(settings: Mapping[str, Any], where: str) -> Callable[[str], st
     return original
 
 
-def _read(place: Place) -> Tensors:
+def _read(place: Storage) -> Tensors:
     if place.has(ADAPTER):
         return SafeTensors(place, ADAPTER)
     if place.has(PICKLED_ADAPTER):

@@ -111,7 +111,7 @@ def _holder(target: str) -> str:
 
 def _assigned(nested: list[str], stacks: Mapping[str, Stack], sides: Mapping[str, Shape], where: str) -> dict[str, str]:
     """The parameter of each wrapper: by the model's order where it is known, else by the shapes."""
-    places = {name: stack.place for name, stack in stacks.items() if stack.place is not None}
+    places = {name: stack.position for name, stack in stacks.items() if stack.position is not None}
     if len(places) == len(stacks):
         assigned = dict(zip(nested, sorted(places, key=places.__getitem__), strict=True))
     else:

@@ -1,12 +1,13 @@
 """A run that deltaw's own recorder wrote; see ``deltaw.analysis.records.format`` for the format."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError, RecordError
-from deltaw.adapters.layer import WIDENED
-from deltaw.adapters.method import Method
-from deltaw.adapters.methods.registry import create
+from deltaw.analysis.records.base import BaseLike
 from deltaw.analysis.records.format import (
     BASE,
     CHECKPOINTS,
@@ -14,6 +15,7 @@ from deltaw.analysis.records.format import (
     MANIFEST,
     SCALARS,
     FileEntry,
+    Manifest,
     checkpoint_name,
     compare_size,
     compare_sum,
@@ -21,12 +23,19 @@ from deltaw.analysis.records.format import (
     parse_manifest,
     parse_scalars,
 )
+from deltaw.analysis.records.location import Location
 from deltaw.analysis.records.safetensors_file import Entry, header_entries, header_text, read_tensor
-from deltaw.analysis.records.source import Source, State
-from deltaw.analysis.records.storage import LocalPlace, Place
+from deltaw.analysis.records.source import Source, State, float64
+from deltaw.analysis.records.storage import LocalStorage, Storage
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from deltaw.adapters.method import Method
 
 
-class Recorded(Source):
+class RecordedSource(Source):
     """W' is rebuilt from the recorded parameters by the method's own definition.
 
     Raises:
@@ -34,16 +43,18 @@ class Recorded(Source):
     """
 
     format = "deltaw"
+    keeps_base = True
+    manifest: Manifest
 
-    def __init__(self, place: Place) -> None:
-        self.where = place.where
-        self._place, self._checkpoints = place, place.folder(CHECKPOINTS)
-        if not place.has(MANIFEST):
+    def __init__(self, storage: Storage) -> None:
+        self.where = storage.where
+        self._storage, self._checkpoints = storage, storage.folder(CHECKPOINTS)
+        if not storage.has(MANIFEST):
             raise RecordError(f"{self.where}: is not a recorded run (it has no {MANIFEST})")
-        self.manifest = parse_manifest(place.json(MANIFEST), place.file(MANIFEST))
-        self.entries = parse_index(place.whole(INDEX), place.file(INDEX))
+        self.manifest = parse_manifest(storage.json(MANIFEST), storage.file(MANIFEST))
+        self.entries = parse_index(storage.whole(INDEX), storage.file(INDEX))
         self._announced = {checkpoint_name(entry.step): entry.file for entry in self.entries}
-        self._check_sizes(place, {BASE: self.manifest.base})
+        self._check_sizes(storage, {BASE: self.manifest.base})
         self._check_sizes(self._checkpoints, self._announced)
         self._headers: dict[str, dict[str, Entry]] = {}  # by file
         self._known: dict[tuple[bytes, int], dict[str, Entry]] = {}  # most checkpoints of a run have the same header
@@ -55,6 +66,9 @@ class Recorded(Source):
         self.info = self.manifest.info
         self.config = {}
         self._methods: dict[str, Method | None] = {}
+
+    @override
+    def check_methods(self) -> None:
         for name in self.shapes:
             self.method_of(name)  # an unknown method is an error now, not in the middle of a table
 
@@ -62,6 +76,8 @@ class Recorded(Source):
         """Return the method of a module, or ``None`` where its matrix itself is recorded."""
         if module not in self._methods:
             self.check(module)
+            from deltaw.adapters import create  # the methods need torch, which opening a run does not
+
             entry = self.manifest.modules[module]
             try:
                 self._methods[module] = None if entry.method is None else create(entry.method, **entry.options)
@@ -71,13 +87,13 @@ class Recorded(Source):
 
     def label(self, module: str) -> str:
         """Return the name of the module's method, or of the run's."""
-        method = self.method_of(module)
-        return self.method if method is None else method.name
+        self.check(module)
+        return self.manifest.modules[module].method or self.method
 
     @property
     def base_from(self) -> str | None:
         """Where W₀ comes from: the run keeps it."""
-        return self._place.file(BASE)
+        return self._storage.file(BASE)
 
     def base(self, module: str) -> Tensor:
         """Return W₀ (out, in), in the dtype it was recorded in."""
@@ -112,8 +128,9 @@ class Recorded(Source):
             return state["weight"] if dtype is None else state["weight"].to(dtype)
         return method.weight(*self.wide(module, state, dtype))
 
-    def update(self, module: str, step: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Return ΔW = W_t − W₀ (out, in), the exact update of the recorded parameters."""
+    def update(self, module: str, step: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return ΔW = W_t − W₀ (out, in), the exact update of the recorded parameters, by default in float64."""
+        dtype = dtype or float64()
         method, state = self.method_of(module), self.state(module, step)
         if method is None:
             return state["weight"].to(dtype) - self.base(module).to(dtype)
@@ -126,7 +143,8 @@ class Recorded(Source):
 
     def rebuilt(self, module: str) -> bool:
         """Return whether a method rebuilds W'."""
-        return self.method_of(module) is not None
+        self.check(module)
+        return self.manifest.modules[module].method is not None
 
     def rounding(self, module: str, step: int) -> torch.dtype | None:
         """Return the dtype of the recorded matrix, or of the magnitudes that multiply W₀, as large as it is."""
@@ -137,25 +155,29 @@ class Recorded(Source):
 
     def scalars(self) -> list[dict[str, float]]:
         """Return the scalar log."""
-        return parse_scalars(self._place.whole(SCALARS), self._place.file(SCALARS))
+        return parse_scalars(self._storage.whole(SCALARS), self._storage.file(SCALARS))
 
     def verify(self) -> int:
         """Read every file and compare its checksum; return the number of files."""
-        self._check_sizes(self._place, {BASE: self.manifest.base})
-        self._base_sum = self._place.digest(BASE)
-        compare_sum(self._place.file(BASE), self._base_sum, self.manifest.base)
-        entries = parse_index(self._place.whole(INDEX), self._place.file(INDEX))
+        self._check_sizes(self._storage, {BASE: self.manifest.base})
+        self._base_sum = self._storage.digest(BASE)
+        compare_sum(self._storage.file(BASE), self._base_sum, self.manifest.base)
+        entries = parse_index(self._storage.whole(INDEX), self._storage.file(INDEX))
         for entry in entries:
             name = checkpoint_name(entry.step)
             self._check_sizes(self._checkpoints, {name: entry.file})
             compare_sum(self._checkpoints.file(name), self._checkpoints.digest(name), entry.file)
         return 1 + len(entries)
 
-    def base_sum(self) -> str:
-        """Return the sha256 of the base's file, which is read for it once."""
+    @override
+    def checkpoint_bytes(self) -> int:
+        return sum(entry.file.bytes for entry in self.entries)
+
+    @override
+    def base_checksum(self) -> tuple[str, str]:
         if self._base_sum is None:
-            self._base_sum = self._place.digest(BASE)
-        return self._base_sum
+            self._base_sum = self._storage.digest(BASE)  # reads the file, so once
+        return self._base_sum, self.manifest.base.sha256
 
     def wide(self, module: str, state: State, dtype: torch.dtype | None) -> tuple[Tensor, State]:
         """W₀ and the method's tensors in one dtype; by default the one the layer computes its weight in.
@@ -163,6 +185,8 @@ class Recorded(Source):
         The tensors are copied out of the file: with its alignment some processors sum in another order than they did
         in training, and W' would differ by a rounding.
         """
+        from deltaw.adapters.layer import WIDENED
+
         base = self.base(module)
         base = base.to(dtype or WIDENED.get(base.dtype, base.dtype))
         return base, {
@@ -170,9 +194,9 @@ class Recorded(Source):
         }
 
     @staticmethod
-    def _check_sizes(place: Place, announced: dict[str, FileEntry]) -> None:
-        for name, size in place.sizes(announced).items():
-            compare_size(place.file(name), size, announced[name])
+    def _check_sizes(storage: Storage, announced: dict[str, FileEntry]) -> None:
+        for name, size in storage.sizes(announced).items():
+            compare_size(storage.file(name), size, announced[name])
 
     def _from_base(self, names: dict[str, str]) -> State:
         """Tensors of the base's file, as ``_read``.
@@ -180,27 +204,45 @@ class Recorded(Source):
         Behind an address they are fetched once for all steps: what never changes, which is as small as an adapter, is
         kept, and of the modules' matrices the last one.
         """
-        if isinstance(self._place, LocalPlace):
-            return self._read(self._place, BASE, self.manifest.base, names)
+        if isinstance(self._storage, LocalStorage):
+            return self._read(self._storage, BASE, self.manifest.base, names)
         missing = {name: name for name in names.values() if name not in self._fetched}
         if missing:
-            found = self._read(self._place, BASE, self.manifest.base, missing)
+            found = self._read(self._storage, BASE, self.manifest.base, missing)
             if not self.shapes.keys().isdisjoint(found):
                 self._fetched = {name: value for name, value in self._fetched.items() if name not in self.shapes}
             self._fetched |= found
         return {key: self._fetched[name].clone() for key, name in names.items()}
 
-    def _read(self, place: Place, file: str, announced: FileEntry, names: dict[str, str]) -> State:
+    def _read(self, storage: Storage, file: str, announced: FileEntry, names: dict[str, str]) -> State:
         """Tensors of a file: the key wanted in the result -> the tensor's name there."""
-        size = place.size(file)
-        compare_size(place.file(file), size, announced)
+        size = storage.size(file)
+        compare_size(storage.file(file), size, announced)
         if file not in self._headers:
-            text = header_text(place, file, size)
+            text = header_text(storage, file, size)
             if (text, size) not in self._known:
-                self._known[text, size] = header_entries(text, size, place.file(file))
+                self._known[text, size] = header_entries(text, size, storage.file(file))
             self._headers[file] = self._known[text, size]
         header = self._headers[file]
         for name in names.values():
             if name not in header:
-                raise RecordError(f"{place.file(file)}: lacks the tensor {name!r}")
-        return {key: read_tensor(place, file, header[name]) for key, name in names.items()}
+                raise RecordError(f"{storage.file(file)}: lacks the tensor {name!r}")
+        return {key: read_tensor(storage, file, header[name]) for key, name in names.items()}
+
+
+def recognises(location: Location) -> bool:
+    """Return whether it is the folder of a run that deltaw recorded."""
+    return location.has(MANIFEST, INDEX)
+
+
+def opens(location: Location, base: BaseLike, everything: bool) -> Source:
+    """Open a run that deltaw recorded.
+
+    Raises:
+        RecordError: It is damaged.
+        OptionError: A base is given, which the run has itself.
+    """
+    del everything  # what was recorded is shown
+    if base is not None:
+        raise OptionError(f"{location.storage.where}: records its base weights itself; leave base out")
+    return RecordedSource(location.storage)

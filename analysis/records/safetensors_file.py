@@ -2,37 +2,41 @@
 
 The header is a stranger's claim. Each entry is checked against the file before anything is set aside for it: the dtype
 is known, the shape is of whole numbers, the bytes from offset to offset lie in the file and are as many as the shape
-needs.
+needs. All of that needs no torch, which is loaded where a tensor is read.
 """
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.errors import RecordError
-from deltaw.analysis.records.storage import Buffer, Place, parsed
+from deltaw.analysis.records.storage import Buffer, Storage, parsed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
+# torch's name of each dtype, and the bytes of a number
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "C64": ("complex64", 8),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U64": ("uint64", 8),
+    "U32": ("uint32", 4),
+    "U16": ("uint16", 2),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
 }
 PACKED = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")  # no weight by themselves: passed over
 LFS = b"version https://git-lfs"
@@ -40,34 +44,34 @@ LFS = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a file: its dtype, its shape, and where its bytes start."""
+    """A tensor of a file: its dtype by torch's name, its shape, and where its bytes start."""
 
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
     start: int
     length: int
 
 
-def read_header(place: Place, name: str) -> dict[str, Entry]:
+def read_header(storage: Storage, name: str) -> dict[str, Entry]:
     """Return what a file holds, by tensor name.
 
     Raises:
         RecordError: The file is missing, cut, or its header is not true of it.
     """
-    size = place.size(name)
-    return header_entries(header_text(place, name, size), size, place.file(name))
+    size = storage.size(name)
+    return header_entries(header_text(storage, name, size), size, storage.file(name))
 
 
-def header_text(place: Place, name: str, size: int) -> bytes:
+def header_text(storage: Storage, name: str, size: int) -> bytes:
     """Return the JSON of a file's header.
 
     Raises:
         RecordError: The file of ``size`` bytes is missing, cut, or none of safetensors.
     """
-    where = place.file(name)
+    where = storage.file(name)
     if size < 8:
         raise RecordError(f"{where}: has {size} bytes; it is truncated")
-    first = bytes(place.read(name, 0, min(size, len(LFS)), size))
+    first = bytes(storage.read(name, 0, min(size, len(LFS)), size))
     if first == LFS:
         raise RecordError(f"{where}: is a Git LFS pointer, not the weights; run git lfs pull there")
     length = int.from_bytes(first[:8], "little")
@@ -75,7 +79,7 @@ def header_text(place: Place, name: str, size: int) -> bytes:
         raise RecordError(
             f"{where}: its header should have {length} bytes, the file has {size}: it is truncated or none"
         )
-    return bytes(place.read(name, 8, length, size))
+    return bytes(storage.read(name, 8, length, size))
 
 
 def header_entries(text: bytes, size: int, where: str) -> dict[str, Entry]:
@@ -101,7 +105,7 @@ def header_entries(text: bytes, size: int, where: str) -> dict[str, Entry]:
     return found
 
 
-def read_tensor(place: Place, name: str, entry: Entry, index: int | None = None) -> Tensor:
+def read_tensor(storage: Storage, name: str, entry: Entry, index: int | None = None) -> Tensor:
     """Return a tensor of a file, or one of its slices along the first dimension.
 
     Raises:
@@ -111,11 +115,21 @@ def read_tensor(place: Place, name: str, entry: Entry, index: int | None = None)
     if index is not None:
         shape, length = shape[1:], length // shape[0]
         start += index * length
-    return as_tensor(place.read(name, start, length), entry.dtype, shape)
+    return as_tensor(storage.mapped(name, start, length), torch_dtype(entry.dtype), shape)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the dtype of torch that an entry names."""
+    import torch
+
+    found: torch.dtype = getattr(torch, name)
+    return found
 
 
 def as_tensor(data: Buffer, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """Return the tensor that some bytes are; it shares their memory."""
+    import torch
+
     if len(data) == 0:
         return torch.empty(shape, dtype=dtype)
     flat = torch.frombuffer(data, dtype=torch.uint8)
@@ -137,11 +151,12 @@ def _entry(raw: Any, where: str, begin: int, size: int) -> Entry | None:
         return None
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise RecordError(f"{where}: has the dtype {dtype!r:.40}; known are {', '.join(DTYPES)}")
-    needed = DTYPES[dtype].itemsize * math.prod(shape)
+    torch_name, itemsize = DTYPES[dtype]
+    needed = itemsize * math.prod(shape)
     if len(shape) > 8 or math.prod(side for side in shape if side) >= 2**60:  # which torch cannot count
         raise RecordError(f"{where}: its shape {shape!r:.80} is none of a weight")
     if needed != last - first:
         raise RecordError(
             f"{where}: {dtype} of shape {shape!r:.80} needs {needed} bytes, the header gives {last - first}"
         )
-    return Entry(DTYPES[dtype], shape, begin + first, last - first)
+    return Entry(torch_name, shape, begin + first, last - first)

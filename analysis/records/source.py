@@ -1,17 +1,25 @@
-"""What a trajectory asks of the place its weights come from."""
+"""The contract between a trajectory and the files that its weights come from.
+
+Opening a source needs no torch: it is loaded when the first tensor is read.
+"""
+
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.errors import OptionError, RecordError
-from deltaw.adapters.method import Method
+from deltaw.analysis.records.format import Manifest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from deltaw.adapters.method import Method
 
 Shape = tuple[int, int]
-State = dict[str, Tensor]
+State = dict[str, "Tensor"]
 
 
 class Source(ABC):
@@ -25,6 +33,10 @@ class Source(ABC):
         shapes: (out, in) of every module, by its name.
         info: What else is known of the run, as plain values.
         config: The model's ``config.json``, where there is one.
+        steps_known: Whether the files say which steps these are. Where they don't, the number in ``steps`` is only a
+            label, and nothing that holds at the start of training can be expected there.
+        keeps_base: Whether W₀ was recorded with the run.
+        manifest: The manifest of a run that deltaw recorded, else ``None``.
     """
 
     where: str
@@ -34,6 +46,9 @@ class Source(ABC):
     shapes: Mapping[str, Shape]
     info: dict[str, Any]
     config: dict[str, Any]
+    steps_known: bool = True
+    keeps_base: bool = False
+    manifest: Manifest | None = None
 
     @abstractmethod
     def weight(self, module: str, step: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -52,8 +67,9 @@ class Source(ABC):
     def state(self, module: str, step: int) -> State:
         """Return the tensors that were saved of a module at a step, under the method's names."""
 
-    def update(self, module: str, step: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Return ΔW = W' − W₀ (out, in)."""
+    def update(self, module: str, step: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return ΔW = W' − W₀ (out, in), by default in float64."""
+        dtype = dtype or float64()
         return self.weight(module, step, dtype) - self.base(module).to(dtype)
 
     def factors(self, module: str, step: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor] | None:
@@ -64,6 +80,23 @@ class Source(ABC):
     def method_of(self, module: str) -> Method | None:
         """Return the method of a module where it is one of ours with a record of its tensors, else ``None``."""
         del module
+        return None
+
+    def check_methods(self) -> None:  # noqa: B027 (few formats name methods)
+        """Raise where a module was recorded by a method that is not known here.
+
+        It loads the methods, and torch with them, so opening alone does not call it.
+
+        Raises:
+            RecordError: There is no such method, or it has no such option.
+        """
+
+    def checkpoint_bytes(self) -> int:
+        """Return the bytes of all checkpoints, as the manifest's index announces them; 0 where there is none."""
+        return 0
+
+    def base_checksum(self) -> tuple[str, str] | None:
+        """Return the sha256 that W₀'s file has and the one that was recorded, ``None`` where none was."""
         return None
 
     def label(self, module: str) -> str:
@@ -96,6 +129,13 @@ class Source(ABC):
         if step is not None and step not in self.steps:
             near_steps = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:3])
             raise OptionError(f"{self.where}: step {step} was not recorded; near it there are {near_steps}")
+
+
+def float64() -> torch.dtype:
+    """Return torch's float64, the precision of an update where none is asked for."""
+    import torch
+
+    return torch.float64
 
 
 def fitting(where: str, module: str, tensor: Tensor, shape: Shape) -> Tensor:

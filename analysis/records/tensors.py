@@ -1,17 +1,22 @@
 """A set of named tensors: of one file, of a model over several, or in memory. None is read before it is asked for."""
 
+from __future__ import annotations
+
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
-from deltaw.analysis.records.safetensors_file import Entry, read_header, read_tensor
-from deltaw.analysis.records.storage import LocalPlace, Place, plain_name
+from deltaw.analysis.records.safetensors_file import Entry, read_header, read_tensor, torch_dtype
+from deltaw.analysis.records.storage import LocalStorage, Storage, plain_name
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # The names under which transformers, diffusers and accelerate save a model's weights, the preferred one first.
 SAFE = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.safetensors")
@@ -36,8 +41,12 @@ class Tensors(ABC):
         """Return a shape, without reading the tensor."""
 
     @abstractmethod
+    def dtype_name(self, name: str) -> str:
+        """Return torch's name of a dtype, as "float32", without reading the tensor."""
+
     def dtype(self, name: str) -> torch.dtype:
         """Return a dtype, without reading the tensor."""
+        return torch_dtype(self.dtype_name(name))
 
     @abstractmethod
     def read(self, name: str, index: int | None = None) -> Tensor:
@@ -53,54 +62,54 @@ class SafeTensors(Tensors):
     """The tensors of one or several safetensors files of a folder.
 
     Arguments:
-        place: The folder.
+        storage: The folder.
         files: The file of every tensor, or the name of the only file.
 
     Raises:
         RecordError: A file is missing or damaged, or lacks a tensor that the index puts there.
     """
 
-    def __init__(self, place: Place, files: str | Mapping[str, str]) -> None:
-        self._place = place
+    def __init__(self, storage: Storage, files: str | Mapping[str, str]) -> None:
+        self._storage = storage
         self._headers: dict[str, dict[str, Entry]] = {}
         if isinstance(files, str):
-            self.where = place.file(files)
+            self.where = storage.file(files)
             self._files = dict.fromkeys(self._header(files), files)
         else:
-            self.where = place.where
+            self.where = storage.where
             self._files = dict(files)
             for name in sorted(set(files.values())):
-                if not place.has(name):
-                    raise RecordError(f"{place.file(name)}: is missing, though the index names it")
+                if not storage.has(name):
+                    raise RecordError(f"{storage.file(name)}: is missing, though the index names it")
 
     def _header(self, file: str) -> dict[str, Entry]:
         if file not in self._headers:
-            self._headers[file] = read_header(self._place, file)
+            self._headers[file] = read_header(self._storage, file)
         return self._headers[file]
 
     def _entry(self, name: str) -> Entry:
         self.need(name)
         file = self._files[name]
         if name not in self._header(file):
-            raise RecordError(f"{self._place.file(file)}: lacks the tensor {name!r}, though the index puts it there")
+            raise RecordError(f"{self._storage.file(file)}: lacks the tensor {name!r}, though the index puts it there")
         return self._header(file)[name]
 
+    @override
     def names(self) -> Collection[str]:
-        """Return the tensors' names."""
         return self._files
 
+    @override
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a shape."""
         return self._entry(name).shape
 
-    def dtype(self, name: str) -> torch.dtype:
-        """Return a dtype."""
+    @override
+    def dtype_name(self, name: str) -> str:
         return self._entry(name).dtype
 
+    @override
     def read(self, name: str, index: int | None = None) -> Tensor:
-        """Return a tensor, of which a local file's bytes are mapped into memory."""
         entry = self._entry(name)
-        return read_tensor(self._place, self._files[name], entry, index)
+        return read_tensor(self._storage, self._files[name], entry, index)
 
 
 class InMemory(Tensors):
@@ -114,22 +123,22 @@ class InMemory(Tensors):
     def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
         self._tensors, self.where = dict(tensors), where
 
+    @override
     def names(self) -> Collection[str]:
-        """Return the tensors' names."""
         return self._tensors
 
+    @override
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a shape."""
         self.need(name)
         return tuple(self._tensors[name].shape)
 
-    def dtype(self, name: str) -> torch.dtype:
-        """Return a dtype."""
+    @override
+    def dtype_name(self, name: str) -> str:
         self.need(name)
-        return self._tensors[name].dtype
+        return str(self._tensors[name].dtype).removeprefix("torch.")
 
+    @override
     def read(self, name: str, index: int | None = None) -> Tensor:
-        """Return a tensor."""
         self.need(name)
         tensor = self._tensors[name].detach()
         return tensor if index is None else tensor[index]
@@ -138,27 +147,27 @@ class InMemory(Tensors):
 class Several(Tensors):
     """The tensors of several sets, each name in one of them."""
 
-    def __init__(self, parts: Mapping[str, Tensors], where: str) -> None:
-        self._parts, self.where = dict(parts), where
+    def __init__(self, tensors: Mapping[str, Tensors], where: str) -> None:
+        self._tensors, self.where = dict(tensors), where
 
+    @override
     def names(self) -> Collection[str]:
-        """Return the tensors' names."""
-        return self._parts
+        return self._tensors
 
+    @override
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a shape."""
         self.need(name)
-        return self._parts[name].shape(name)
+        return self._tensors[name].shape(name)
 
-    def dtype(self, name: str) -> torch.dtype:
-        """Return a dtype."""
+    @override
+    def dtype_name(self, name: str) -> str:
         self.need(name)
-        return self._parts[name].dtype(name)
+        return self._tensors[name].dtype_name(name)
 
+    @override
     def read(self, name: str, index: int | None = None) -> Tensor:
-        """Return a tensor."""
         self.need(name)
-        return self._parts[name].read(name, index)
+        return self._tensors[name].read(name, index)
 
 
 def weights_file(names: Collection[str]) -> str | None:
@@ -174,41 +183,43 @@ def weights_file(names: Collection[str]) -> str | None:
     return None
 
 
-def read_weights(place: Place, file: str) -> Tensors:
+def read_weights(storage: Storage, file: str) -> Tensors:
     """Return the tensors of a model: of one file, or of the shards that an index names.
 
     Raises:
         RecordError: A file is missing or damaged, is a pickle that needs code to run, or lies outside the folder.
     """
     if file.endswith(SHARDED):
-        raw = place.mapping(file).get("weight_map")
+        raw = storage.mapping(file).get("weight_map")
         if not isinstance(raw, dict) or not raw:
-            raise RecordError(f"{place.file(file)}: is damaged, it has no weight_map")
-        files = {name: plain_name(shard, place.file(file)) for name, shard in raw.items()}
+            raise RecordError(f"{storage.file(file)}: is damaged, it has no weight_map")
+        files = {name: plain_name(shard, storage.file(file)) for name, shard in raw.items()}
         shards = sorted(set(files.values()))
         if all(shard.endswith(".safetensors") for shard in shards):
-            return SafeTensors(place, files)
-        sets = {shard: read_pickled(place, shard) for shard in shards}
+            return SafeTensors(storage, files)
+        sets = {shard: read_pickled(storage, shard) for shard in shards}
         for name, shard in files.items():
             if name not in sets[shard].names():
-                raise RecordError(f"{place.file(shard)}: lacks the tensor {name!r}, though the index puts it there")
-        return Several({name: sets[shard] for name, shard in files.items()}, place.where)
+                raise RecordError(f"{storage.file(shard)}: lacks the tensor {name!r}, though the index puts it there")
+        return Several({name: sets[shard] for name, shard in files.items()}, storage.where)
     if file.endswith(".safetensors"):
-        return SafeTensors(place, file)
-    return read_pickled(place, file)
+        return SafeTensors(storage, file)
+    return read_pickled(storage, file)
 
 
-def read_pickled(place: Place, file: str) -> Tensors:
+def read_pickled(storage: Storage, file: str) -> Tensors:
     """Return the tensors of a file of ``torch.save``, read by torch's unpickler that admits tensors alone.
 
     Raises:
         RecordError: The file is no such, is compressed, or needs code to run; nothing of it has run then.
     """
-    where = place.file(file)
-    if not isinstance(place, LocalPlace):
+    where = storage.file(file)
+    if not isinstance(storage, LocalStorage):
         raise RecordError(f"{where}: is a pickle, which is read only from this machine; copy the folder here")
-    path = place.path / plain_name(file, place.where)
-    _check_archive(path, place.size(file), where)
+    path = storage.path / plain_name(file, storage.where)
+    _check_archive(path, storage.size(file), where)
+    import torch
+
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever the unpickler makes of damaged bytes
@@ -224,10 +235,12 @@ def read_pickled(place: Place, file: str) -> Tensors:
 
 
 def _flat(found: dict[Any, Any]) -> dict[str, Tensor]:
+    from torch import Tensor, strided
+
     return {
         key: value
         for key, value in found.items()
-        if isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        if isinstance(key, str) and isinstance(value, Tensor) and value.layout == strided and not value.is_meta
     }
 
 

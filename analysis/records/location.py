@@ -1,0 +1,111 @@
+"""What a path or an address leads to: a folder or a file, the names there, and the folders of its checkpoints."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deltaw.adapters.errors import OptionError, RecordError
+from deltaw.analysis.records.remote import NotListedError, RemoteStorage
+from deltaw.analysis.records.storage import FILES, LocalStorage, Storage, is_address
+
+CHECKPOINT = re.compile(r"(?:checkpoint|ckpt|step|iter|global_step|epoch)[-_=]?(\d{1,18})")
+TRIED = (
+    "manifest.json",
+    "adapter_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    ".metadata",
+)  # where nothing is listed
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder, and the names of the files and folders in it."""
+
+    storage: Storage
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Location(Folder):
+    """A folder that may hold a run.
+
+    Arguments:
+        storage: The folder.
+        names: What is in it.
+        file: The file that was asked for, where it was not the folder.
+        checkpoints: The folders in it whose names say a step, by step.
+    """
+
+    file: str | None = None
+    checkpoints: Mapping[int, Folder] = field(default_factory=dict)
+
+    def any_has(self, name: str) -> bool:
+        """Return whether one of the checkpoints, or the folder where it has none, holds a file of this name."""
+        if self.file is not None:
+            return False
+        return any(name in folder.names for folder in self.checkpoints.values() or (self,))
+
+    def has(self, *names: str) -> bool:
+        """Return whether the folder itself was asked for and holds one of these."""
+        return self.file is None and any(name in self.names for name in names)
+
+
+def locate(path: str | Path) -> Location:
+    """Look at a path or an address.
+
+    Raises:
+        RecordError: There is nothing there, no way to it, or two folders in it are of the same step.
+        OptionError: It is no path.
+    """
+    storage, file = storage_of(path)
+    if file is not None:
+        return Location(storage, [file], file)
+    names = listed(storage)
+    steps: dict[int, str] = {}
+    for name in names:
+        found = CHECKPOINT.fullmatch(name)
+        if found is None or not storage.has_folder(name):
+            continue
+        step = int(found.group(1))
+        if step in steps:
+            raise RecordError(
+                f"{storage.where}: {steps[step]} and {name} are folders of the same step; move one of them away"
+            )
+        steps[step] = name
+    folders = {step: storage.folder(name) for step, name in sorted(steps.items())}
+    return Location(storage, names, None, {step: Folder(inner, inner.names()) for step, inner in folders.items()})
+
+
+def storage_of(where: str | Path) -> tuple[Storage, str | None]:
+    """Return the folder that a path or address names, or the folder and the file where it is a file's.
+
+    Raises:
+        RecordError: There is nothing there, or no way to it.
+        OptionError: It is no path.
+    """
+    if not isinstance(where, (str, Path)):
+        raise OptionError(f"path is a {type(where).__name__}; give a folder, a file or an address")
+    if isinstance(where, str) and is_address(where):
+        head, _, last = where.rstrip("/").rpartition("/")
+        if last.endswith(FILES):
+            return RemoteStorage(head), last
+        return RemoteStorage(where), None
+    path = Path(where)
+    if path.is_file():
+        return LocalStorage(path.parent), path.name
+    if not path.is_dir():
+        raise RecordError(f"{path}: there is no such folder")
+    return LocalStorage(path), None
+
+
+def listed(storage: Storage) -> list[str]:
+    """Return the names in a folder; where a web server does not list it, which of the usual names are there."""
+    try:
+        found = storage.names()
+    except NotListedError:
+        found = [name for name in TRIED if storage.has(name)]
+        if not found:
+            raise
+    return found or [name for name in TRIED if storage.has(name)]

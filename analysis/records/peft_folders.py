@@ -1,0 +1,32 @@
+"""Folders of PEFT's adapters: one, or one a ``checkpoint-*/``."""
+
+from deltaw.adapters.errors import RecordError
+from deltaw.analysis.records.base import BaseLike
+from deltaw.analysis.records.full import trainer_log
+from deltaw.analysis.records.location import Location
+from deltaw.analysis.records.peft import ADAPTER_CONFIG, Adapters
+from deltaw.analysis.records.source import Source
+
+
+def opens(location: Location, base: BaseLike, everything: bool) -> Source:
+    """Open an adapter, or those of all steps.
+
+    Raises:
+        RecordError: One is damaged, or a checkpoint has no adapter while others do.
+    """
+    del everything  # an adapter shows what it adapts
+    storage = location.storage
+    folders = {step: folder.storage for step, folder in location.checkpoints.items()}
+    if not folders:
+        step, log = trainer_log(storage)
+        source = Adapters(storage.where, {step or 0: storage}, base, log)
+        source.steps_known = step is not None
+        return source
+    step, log = trainer_log(storage if "trainer_state.json" in location.names else folders[max(folders)])
+    for folder in location.checkpoints.values():
+        if ADAPTER_CONFIG not in folder.names:
+            where = folder.storage.where
+            raise RecordError(f"{where}: has no {ADAPTER_CONFIG}, other checkpoints here do; move it away")
+    if step is not None and step not in folders and ADAPTER_CONFIG in location.names:
+        folders[step] = storage
+    return Adapters(storage.where, dict(sorted(folders.items())), base, log)
