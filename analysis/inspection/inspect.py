@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.names import kind_of, layer_of
@@ -13,14 +13,21 @@ from deltaw.analysis.records.base import BaseLike
 from deltaw.analysis.records.format import VERSION
 from deltaw.analysis.records.open import glance, is_own
 from deltaw.analysis.records.source import Source
-from deltaw.analysis.records.storage import without_secrets
 
 if TYPE_CHECKING:
     import torch
 
 
+class OpenedRun(Protocol):
+    """A run that is open already, as a ``Trajectory``."""
+
+    @property
+    def source(self) -> Source:
+        """Where its weights come from."""
+
+
 def inspect_run(
-    path: str | Path,
+    run: str | Path | OpenedRun,
     *,
     base: BaseLike = None,
     modules: Sequence[str] | None = None,
@@ -32,7 +39,8 @@ def inspect_run(
     """Return what a run holds and what is wrong with it, as plain values.
 
     Arguments:
-        path, modules: See ``Trajectory.open``.
+        run: A folder, a file or an address, or a run that is open.
+        modules: See ``Trajectory.open``.
         base: The same; of a run of deltaw, which keeps its own, a model that this should be of.
         verify: Read every file and compare its checksum where there is one, and check every step, not only the first
             and the last two.
@@ -43,20 +51,18 @@ def inspect_run(
 
     Returns:
         path, format, method, base (where W₀ comes from, or None), base_named (what an adapter's own configuration
-        calls it, or None), modules (module, layer, kind, shape, method), steps, steps_known
-        (whether the files say the steps; if not, steps holds a label), info; verified (number of files read, or None); checked (the steps that were looked at), findings (level, check,
-        module, step, message), broken (whether one of them is), precision (module, layer, kind, step, dtype, entries,
-        error). Of a run that deltaw recorded also version, options, run_id, created, and bytes (base, checkpoints).
+        calls it, or None), modules (module, layer, kind, shape, method), steps, steps_known (whether the files say
+        the steps; if not, steps holds a label), info; verified (number of files read, or None); checked (the steps
+        that were looked at), findings (level, check, module, step, message), broken (whether one of them is),
+        precision (module, layer, kind, step, dtype, entries, error). Of a run that deltaw recorded also version,
+        options, run_id, created, and bytes (base, checkpoints).
 
     Raises:
         RecordError: Nothing readable is there, or something in it is damaged; names the file.
-        OptionError: ``path`` is no path.
+        OptionError: ``run`` is nothing of that kind.
     """
-    if not isinstance(path, (str, Path)):
-        raise OptionError(f"path is a {type(path).__name__}; give the run's folder, its file or its address")
-    own = base is not None and is_own(path)
-    source = glance(path, base=None if own else base, modules=modules)
-    found: dict[str, Any] = {"path": without_secrets(str(path)), "format": source.format, "method": source.method}
+    source, own = _opened(run, base, modules)
+    found: dict[str, Any] = {"path": source.where, "format": source.format, "method": source.method}
     if source.manifest is not None:
         manifest = source.manifest
         found |= {
@@ -90,6 +96,19 @@ def inspect_run(
             "precision": sound.precision.to_dict(orient="records"),
         }
     return found
+
+
+def _opened(run: str | Path | OpenedRun, base: BaseLike, modules: Sequence[str] | None) -> tuple[Source, bool]:
+    """The source, and whether it keeps a base of its own beside the one that was given."""
+    if isinstance(run, (str, Path)):
+        own = base is not None and is_own(run)
+        return glance(run, base=None if own else base, modules=modules), own
+    source = getattr(run, "source", None)
+    if not isinstance(source, Source):
+        raise OptionError(f"run is a {type(run).__name__}; give the run's folder, a file, an address or an opened run")
+    if modules is not None or (base is not None and not source.keeps_base):
+        raise OptionError("an opened run has its base and its modules; leave base and modules out, or give its folder")
+    return source, base is not None
 
 
 def _base_named(source: Source) -> str | None:

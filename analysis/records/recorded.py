@@ -76,7 +76,7 @@ class RecordedSource(Source):
         """Return the method of a module, or ``None`` where its matrix itself is recorded."""
         if module not in self._methods:
             self.check(module)
-            from deltaw.adapters import create  # the methods need torch, which opening a run does not
+            from deltaw.adapters.methods.registry import create  # the methods need torch, which opening a run does not
 
             entry = self.manifest.modules[module]
             try:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from deltaw.adapters import RecordError
 from deltaw.analysis import Trajectory
-from deltaw.analysis.records import storage
+from deltaw.analysis.records import remote
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -168,7 +168,7 @@ def test_without_fsspec_the_error_says_what_to_install(monkeypatch):
     def missing(name):
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(storage.importlib, "import_module", missing)
+    monkeypatch.setattr(remote.importlib, "import_module", missing)
     with pytest.raises(RecordError, match="pip install fsspec"):
         Trajectory.open("s3://bucket/run")
 

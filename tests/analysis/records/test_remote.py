@@ -19,7 +19,7 @@ from torch import nn
 
 from deltaw.adapters import METHODS, RecordError, inject
 from deltaw.analysis import Trajectory
-from deltaw.analysis.records import storage
+from deltaw.analysis.records import remote
 from deltaw.analysis.records.format import INDEX, MANIFEST, checkpoint_path
 from deltaw.analysis.records.storage import without_secrets
 from deltaw.cli import main
@@ -495,6 +495,6 @@ def test_a_missing_package_is_named(address, package, monkeypatch):
         raise ImportError(f"Install {package} to access it")
 
     core = type("core", (), {"url_to_fs": staticmethod(missing)})
-    monkeypatch.setattr(storage.importlib, "import_module", lambda name: core)
+    monkeypatch.setattr(remote.importlib, "import_module", lambda name: core)
     with pytest.raises(RecordError, match=rf"{address}: cannot be read .*pip install fsspec {package}$"):
         Trajectory.open(address)
