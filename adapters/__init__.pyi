@@ -42,6 +42,6 @@ from .methods.registry import create as create
 from .methods.sbora import SBoRA as SBoRA
 from .methods.vera import DVoRA as DVoRA
 from .methods.vera import VeRA as VeRA
-from .peft.format import load_peft as load_peft
-from .peft.format import save_peft as save_peft
+from .peft.read import load_peft as load_peft
+from .peft.write import save_peft as save_peft
 from .quantization import quantize as quantize

@@ -17,7 +17,7 @@ from deltaw.adapters.method import Method
 from deltaw.adapters.methods.dora import DoRA
 from deltaw.adapters.methods.lora import LoRA
 from deltaw.adapters.methods.pissa import PiSSA
-from deltaw.adapters.peft.format import LEAVES_THE_BASE
+from deltaw.adapters.peft.names import LEAVES_THE_BASE
 from deltaw.adapters.quantization import is_quantized
 from deltaw.adapters.sharded import full
 from deltaw.trainers.distributed import whole_parameters

@@ -61,7 +61,9 @@ class Settings:
         value = self.config.get(key, default)
         by_pattern = self.config.get(patterns) if patterns else None
         if isinstance(by_pattern, dict):
-            value = next((v for pattern, v in by_pattern.items() if fits(pattern, self.module, self.where)), value)
+            value = next(
+                (v for pattern, v in by_pattern.items() if fits(pattern, self.module, self.where, patterns)), value
+            )
         if value is None:
             value = default
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):

@@ -326,8 +326,8 @@ def test_a_stranger_cannot_ask_for_much(tmp_path):
     told = json.loads(path.read_text())
     for wrong in (
         {"r": 10**9}, {"r": 0}, {"r": -1}, {"r": "2"}, {"theta_d_length": 10**12}, {"proj_seed": "x"},
-        {"target_modules": "(a+)+$"}, {"target_modules": 3}, {"target_modules": None}, {"modules_to_save": ["(a+)+"]},
-        {"layers_to_transform": [0], "layers_pattern": "(.*)*"}, {"target_modules": ["nothing"]},
+        {"target_modules": "(a+)+$"}, {"target_modules": 3}, {"target_modules": None}, {"modules_to_save": [r"(a)\1"]},
+        {"layers_to_transform": [0], "layers_pattern": r"(.*)*\1"}, {"target_modules": ["nothing"]},
     ):  # fmt: skip
         path.write_text(json.dumps(told | wrong))
         with pytest.raises(RecordError) as caught:
