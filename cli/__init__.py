@@ -1,4 +1,4 @@
-"""The command line: one file a verb, each a thin call of one library function."""
+"""The command line: one file a verb, each a thin call of one library function, imported when it runs."""
 
 import sys
 from collections.abc import Sequence
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import click
 
 from deltaw.adapters.errors import DeltawError, OptionError, TargetError
+from deltaw.cli.commands import Group, Session
+from deltaw.cli.output import StoppedError, complain, messages
 
 
-class Verbs(click.Group):
-    """Finds a verb's file by its name, so that ``deltaw inspect`` does not wait for transformers."""
+class Verbs(Group):
+    """Finds a verb's file by its name, so that ``deltaw inspect`` does not wait for the others."""
 
     names = ("train", "inspect", "changes", "rank", "plot", "reproduce", "claims", "params")
 
@@ -43,24 +45,30 @@ def app(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; an error is one line on stderr: exit code 2 for a wrong call, 1 for a failed one."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    told = Session()
     try:
-        app.main(args=given, prog_name="deltaw", standalone_mode=False)
+        with messages(told):
+            code = app.main(args=given, prog_name="deltaw", standalone_mode=False, obj=told)
+        return code if isinstance(code, int) else 0
     except click.UsageError as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        return _fail(f"{error.format_message()}{where}", 2)
+        return complain(f"{error.format_message()}{where}", 2)
     except click.exceptions.Exit as leave:
         return leave.exit_code
+    except StoppedError as error:
+        return complain(f"interrupted; {error}", 130)
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted; the same command goes on where it stopped", 130)
+        return complain("interrupted", 130)
     except BrokenPipeError:
         return 0
     except (DeltawError, OSError) as error:
         if "--debug" in given:
             raise
-        return _fail(str(error), 2 if isinstance(error, (OptionError, TargetError)) else 1)
-    return 0
+        return complain(_said(error), 2 if isinstance(error, (OptionError, TargetError)) else 1)
 
 
-def _fail(message: str, code: int) -> int:
-    print("deltaw: " + " ".join(message.split()), file=sys.stderr)
-    return code
+def _said(error: Exception) -> str:
+    """What an error says; one of the operating system's without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -1,28 +1,32 @@
 """``deltaw changes``: the ΔM, ΔD table."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from deltaw.analysis.measures.correlation import correlation
-from deltaw.analysis.tables.runs import Table, open_runs, table
-from deltaw.analysis.trajectory import Trajectory
-from deltaw.cli.output import base_option, emit_table, json_option, out_option
+from deltaw.cli.commands import Command, OneOf
+from deltaw.cli.options import base_option, json_option, modules_option, out_option, runs_argument
+from deltaw.cli.output import emit_table, progress
+
+if TYPE_CHECKING:
+    from deltaw.analysis.tables.runs import Table
+    from deltaw.analysis.trajectory import Trajectory
+
+PAIRS = ("consecutive", "initial", "base")
 
 
-@click.command("changes")
-@click.argument("runs", nargs=-1, required=True)
-@click.option(
-    "--pairs", type=click.Choice(["consecutive", "initial", "base"]), default="consecutive", show_default=True
-)
-@click.option("--modules", multiple=True, help="Glob pattern over module names; may be repeated.")
+@click.command("changes", cls=Command)
+@runs_argument
+@click.option("--pairs", type=OneOf(PAIRS, "kind of pairs"), default="consecutive", show_default=True)
+@modules_option
 @base_option
 @click.option("--correlation", "correlate", is_flag=True, help="Print how ΔM and ΔD go together instead.")
 @out_option
 @json_option
 def command(
     runs: tuple[str, ...],
-    pairs: Table,
+    pairs: "Table",
     modules: tuple[str, ...],
     base: str | None,
     correlate: bool,
@@ -45,14 +49,20 @@ def command(
     A run is a folder that deltaw recorded, an output folder of Hugging Face or PEFT, or its address. Two model files,
     or two folders of one model each, are compared with each other.
     """
-    frame = table(_opened(runs, base), pairs, modules=modules or None, progress=not as_json)
+    from deltaw.analysis.measures.correlation import correlation
+    from deltaw.analysis.tables.runs import table
+
+    frame = table(_opened(runs, base), pairs, modules=modules or None, progress=progress(as_json))
     if correlate:
         frame = correlation(frame, by=["run", "method", "kind", "axis"])
     emit_table(frame, as_json, path)
 
 
-def _opened(paths: tuple[str, ...], base: str | None) -> list[Trajectory]:
+def _opened(paths: tuple[str, ...], base: str | None) -> "list[Trajectory]":
     """Open the runs; two models, each of one step, are one run from the first to the second."""
+    from deltaw.analysis.tables.runs import open_runs
+    from deltaw.analysis.trajectory import Trajectory
+
     runs = open_runs(paths, base=base)
     models = base is None and all(
         run.source.format in ("safetensors", "transformers") and len(run.steps) == 1 for run in runs

@@ -5,18 +5,15 @@ from pathlib import Path
 
 import click
 
-from deltaw.analysis.tables.runs import open_runs
-from deltaw.cli.output import base_option, emit_json, json_option
+from deltaw.cli.commands import Command
+from deltaw.cli.options import PAPER, base_option, folder_option, json_option, runs_argument
+from deltaw.cli.output import emit, emit_json, progress, remark
 
-PAPERS = ("dora", "bora", "sbora", "dual-lora")
 
-
-@click.command("claims")
-@click.argument("runs", nargs=-1, required=True)
-@click.option("--paper", "papers", multiple=True, type=click.Choice(PAPERS), help="May be repeated. Default: all.")
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Write claims.md and claims.json here."
-)
+@click.command("claims", cls=Command)
+@runs_argument
+@click.option("--paper", "papers", multiple=True, type=PAPER, help="May be repeated. Default: all.")
+@folder_option("Write claims.md and claims.json here.", required=False)
 @base_option
 @json_option
 def command(runs: tuple[str, ...], papers: tuple[str, ...], out: Path | None, base: str | None, as_json: bool) -> None:
@@ -32,18 +29,19 @@ def command(runs: tuple[str, ...], papers: tuple[str, ...], out: Path | None, ba
       deltaw claims runs/ft runs/lora runs/dora runs/bora
       deltaw claims demo/runs/* --paper dora --paper bora -o verdicts
     """
-    from deltaw.analysis.claims import claims, claims_json, claims_markdown, claims_table, count_line, gather
-    from deltaw.analysis.records.atomic import write_text
+    from deltaw.analysis.claims import PAPERS, claims, claims_json, claims_markdown, claims_table, count_line, gather
+    from deltaw.analysis.records.atomic import make_folder, write_text
+    from deltaw.analysis.tables.runs import open_runs
 
-    chosen = papers or PAPERS
-    outcomes = claims(gather(open_runs(runs, base=base), chosen, progress=not as_json), chosen)
+    chosen = papers or tuple(PAPERS)
+    outcomes = claims(gather(open_runs(runs, base=base), chosen, progress=progress(as_json)), chosen)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         write_text(out / "claims.md", claims_markdown(outcomes))
         write_text(out / "claims.json", json.dumps(claims_json(outcomes), indent=1))
     if as_json:
         emit_json(claims_json(outcomes))
         return
-    click.echo(f"{claims_table(outcomes)}\n\n{count_line(outcomes)}")
+    emit(f"{claims_table(outcomes)}\n\n{count_line(outcomes)}")
     if out is not None:
-        click.echo(f"written to {out / 'claims.md'} and {out / 'claims.json'}, with every rule")
+        remark(f"written to {out / 'claims.md'} and {out / 'claims.json'}, with every rule")

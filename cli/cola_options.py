@@ -5,37 +5,48 @@ from typing import Any
 
 import click
 
-from deltaw.cli.train_options import Decorator, handing_on, rate_option, several
+from deltaw.cli.commands import OneOf
+from deltaw.cli.options import Decorator, with_default
+from deltaw.cli.train_options import handing_on, rate_option, rates_in_words
+from deltaw.trainers.cola.settings import LEARNING_RATES, ColaSettings
+from deltaw.trainers.settings import BASES
 
-_RATES = "4e-4 (adapters) or 2e-5 (ft, galore); built-in has its own."
+_RATES = rates_in_words(*LEARNING_RATES["other"])
 _MODEL_AND_DATA: list[Decorator] = [
     click.option("--model", help="A name on the hub or a folder, for example roberta-base. Default: the built-in one."),
-    click.option(
-        "--data", default="builtin", show_default=True, help="builtin, hub, or a folder with CoLA's TSV files."
-    ),
-    click.option("--epochs", type=int, default=80, show_default=True),
+    with_default("--data", default=ColaSettings.data, help="builtin, hub, or a folder with CoLA's TSV files."),
+    with_default("--epochs", type=int, default=ColaSettings.epochs),
 ]
 _RATE: list[Decorator] = [click.option("--lr", "learning_rate", type=float, help=f"Default: {_RATES}")]
 _RATE_BY_METHOD: list[Decorator] = [rate_option(_RATES)]
 _OTHERS: list[Decorator] = [
-    click.option("--batch-size", type=int, default=32, show_default=True),
-    click.option("--warmup-ratio", type=float, default=0.06, show_default=True),
-    click.option("--weight-decay", type=float, default=0.0, show_default=True),
-    click.option("--max-length", type=int, default=128, show_default=True, help="In tokens."),
+    with_default("--batch-size", type=int, default=ColaSettings.batch_size),
+    with_default("--warmup-ratio", type=float, default=ColaSettings.warmup_ratio),
+    with_default("--weight-decay", type=float, default=ColaSettings.weight_decay),
+    with_default("--max-length", type=int, default=ColaSettings.max_length, help="In tokens."),
     click.option("--alpha", type=float, help="Scaling is alpha / rank. Default: 8."),
     click.option("--dropout", type=float, help="Of the adapters' input. Default: 0."),
     click.option(
         "--targets", multiple=True, help="Glob pattern; may be repeated. Default: all query and value matrices."
     ),
-    click.option(
+    with_default(
         "--base",
-        type=click.Choice(["full", "nf4"]),
-        default="full",
-        show_default=True,
+        type=OneOf(BASES),
+        default=ColaSettings.base,
         help="nf4: the targets in 4 bits (QLoRA, QBoRA, …).",
     ),
-    click.option("--record-every", type=int, default=20, show_default=True, help="Steps between checkpoints."),
-    click.option("--save-every", type=int, default=10, show_default=True, help="Epochs between states to go on from."),
+    with_default(
+        "--record-every",
+        type=int,
+        default=ColaSettings.record_every,
+        help="Steps between checkpoints.",
+    ),
+    with_default(
+        "--save-every",
+        type=int,
+        default=ColaSettings.save_every,
+        help="Epochs between states to go on from.",
+    ),
 ]
 _NAMES = ["model", "data", "epochs", "learning_rate", "batch_size", "warmup_ratio", "weight_decay", "max_length"]
 _NAMES += ["record_every", "save_every", "base"]
@@ -53,6 +64,3 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def train_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the same with learning rates by method: see ``rate_option``."""
     return handing_on([*_MODEL_AND_DATA, *_RATE_BY_METHOD, *_OTHERS], "cola", _NAMES, _OWN)(function)
-
-
-__all__ = ["grid_options", "several", "train_options"]

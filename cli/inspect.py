@@ -1,20 +1,23 @@
 """``deltaw inspect``: what is recorded here, is it whole, and is it sound."""
 
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import click
-import pandas as pd
-from tabulate import tabulate
 
 from deltaw.adapters.errors import RecordError
-from deltaw.analysis.inspection.inspect import inspect_run
-from deltaw.cli.output import base_option, emit_json, json_option
+from deltaw.analysis.printable import printable
+from deltaw.cli.commands import Command
+from deltaw.cli.options import base_option, json_option, modules_option
+from deltaw.cli.output import emit, emit_json, in_columns, progress
 
 
-@click.command("inspect")
-@click.argument("path")
+@click.command("inspect", cls=Command)
+@click.argument("path", type=click.Path())
 @base_option
-@click.option("--modules", multiple=True, help="Glob pattern over module names; may be repeated.")
+@modules_option
 @click.option(
     "--verify", is_flag=True, help="Read every file, compare checksums where there are any, check every step."
 )
@@ -35,11 +38,14 @@ def command(path: str, base: str | None, modules: tuple[str, ...], verify: bool,
       deltaw inspect runs/bora --verify
       deltaw inspect output/checkpoint-500 --base roberta-base
     """
-    found = inspect_run(path, base=base, modules=modules or None, verify=verify, check=not quick, progress=not as_json)
+    from deltaw.analysis.inspection.inspect import inspect_run
+
+    shown = progress(as_json)
+    found = inspect_run(path, base=base, modules=modules or None, verify=verify, check=not quick, progress=shown)
     if as_json:
         emit_json(found)
     else:
-        click.echo(_page(found))
+        emit(_page(found))
     broken = [finding for finding in found.get("findings", ()) if finding["level"] == "broken"]
     if broken:
         where = f"{broken[0]['module']}: " if broken[0]["module"] else ""
@@ -69,23 +75,33 @@ def _page(found: dict[str, Any]) -> str:
         what = f"steps {shown}" if len(found["checked"]) <= 4 else f"{len(found['checked'])} steps"
         count = len(found["findings"])
         rows.append(("sound", f"yes ({what})" if not count else f"{count} findings ({what})"))
-    parts = [tabulate(rows, tablefmt="plain")]
+    parts = [_beside(rows)]
     if found.get("findings"):
-        parts.append(tabulate(found["findings"], headers="keys", maxcolwidths=[None, None, 40, None, 60]))
+        parts.append(in_columns(found["findings"], maxcolwidths=[None, None, 40, None, 60]))
     if found.get("precision"):
-        parts.append(_survival(pd.DataFrame(found["precision"])))
-    parts.append(tabulate([{**m, "shape": "×".join(map(str, m["shape"]))} for m in found["modules"]], headers="keys"))
+        parts.append(_survival(found["precision"]))
+    parts.append(in_columns([{**m, "shape": "×".join(map(str, m["shape"]))} for m in found["modules"]]))
     return "\n\n".join(parts)
 
 
-def _survival(frame: pd.DataFrame) -> str:
+def _beside(rows: Sequence[tuple[str, str]]) -> str:
+    """Each value beside its name, without a head."""
+    from tabulate import tabulate
+
+    return tabulate([(name, printable(str(value))) for name, value in rows], tablefmt="plain")
+
+
+def _survival(rows: Sequence[dict[str, Any]]) -> str:
     """The table of what is left of the last update when it is merged, over all modules."""
-    rows = [
+    by_dtype = defaultdict(list)
+    for row in rows:
+        by_dtype[row["dtype"]].append(row)
+    means = [
         {
             "merged into": dtype,
-            "entries that change": f"{100 * rows['entries'].mean():.3g} %",
-            "error of the merged update": f"{100 * rows['error'].mean():.3g} %",
+            "entries that change": f"{100 * fmean(row['entries'] for row in of_dtype):.3g} %",
+            "error of the merged update": f"{100 * fmean(row['error'] for row in of_dtype):.3g} %",
         }
-        for dtype, rows in frame.groupby("dtype", sort=False)
+        for dtype, of_dtype in by_dtype.items()
     ]
-    return tabulate(rows, headers="keys", disable_numparse=True)
+    return in_columns(means, disable_numparse=True)

@@ -1,39 +1,36 @@
 """``deltaw params``: trainable parameters, without loading any weights."""
 
-import inspect
-import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import pandas as pd
 
 from deltaw.adapters.counting.configs import CONFIGS
-from deltaw.adapters.counting.params import count_trainable, model_from_config
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.method import Method
-from deltaw.adapters.methods.registry import METHODS, create
-from deltaw.cli.output import emit_table, json_option
-from deltaw.cli.train_options import several
+from deltaw.adapters.methods.registry import METHODS, create, options_of
+from deltaw.cli.commands import Command, ListOption
+from deltaw.cli.options import METHOD, json_option
+from deltaw.cli.output import check_libraries, emit_table
+from deltaw.cli.train_options import own_option
+
+if TYPE_CHECKING:
+    from deltaw.adapters.method import Method
+
+RANK = 8  # one for all, so that the methods are compared
 
 
-@click.command("params")
+@click.command("params", cls=Command)
 @click.option(
     "--model",
     required=True,
     help=f"One of {', '.join(CONFIGS)}; or a Hugging Face config: a name, a folder, a config.json.",
 )
 @click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    callback=several(click.Choice(list(METHODS))),
-    metavar="LIST",
-    help=f"One or several of: {', '.join(METHODS)}. Default: all of them.",
+    "--method", "methods", cls=ListOption, kind=METHOD, help="One or several of: {names}. Default: all of them."
 )
-@click.option("--rank", "ranks", multiple=True, callback=several(click.INT), metavar="LIST", help="Default: 8.")
+@click.option("--rank", "ranks", cls=ListOption, kind=click.INT, help=f"Default: {RANK}.")
 @click.option("--targets", multiple=True, default=("*query", "*value"), show_default=True, help="Glob pattern; repeat.")
 @click.option("--trainable", multiple=True, help="Glob pattern over what else is trained; repeat.")
-@click.option("--option", "own", multiple=True, metavar="NAME=VALUE", help="For the methods that have it; repeat.")
+@own_option("NAME=VALUE", "For the methods that have it; repeat.")
 @json_option
 def command(
     model: str,
@@ -41,7 +38,7 @@ def command(
     ranks: list[int],
     targets: tuple[str, ...],
     trainable: tuple[str, ...],
-    own: tuple[str, ...],
+    own: dict[str, dict[str, Any]],
     as_json: bool,
 ) -> None:
     """Count a method's trainable parameters, and their share of the base model and of all parameters with the added.
@@ -54,39 +51,29 @@ def command(
     The second is DoRA's Table 1 on LLaMA 7B.
     """
     names = methods or list(METHODS)
-    options = dict(map(_named, own))
+    options = own.get("", {})
     if "rank" in options:
         raise OptionError("the rank is given by --rank, not by --option")
     for option in options:
-        if not any(_has(name, option) for name in names):
+        if not any(option in options_of(name) for name in names):
             raise OptionError(f"there is no option {option!r} in {', '.join(names)}")
+    check_libraries(["transformers"], "train", "reading a model's configuration")
+    import pandas as pd
+
+    from deltaw.adapters.counting.params import count_trainable, model_from_config
+
     net = model_from_config(model)
     rows = []
     for name in names:
-        own_options = {key: value for key, value in options.items() if _has(name, key)}
-        for method in _made(name, ranks or [8], own_options):
+        own_options = {key: value for key, value in options.items() if key in options_of(name)}
+        for method in _made(name, ranks or [RANK], own_options):
             counted = count_trainable(net, method, targets, trainable=trainable)
             rows.append({"method": counted.pop("method"), "rank": getattr(method, "rank", None)} | counted)
     emit_table(pd.DataFrame(rows, dtype=object), as_json, None)
 
 
-def _made(name: str, ranks: list[int], options: dict[str, Any]) -> list[Method]:
+def _made(name: str, ranks: list[int], options: dict[str, Any]) -> "list[Method]":
     """Make a method once per rank, or once where it has none."""
-    if not _has(name, "rank"):
+    if "rank" not in options_of(name):
         return [create(name, **options)]
     return [create(name, rank=rank, **options) for rank in ranks]
-
-
-def _has(name: str, option: str) -> bool:
-    return option in inspect.signature(METHODS[name]).parameters
-
-
-def _named(text: str) -> tuple[str, Any]:
-    """Split NAME=VALUE; the value is read as JSON where it is JSON, else it is text."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise OptionError(f"--option {text!r} is not NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value

@@ -7,8 +7,9 @@ import click
 
 from deltaw.analysis.figures.drawing.formats import check_path
 from deltaw.analysis.figures.registry import FIGURES, FigureKind
-from deltaw.analysis.tables.runs import open_runs
-from deltaw.cli.output import BASE_HELP
+from deltaw.cli.commands import Command, Group, OneOf
+from deltaw.cli.options import BASE_HELP, MODULES_HELP
+from deltaw.cli.output import check_writable, remark
 
 
 class _CountOrAll(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.4 on
@@ -27,13 +28,13 @@ _OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "kinds": (["--kind", "kinds"], {"multiple": True, "help": "May be repeated. Default: query, key and value."}),
     "axis": (
         ["--axis"],
-        {"type": click.Choice(["column", "row"]), "help": "column: DoRA's equation; row: its code. Default: {axis}."},
+        {"type": OneOf(["column", "row"]), "help": "column: DoRA's equation; row: its code. Default: {axis}."},
     ),
-    "scale": (["--scale"], {"type": click.Choice(["linear", "log"]), "help": "Default: {scale}."}),
+    "scale": (["--scale"], {"type": OneOf(["linear", "log"]), "help": "Default: {scale}."}),
     "share": (
         ["--share"],
         {
-            "type": click.Choice(["all", "adapters", "none"]),
+            "type": OneOf(["all", "adapters", "none"]),
             "help": "Which panels have one scale; adapters: full fine-tuning has its own. Default: {share}.",
         },
     ),
@@ -47,7 +48,7 @@ _OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "pairs": (
         ["--pairs"],
-        {"type": click.Choice(["base", "initial"]), "help": "Changes since W₀, or the first step. Default: {pairs}."},
+        {"type": OneOf(["base", "initial"]), "help": "Changes since W₀, or the first step. Default: {pairs}."},
     ),
     "step": (["--step"], {"type": int, "help": "A recorded step. Default: each run's last."}),
     "pair": (
@@ -57,19 +58,19 @@ _OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "rank": (["--rank"], {"type": _COUNT, "help": "How many directions of ΔW. Default: {rank}."}),
     "side": (
         ["--side"],
-        {"type": click.Choice(["right", "left"]), "help": "right: input space; left: output space. Default: {side}."},
+        {"type": OneOf(["right", "left"]), "help": "right: input space; left: output space. Default: {side}."},
     ),
     "layers": (["--layer", "layers"], {"type": int, "multiple": True, "help": "May be repeated."}),
     "k": (["--k"], {"type": _COUNT, "help": "How many singular vectors of W′ are looked at. Default: {k}."}),
     "epsilon": (["--epsilon"], {"type": float, "help": "The cosine below which one is new. Default: {epsilon}."}),
     "quantile": (["--quantile"], {"type": click.FloatRange(0, 1), "help": "Default: {quantile}, the median."}),
     "module": (["--module"], {"help": "A module's name, or a pattern that fits one. Default: the first query."}),
-    "modules": (["--modules"], {"multiple": True, "help": "Glob pattern over module names; may be repeated."}),
+    "modules": (["--modules"], {"multiple": True, "help": MODULES_HELP}),
     "score": (["--score"], {"help": "The column of the score. Default: {score}."}),
 }
 
 
-class _Figures(click.Group):
+class _Figures(Group):
     """A command a figure, made from its entry in ``FIGURES``."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -78,9 +79,7 @@ class _Figures(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the figure's command."""
-        if cmd_name not in FIGURES:
-            raise click.UsageError(f"there is no figure {cmd_name!r}; choose one of {', '.join(FIGURES)}", ctx)
-        return _command(cmd_name, FIGURES[cmd_name])
+        return _command(cmd_name, FIGURES[cmd_name]) if cmd_name in FIGURES else None
 
 
 def _command(name: str, entry: FigureKind) -> click.Command:
@@ -88,8 +87,8 @@ def _command(name: str, entry: FigureKind) -> click.Command:
     defaults = entry.make_defaults | {key: value for key, value in entry.draw_defaults.items() if value is not None}
 
     def run(paths: tuple[str, ...], out: Path, base: str | None = None, **given: Any) -> None:
-        check_path(out, movie=entry.movie)
         from deltaw.analysis.figures.drawing.saving import save
+        from deltaw.analysis.tables.runs import open_runs
 
         runs = paths if base is None else open_runs(paths, base=base)
         options = {
@@ -104,24 +103,36 @@ def _command(name: str, entry: FigureKind) -> click.Command:
         if "kind" in entry.make_defaults:  # no other matrices are read than those that are drawn
             make.setdefault("kind", defaults.get("kind"))
         save(entry.draw(entry.make(runs, **make), **draw), out)
-        click.echo(f"written to {out}")
+        remark(f"written to {out}")
+
+    def check(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+        if path is not None and not context.resilient_parsing:
+            check_path(path, movie=entry.movie)
+            check_writable(path.parent)
+        return path
 
     files = ".gif or .mp4" if entry.movie else ".png, .svg or .pdf"
     params: list[click.Parameter] = [
-        click.Argument(["paths"], nargs=-1, required=True, metavar=f"{entry.paths}..."),
-        click.Option(["-o", "--out"], required=True, type=click.Path(path_type=Path), help=f"A {files} file."),
+        click.Argument(["paths"], nargs=-1, required=True, type=click.Path(), metavar=f"{entry.paths}..."),
+        click.Option(
+            ["-o", "--out"],
+            required=True,
+            type=click.Path(path_type=Path),
+            callback=check,
+            help=f"A {files} file.",
+        ),
     ]
     for option in entry.options:
         flags, settings = _OPTIONS[option]
         shown = {key: "all" if value is None else value for key, value in ({"kind": None} | defaults).items()}
         params.append(click.Option(flags, **(settings | {"help": settings["help"].format(**shown)})))
     if entry.paths == "RUNS":
-        params.append(click.Option(["--base"], help=BASE_HELP))
+        params.append(click.Option(["--base"], type=click.Path(), metavar="TEXT", help=BASE_HELP))
     example = f"\b\nExample:\n  deltaw plot {name} {entry.example} -o {name}.{'gif' if entry.movie else 'pdf'}"
-    return click.Command(name, callback=run, params=params, help=f"{entry.help}\n\n{example}", short_help=entry.about)
+    return Command(name, callback=run, params=params, help=f"{entry.help}\n\n{example}", short_help=entry.about)
 
 
-@click.command("plot", cls=_Figures)
+@click.command("plot", cls=_Figures, what="figure")
 def command() -> None:
     """Draw a figure from recorded runs, or from results of training.
 

@@ -5,17 +5,18 @@ from typing import Literal
 
 import click
 
-from deltaw.analysis.tables.runs import open_runs, table
-from deltaw.cli.output import base_option, emit_table, json_option, out_option, write_table
+from deltaw.cli.commands import Command
+from deltaw.cli.options import base_option, json_option, modules_option, out_option, runs_argument
+from deltaw.cli.output import emit_table, progress, remark, write_table
 
 SHOWN = ["run", "module", "step", "group", "rank", "full_rank", "stable_rank", "effective_rank", "energy_rank_90"]
 
 
-@click.command("rank")
-@click.argument("runs", nargs=-1, required=True)
+@click.command("rank", cls=Command)
+@runs_argument
 @click.option("--step", "steps", multiple=True, type=int, help="A recorded step; may be repeated. Default: the last.")
 @click.option("--all-steps", is_flag=True, help="Every recorded step.")
-@click.option("--modules", multiple=True, help="Glob pattern over module names; may be repeated.")
+@modules_option
 @base_option
 @out_option
 @json_option
@@ -37,8 +38,14 @@ def command(
     Example:
       deltaw rank runs/lora runs/dual-lora -o ranks.csv
     """
+    from deltaw.analysis.tables.runs import open_runs, table
+
     wanted: tuple[int, ...] | Literal["last"] | None = None if all_steps else (steps or "last")
-    frame = table(open_runs(runs, base=base), "spectra", steps=wanted, modules=modules or None, progress=not as_json)
+    frame = table(
+        open_runs(runs, base=base), "spectra", steps=wanted, modules=modules or None, progress=progress(as_json)
+    )
     if path is not None:
         write_table(frame, path)
     emit_table(frame if as_json else frame[SHOWN], as_json, None)
+    if path is not None and not as_json:
+        remark(f"written to {path}")

@@ -7,44 +7,53 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltaw.adapters.methods.registry import METHODS
-from deltaw.cli.cola_options import grid_options, several
-from deltaw.cli.output import emit_json, json_option
-from deltaw.cli.vl_options import vl_options
+from deltaw.cli.cola_options import grid_options
+from deltaw.cli.commands import Group, ListOption
+from deltaw.cli.options import METHOD, folder_option, json_option
+from deltaw.cli.output import check_libraries, emit, emit_json, going_on, progress, remark
+from deltaw.cli.train_options import TRAINING, seed_option
+from deltaw.cli.vl_options import PICTURES, RANK_DEFAULT, vl_options
+from deltaw.trainers.reproduce.settings import (
+    BORA_METHODS,
+    DORA_METHODS,
+    DUAL_LORA_RANK,
+    DUAL_LORA_RATIOS,
+    GRID_EPOCHS,
+    SBORA_METHODS,
+    SBORA_RANKS,
+)
 
 if TYPE_CHECKING:
     from deltaw.trainers.reproduce import Report
 
-_out = click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Where everything goes.")
+_out = folder_option("Where everything goes.")
 _rank = click.option("--rank", type=int, help="Of the adapters. Default: 8.")
 _full_rate = click.option(
     "--ft-lr", "full_learning_rate", type=float, help="Learning rate of ft, galore; --lr is the adapters'."
 )
-_seeds = click.option("--seed", "seeds", multiple=True, callback=several(click.INT), metavar="LIST", help="Default: 0.")
 
 
 def _methods(*default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(
         "--methods",
-        multiple=True,
-        callback=several(click.Choice(list(METHODS))),
+        cls=ListOption,
+        kind=METHOD,
         default=[",".join(default)],
         show_default=True,
-        metavar="LIST",
         help="Separated by commas.",
     )
 
 
-@click.group("reproduce")
+@click.group("reproduce", cls=Group)
 def command() -> None:
     """Train, record, analyse, plot, and hold the result against the paper."""
 
 
 @command.command("bora")
 @_out
-@_methods("ft", "lora", "dora", "dora-row", "bora")
+@_methods(*BORA_METHODS)
 @_rank
-@_seeds
+@seed_option
 @_full_rate
 @grid_options
 @json_option
@@ -69,21 +78,22 @@ def bora(
       deltaw reproduce bora --seed 0,1,2 --out demo
       deltaw reproduce bora --model roberta-base --data hub --out bora-roberta
     """
+    check_libraries(TRAINING, "train", "training")
     from deltaw.trainers.cola import ColaSettings
     from deltaw.trainers.reproduce import reproduce_bora
 
     settings = ColaSettings(method="bora", options=_with_rank(options, rank), **cola)
-    report = reproduce_bora(
-        out, settings, methods, seeds=seeds, full_learning_rate=full_learning_rate, progress=not as_json
-    )
+    given: dict[str, Any] = {"seeds": seeds, "full_learning_rate": full_learning_rate, "progress": progress(as_json)}
+    with going_on(out):
+        report = reproduce_bora(out, settings, methods, **given)
     _emit(report, as_json)
 
 
 @command.command("dora")
 @_out
-@_methods("ft", "lora", "dora", "dora-row")
-@click.option("--rank", type=int, help="Of the adapters. Default: 128; 8 with the built-in model.")
-@_seeds
+@_methods(*DORA_METHODS)
+@click.option("--rank", type=int, help=f"Of the adapters. Default: {RANK_DEFAULT}.")
+@seed_option
 @vl_options
 @json_option
 def dora(
@@ -107,28 +117,30 @@ def dora(
       deltaw reproduce dora --seed 0,1,2 --kinds query,key,value --out dora
       deltaw reproduce dora --model facebook/bart-base --vision clip.h5 --data vqa --data nlvr2 --out dora-bart
     """
+    check_libraries([*TRAINING, *PICTURES], "vl", "training on pictures")
     from deltaw.trainers.reproduce import reproduce_dora
     from deltaw.trainers.vl import VLSettings
 
     rates = vl.pop("learning_rate")
     settings = VLSettings(method="dora", options=_with_rank(options, rank), learning_rate=rates.pop("", None), **vl)
-    _emit(reproduce_dora(out, settings, methods, seeds=seeds, rates=rates, progress=not as_json), as_json)
+    with going_on(out):
+        report = reproduce_dora(out, settings, methods, seeds=seeds, rates=rates, progress=progress(as_json))
+    _emit(report, as_json)
 
 
-@command.command("sbora", context_settings={"default_map": {"epochs": 40}})
+@command.command("sbora", context_settings={"default_map": {"epochs": GRID_EPOCHS}})
 @_out
-@_methods("lora", "dora", "sbora-fa", "sbora-fb")
+@_methods(*SBORA_METHODS)
 @click.option(
     "--rank",
     "ranks",
-    multiple=True,
-    callback=several(click.INT),
-    default=["8,16"],
+    cls=ListOption,
+    kind=click.INT,
+    default=[",".join(map(str, SBORA_RANKS))],
     show_default=True,
-    metavar="LIST",
     help="Of the adapters.",
 )
-@_seeds
+@seed_option
 @grid_options
 @json_option
 def sbora(
@@ -150,24 +162,29 @@ def sbora(
       deltaw reproduce sbora --out sbora
       deltaw reproduce sbora --model roberta-base --data hub --rank 32,64 --out sbora-roberta
     """
+    check_libraries(TRAINING, "train", "training")
     from deltaw.trainers.cola import ColaSettings
     from deltaw.trainers.reproduce import reproduce_sbora
 
     settings = ColaSettings(method="sbora-fa", options=options, **cola)
-    _emit(reproduce_sbora(out, settings, methods, ranks, seeds or [0], progress=not as_json), as_json)
+    with going_on(out):
+        report = reproduce_sbora(out, settings, methods, ranks, seeds or [0], progress=progress(as_json))
+    _emit(report, as_json)
 
 
-@command.command("dual-lora", context_settings={"default_map": {"epochs": 40}})
+@command.command("dual-lora", context_settings={"default_map": {"epochs": GRID_EPOCHS}})
 @_out
-@click.option("--rank", type=int, default=8, show_default=True, help="r: r₁ + r₂ = 2r; LoRA and DoRA have rank 2r.")
+@click.option(
+    "--rank", type=int, default=DUAL_LORA_RANK, show_default=True, help="r: r₁ + r₂ = 2r; LoRA and DoRA have rank 2r."
+)
 @click.option(
     "--ratios",
     type=int,
-    default=5,
+    default=DUAL_LORA_RATIOS,
     show_default=True,
     help="How many r₁ : r₂, evenly from 6 % to 94 % for r₁, and the middle. The paper has 15.",
 )
-@_seeds
+@seed_option
 @grid_options
 @json_option
 def dual_lora(
@@ -190,17 +207,22 @@ def dual_lora(
       deltaw reproduce dual-lora --ratios 15 --seed 0,1,2 --out dual
       deltaw reproduce dual-lora --model roberta-base --data hub --rank 16 --out dual-roberta
     """
+    check_libraries(TRAINING, "train", "training")
     from deltaw.trainers.cola import ColaSettings
     from deltaw.trainers.reproduce import reproduce_dual_lora
 
     settings = ColaSettings(method="dual-lora", options=options, **cola)
-    _emit(reproduce_dual_lora(out, settings, rank, ratios, seeds or [0], progress=not as_json), as_json)
+    with going_on(out):
+        report = reproduce_dual_lora(out, settings, rank, ratios, seeds or [0], progress=progress(as_json))
+    _emit(report, as_json)
 
 
 @command.command("all")
 @_out
-@click.option("--rank", type=int, default=8, show_default=True, help="r; SBoRA has r and 2r, Dual LoRA r₁ + r₂ = 2r.")
-@_seeds
+@click.option(
+    "--rank", type=int, default=DUAL_LORA_RANK, show_default=True, help="r; SBoRA has r and 2r, Dual LoRA r₁ + r₂ = 2r."
+)
+@seed_option
 @click.option("--epochs", type=int, help="Of every run. Default: each paper's own.")
 @click.option("--batch-size", type=int, help="Of every run. Default: each paper's own.")
 @click.option("--alpha", type=float, help="Scaling is alpha / rank. Default: 8.")
@@ -226,6 +248,7 @@ def every(
       deltaw reproduce all --out papers
       deltaw reproduce all --seed 0,1,2 --out papers
     """
+    check_libraries([*TRAINING, *PICTURES], "vl", "training on pictures")
     from deltaw.analysis.claims import claims_json, count_line
     from deltaw.trainers.cola import ColaSettings
     from deltaw.trainers.reproduce import reproduce_all
@@ -235,21 +258,22 @@ def every(
     given: dict[str, Any] = {
         name: value for name, value in (("epochs", epochs), ("batch_size", batch_size)) if value is not None
     }
-    reports = reproduce_all(
-        out,
-        ColaSettings(method="bora", options=own, **given),
-        VLSettings(method="dora", options=own | {"rank": rank}, **given),
-        rank=rank,
-        grid_epochs=epochs,
-        seeds=seeds,
-        progress=not as_json,
-    )
+    with going_on(out):
+        reports = reproduce_all(
+            out,
+            ColaSettings(method="bora", options=own, **given),
+            VLSettings(method="dora", options=own | {"rank": rank}, **given),
+            rank=rank,
+            grid_epochs=epochs,
+            seeds=seeds,
+            progress=progress(as_json),
+        )
     if as_json:
         emit_json({report.paper: claims_json(report.outcomes) for report in reports})
         return
     for report in reports:
-        click.echo(f"{report.paper}: {count_line(report.outcomes)}")
-    click.echo(f"all verdicts are in {out / 'summary.md'}")
+        emit(f"{report.paper}: {count_line(report.outcomes)}")
+    remark(f"all verdicts are in {out / 'summary.md'}")
 
 
 def _with_rank(options: dict[str, Any], rank: int | None) -> dict[str, Any]:
@@ -262,4 +286,4 @@ def _emit(report: "Report", as_json: bool) -> None:
     if as_json:
         emit_json({"results": [asdict(r) for r in report.results], "claims": claims_json(report.outcomes)})
         return
-    click.echo(report.page())
+    emit(report.page())

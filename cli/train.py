@@ -6,12 +6,14 @@ from typing import Any
 import click
 
 from deltaw.cli.cola_options import train_options
-from deltaw.cli.output import json_option
-from deltaw.cli.train_options import run_options, train_runs
-from deltaw.cli.vl_options import vl_options
+from deltaw.cli.commands import Group
+from deltaw.cli.options import json_option
+from deltaw.cli.output import check_libraries
+from deltaw.cli.train_options import TRAINING, run_options, train_runs
+from deltaw.cli.vl_options import PICTURES, RANK_DEFAULT, vl_options
 
 
-@click.group("train")
+@click.group("train", cls=Group)
 def command() -> None:
     """Fine-tune a model with a method, and record how its weights move."""
 
@@ -37,6 +39,7 @@ def cola(cola: dict[str, Any], options: dict[str, Any], methods: list[str], out:
       deltaw train cola --method bora,lora+ --rank 4,8 --seed 0,1,2 --option lora+:lr_ratio=4 --out grid
       deltaw train cola --method ft,lora,bora --lr 4e-4 --lr ft:2e-5 --model roberta-base --data hub --out grid
     """
+    check_libraries(TRAINING, "train", "training")
     from deltaw.trainers.cola import ColaSettings, grid_table, train_cola, train_grid
     from deltaw.trainers.cola.grid import grid_page
     from deltaw.trainers.reproduce import results_table
@@ -57,7 +60,7 @@ def cola(cola: dict[str, Any], options: dict[str, Any], methods: list[str], out:
 
 
 @command.command("vl")
-@run_options(rank="128; 8 with the built-in model")
+@run_options(rank=RANK_DEFAULT)
 @vl_options
 @json_option
 def vl(vl: dict[str, Any], options: dict[str, Any], methods: list[str], out: Path, **given: Any) -> None:
@@ -78,6 +81,7 @@ def vl(vl: dict[str, Any], options: dict[str, Any], methods: list[str], out: Pat
       deltaw train vl --method dora --model facebook/bart-base --vision clip.h5 --data vqa --data nlvr2 --out vl-bart
       deltaw train vl --method lora --vision timm/resnet50.a1_in1k --data nlvr1 --data easy-vqa --limit 2000 --out nlvr
     """
+    check_libraries([*TRAINING, *PICTURES], "vl", "training on pictures")
     from deltaw.trainers.vl import VLSettings, grid_table, train_grid, train_vl
     from deltaw.trainers.vl.grid import grid_page, results_table
 

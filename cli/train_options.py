@@ -11,29 +11,15 @@ from typing import Any
 import click
 
 from deltaw.adapters.errors import DeltawError
-from deltaw.adapters.methods.registry import METHODS
-from deltaw.cli.output import emit_json
+from deltaw.cli.commands import ListOption
+from deltaw.cli.options import METHOD, Decorator, folder_option
+from deltaw.cli.output import complain, emit, emit_json, going_on, progress, remark
 
 # Where GaLore's package is installed, transformers imports bitsandbytes, which warns of kernels that nothing here uses.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def several(kind: Any) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], list[Any]]:
-    """Return an option's callback: what it was given, repeated or with commas between, as a list, each value once.
-
-    Arguments:
-        kind: click's type of one value.
-    """
-
-    def callback(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> list[Any]:
-        parts = [part.strip() for text in given for part in text.split(",")]
-        if not all(parts):
-            raise click.BadParameter(f"{','.join(given)!r} has an empty place", context, option)
-        return list(dict.fromkeys(kind.convert(part, option, context) for part in parts))
-
-    return callback
+# The libraries of deltaw[train] that every training needs.
+TRAINING = ("transformers", "accelerate")
 
 
 def rate_option(default: str) -> Decorator:
@@ -47,8 +33,9 @@ def rate_option(default: str) -> Decorator:
         kind: Any = click.FLOAT
         found = {}
         for text in given:
-            method, _, value = text.rpartition(":")
-            found[method] = kind.convert(value, option, context)
+            method, colon, value = text.rpartition(":")
+            name = METHOD.convert(method, option, context) if colon else ""
+            found[name] = kind.convert(value, option, context)
         return found
 
     return click.option(
@@ -61,6 +48,43 @@ def rate_option(default: str) -> Decorator:
     )
 
 
+def own_option(metavar: str, help: str) -> Decorator:
+    """Return --option, repeated as [METHOD:]NAME=VALUE; it comes as a dictionary by method, those of all under "".
+
+    A value is read as JSON where it is JSON (20, true, null), else it is text.
+
+    Arguments:
+        metavar: Whether METHOD: may stand before the name.
+    """
+
+    def callback(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for text in given:
+            before, equals, value = text.partition("=")
+            method, colon, name = before.rpartition(":") if ":" in metavar else ("", "", before)
+            if not equals or not name:
+                raise click.BadParameter(f"{text!r} is not {metavar}", context, option)
+            options = found.setdefault(METHOD.convert(method, option, context) if colon else "", {})
+            try:
+                options[name] = json.loads(value)
+            except ValueError:
+                options[name] = value
+        return found
+
+    return click.option("--option", "own", multiple=True, callback=callback, metavar=metavar, help=help)
+
+
+def rates_in_words(full: float, adapters: float) -> str:
+    """Return what the help says of the default learning rates.
+
+    Example:
+        >>> rates_in_words(2e-5, 4e-4)
+        '4e-4 (adapters) or 2e-5 (ft, galore); built-in has its own.'
+    """
+    of_adapters, of_full = (f"{rate:.0e}".replace("e-0", "e-") for rate in (adapters, full))
+    return f"{of_adapters} (adapters) or {of_full} (ft, galore); built-in has its own."
+
+
 def run_options(rank: str) -> Decorator:
     """Return a decorator with what says which runs are trained, and where to.
 
@@ -69,33 +93,12 @@ def run_options(rank: str) -> Decorator:
     """
     options = [
         click.option(
-            "--method",
-            "methods",
-            multiple=True,
-            callback=several(click.Choice(list(METHODS))),
-            required=True,
-            metavar="LIST",
-            help=f"One or several of: {', '.join(METHODS)}.",
+            "--method", "methods", cls=ListOption, kind=METHOD, required=True, help="One or several of: {names}."
         ),
-        click.option(
-            "--rank",
-            "ranks",
-            multiple=True,
-            callback=several(click.INT),
-            metavar="LIST",
-            help=f"Of the adapters. Default: {rank}.",
-        ),
-        click.option("--seed", "seeds", multiple=True, callback=several(click.INT), metavar="LIST", help="Default: 0."),
-        click.option(
-            "-o", "--out", type=click.Path(path_type=Path), required=True, help="The run folder, or the grid's."
-        ),
-        click.option(
-            "--option",
-            "own",
-            multiple=True,
-            metavar="[METHOD:]NAME=VALUE",
-            help="Another option of the methods, or of one of them alone; may be repeated.",
-        ),
+        click.option("--rank", "ranks", cls=ListOption, kind=click.INT, help=f"Of the adapters. Default: {rank}."),
+        seed_option,
+        folder_option("The run folder, or the grid's."),
+        own_option("[METHOD:]NAME=VALUE", "Another option of the methods, or of one of them alone; may be repeated."),
     ]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,6 +107,9 @@ def run_options(rank: str) -> Decorator:
         return function
 
     return decorate
+
+
+seed_option = click.option("--seed", "seeds", cls=ListOption, kind=click.INT, help="Default: 0.")
 
 
 def handing_on(options: Sequence[Decorator], to: str, names: Sequence[str], own: Sequence[str]) -> Decorator:
@@ -140,7 +146,7 @@ def train_runs(
     methods: Sequence[str],
     ranks: Sequence[int],
     seeds: Sequence[int],
-    own: Sequence[str],
+    own: dict[str, dict[str, Any]],
     rates: dict[str, float],
     as_json: bool,
     train_one: Callable[..., Any],
@@ -159,7 +165,7 @@ def train_runs(
     """
     from deltaw.trainers.grid import GridError, grid_runs
 
-    by_method = _by_method(own)
+    by_method = dict(own)
     if ranks and "rank" in by_method.get("", {}):
         raise click.UsageError("the rank is given by --rank and by --option; leave one of them out")
     settings = replace(
@@ -169,43 +175,27 @@ def train_runs(
     grid["rates"] = {method: rate for method, rate in rates.items() if method}
     runs = grid_runs(settings, **grid)
     if len(methods) == 1 and len(ranks) < 2 and len(seeds) < 2:
-        result = train_one(next(iter(runs.values())), out, progress=not as_json)
+        with going_on(out):
+            result = train_one(next(iter(runs.values())), out, progress=progress(as_json))
         if as_json:
             emit_json(asdict(result))
             return
-        click.echo(show_one(result))
-        click.echo(f"recorded in {out}")
+        emit(show_one(result))
+        remark(f"recorded in {out}")
         return
     failures: dict[str, str] = {}
     try:
-        results = train_grid(settings, out, **grid, progress=not as_json)
+        with going_on(out):
+            results = train_grid(settings, out, **grid, progress=progress(as_json))
     except GridError as error:
         results, failures = error.results, error.failures
     table = grid_table(results)
     if as_json:
         emit_json({"results": [asdict(r) for r in results], "table": table.to_dict(orient="records")})
     elif results:
-        click.echo(grid_page(table))
-        click.echo(f"recorded in {out}, one folder a run; the table is in {out / 'results.csv'} and results.md")
+        emit(grid_page(table))
+        remark(f"recorded in {out}, one folder a run; the table is in {out / 'results.csv'} and results.md")
     for name, reason in failures.items():
-        click.echo(f"deltaw: {name} failed: {reason}", err=True)
+        complain(f"{name} failed: {reason}", 1)
     if failures:
         raise DeltawError(f"{len(failures)} of {len(runs)} runs failed; the same command tries them again")
-
-
-def _by_method(given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Split every [METHOD:]NAME=VALUE; those for all methods stand under "".
-
-    A value is read as JSON where it is JSON (20, true, null), else it is text.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for text in given:
-        before, equals, value = text.partition("=")
-        method, _, name = before.rpartition(":")
-        if not equals or not name:
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE or METHOD:NAME=VALUE", param_hint="--option")
-        try:
-            found.setdefault(method, {})[name] = json.loads(value)
-        except ValueError:
-            found.setdefault(method, {})[name] = value
-    return found

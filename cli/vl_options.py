@@ -6,22 +6,30 @@ from typing import Any
 
 import click
 
-from deltaw.cli.train_options import Decorator, handing_on, rate_option, several
+from deltaw.cli.commands import ListOption, OneOf
+from deltaw.cli.options import Decorator, with_default
+from deltaw.cli.train_options import handing_on, rate_option, rates_in_words
+from deltaw.trainers.settings import BASES
+from deltaw.trainers.vl.settings import BATCH_SIZES, BLOCKS, KINDS, LEARNING_RATES, RANKS, TASKS, VLSettings
 
-TASKS = ("vqa", "gqa", "nlvr", "caption")
-BLOCKS = ("encoder", "decoder", "cross")
-KINDS = ("query", "key", "value", "output", "up", "down")
+PICTURES = ("PIL",)
+
+
+def _by_model(default: dict[str, int]) -> str:
+    return f"{default['other']}; {default['builtin']} with the built-in model"
+
+
+RANK_DEFAULT = _by_model(RANKS)
 
 
 def _choices(name: str, known: tuple[str, ...], default: str | None, text: str) -> Decorator:
     """An option with several of these values, separated by commas."""
     return click.option(
         name,
-        multiple=True,
-        callback=several(click.Choice(known)),
+        cls=ListOption,
+        kind=OneOf(known),
         default=None if default is None else [default],
         show_default=default is not None,
-        metavar="LIST",
         help=text,
     )
 
@@ -35,46 +43,64 @@ _OPTIONS: list[Decorator] = [
         help="Features (.safetensors, .h5, .hdf5), or an encoder: timm/NAME, timm/NAME@WEIGHTS_FILE, "
         "open_clip/NAME/PRETRAINED. Default: the built-in one.",
     ),
-    click.option(
+    with_default(
         "--data",
         multiple=True,
-        default=["builtin"],
-        show_default=True,
+        default=list(VLSettings.data),
         help="builtin, easy-vqa, or a folder with VQA v2, GQA, NLVR², COCO captions or NLVR 1; may be repeated.",
     ),
     _choices("--tasks", TASKS, None, f"Of {', '.join(TASKS)}. Default: all that the data have."),
-    _choices("--where", BLOCKS, ",".join(BLOCKS), "The blocks that are adapted; cross is cross attention."),
+    _choices("--where", BLOCKS, ",".join(VLSettings.where), "The blocks that are adapted; cross is cross attention."),
     _choices(
         "--kinds",
         KINDS,
-        "query,value",
+        ",".join(VLSettings.kinds),
         f"The matrices that are adapted, of {', '.join(KINDS)}. DoRA's Table 9 has query,key; its figures show "
         "query and value.",
     ),
     click.option("--targets", multiple=True, help="Glob pattern, instead of --where and --kinds; may be repeated."),
-    click.option("--epochs", type=int, default=20, show_default=True),
-    rate_option("1e-3 (adapters) or 1e-4 (ft, galore); built-in has its own."),
-    click.option("--batch-size", type=int, help="Examples of one task. Default: 300; 32 with the built-in model."),
-    click.option("--warmup-ratio", type=float, default=0.1, show_default=True),
-    click.option("--weight-decay", type=float, default=0.0, show_default=True),
-    click.option("--max-length", type=int, default=128, show_default=True, help="Of a question, in tokens."),
-    click.option("--answer-length", type=int, default=40, show_default=True, help="Of an answer, in tokens."),
-    click.option("--alpha", type=float, help="Scaling is alpha / rank. Default: 128; 8 with the built-in model."),
+    with_default("--epochs", type=int, default=VLSettings.epochs),
+    rate_option(rates_in_words(*LEARNING_RATES["other"])),
+    click.option("--batch-size", type=int, help=f"Examples of one task. Default: {_by_model(BATCH_SIZES)}."),
+    with_default("--warmup-ratio", type=float, default=VLSettings.warmup_ratio),
+    with_default("--weight-decay", type=float, default=VLSettings.weight_decay),
+    with_default("--max-length", type=int, default=VLSettings.max_length, help="Of a question, in tokens."),
+    with_default(
+        "--answer-length",
+        type=int,
+        default=VLSettings.answer_length,
+        help="Of an answer, in tokens.",
+    ),
+    click.option("--alpha", type=float, help=f"Scaling is alpha / rank. Default: {_by_model(RANKS)}."),
     click.option("--dropout", type=float, help="Of the adapters' input. Default: 0."),
-    click.option(
+    with_default(
         "--base",
-        type=click.Choice(["full", "nf4"]),
-        default="full",
-        show_default=True,
+        type=OneOf(BASES),
+        default=VLSettings.base,
         help="nf4: the targets in 4 bits (QLoRA, QBoRA, …).",
     ),
-    click.option("--checkpoints", type=int, default=4, show_default=True, help="Evenly spaced, the last at the end."),
+    with_default(
+        "--checkpoints",
+        type=int,
+        default=VLSettings.checkpoints,
+        help="Evenly spaced, the last at the end.",
+    ),
     click.option("--record-every", type=int, help="Steps between checkpoints, instead of --checkpoints."),
     click.option("--limit", type=int, help="At most so many training examples a task. Default: all."),
     click.option("--dev-limit", type=int, help="The same for scoring. Default: a quarter of --limit."),
-    click.option("--eval-every", type=int, default=5, show_default=True, help="Epochs between two evaluations."),
-    click.option("--beams", type=int, default=1, show_default=True, help="Of the search for an answer."),
-    click.option("--save-every", type=int, default=5, show_default=True, help="Epochs between states to go on from."),
+    with_default(
+        "--eval-every",
+        type=int,
+        default=VLSettings.eval_every,
+        help="Epochs between two evaluations.",
+    ),
+    with_default("--beams", type=int, default=VLSettings.beams, help="Of the search for an answer."),
+    with_default(
+        "--save-every",
+        type=int,
+        default=VLSettings.save_every,
+        help="Epochs between states to go on from.",
+    ),
 ]
 _NAMES = ["model", "vision", "epochs", "learning_rate", "batch_size", "warmup_ratio", "weight_decay", "max_length"]
 _NAMES += ["answer_length", "base", "checkpoints", "record_every", "limit", "dev_limit", "eval_every", "beams"]

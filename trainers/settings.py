@@ -13,6 +13,8 @@ from deltaw.adapters.methods.registry import create, options_of
 if TYPE_CHECKING:
     from deltaw.adapters.method import Method  # loads torch
 
+BASES = ("full", "nf4")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(ABC):
@@ -51,7 +53,7 @@ class Settings(ABC):
 
     def __post_init__(self) -> None:
         self.at_least_one("epochs", "batch_size", "save_every", "max_length", "context_batches")
-        if self.base not in ("full", "nf4"):
+        if self.base not in BASES:
             raise OptionError(f"base must be 'full' or 'nf4', not {self.base!r}")
         if not 0 <= self.warmup_ratio < 1:
             raise OptionError(f"warmup_ratio must lie in [0, 1), not {self.warmup_ratio!r}")

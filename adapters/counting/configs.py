@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig
 
 _LLAMA_7B: dict[str, Any] = {
@@ -118,12 +117,14 @@ def named_config(name: str) -> "PretrainedConfig":
     return AutoConfig.for_model(**CONFIGS[name])
 
 
-def complete(name: str, model: nn.Module) -> None:
+def complete(name: str, model: "nn.Module") -> None:
     """Add, in place, what the named model has beside its transformers class: VL-BART's embedding of visual features.
 
     It projects the features and the box (4 numbers and the area), each with a layer norm, and embeds which of two
     images they are from, as VL-T5 and VL-Adapter do.
     """
+    from torch import nn  # not above: the names of the configurations are shown in the help, which needs no torch
+
     features = _VISUAL_FEATURES.get(name)
     if features is None:
         return

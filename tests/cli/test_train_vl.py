@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 
 from deltaw.analysis import Trajectory
 from deltaw.cli import main
-from deltaw.cli.vl_options import BLOCKS, KINDS, TASKS
 from deltaw.trainers.vl import experiment
+from deltaw.trainers.vl.settings import BLOCKS, KINDS, TASKS
 
 SMALL = ["--epochs", 1, "--batch-size", 12, "--answer-length", 6]
 

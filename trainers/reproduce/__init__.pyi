@@ -1,12 +1,12 @@
-from .bora import BORA_METHODS as BORA_METHODS
 from .bora import reproduce_bora as reproduce_bora
 from .common import FORMATS as FORMATS
 from .common import Report as Report
 from .common import results_table as results_table
-from .dora import DORA_METHODS as DORA_METHODS
 from .dora import reproduce_dora as reproduce_dora
 from .dual_lora import reproduce_dual_lora as reproduce_dual_lora
 from .every import reproduce_all as reproduce_all
 from .every import summary_page as summary_page
-from .sbora import SBORA_METHODS as SBORA_METHODS
 from .sbora import reproduce_sbora as reproduce_sbora
+from .settings import BORA_METHODS as BORA_METHODS
+from .settings import DORA_METHODS as DORA_METHODS
+from .settings import SBORA_METHODS as SBORA_METHODS

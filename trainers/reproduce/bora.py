@@ -18,8 +18,7 @@ from deltaw.trainers.reproduce.common import (
     run_folder,
     write_report,
 )
-
-BORA_METHODS = ("ft", "lora", "dora", "dora-row", "bora")
+from deltaw.trainers.reproduce.settings import BORA_METHODS
 
 
 def reproduce_bora(

@@ -14,11 +14,11 @@ from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.runs import open_runs, table
 from deltaw.trainers.grid import grid_runs
 from deltaw.trainers.reproduce.common import Report, measured, results_frame, run_folder, write_report
+from deltaw.trainers.reproduce.settings import DORA_METHODS
 from deltaw.trainers.vl.experiment import check_vl, finished_vl, train_vl
 from deltaw.trainers.vl.grid import grid_page, grid_table
 from deltaw.trainers.vl.settings import VLSettings
 
-DORA_METHODS = ("ft", "lora", "dora", "dora-row")
 COMPARED: dict[Axis, str] = {"column": "dora", "row": "dora-row"}  # the paper's equation, and its authors' code
 
 

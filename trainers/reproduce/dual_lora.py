@@ -14,6 +14,7 @@ from deltaw.analysis.tables.runs import open_runs, table
 from deltaw.trainers.cola.grid import grid_page, grid_table, train_grid
 from deltaw.trainers.cola.settings import ColaSettings
 from deltaw.trainers.reproduce.common import Report, measured, results_frame, write_report
+from deltaw.trainers.reproduce.settings import DUAL_LORA_RANK, DUAL_LORA_RATIOS
 
 BASELINES = ("lora", "dora")
 METHOD = "dual-lora"
@@ -22,8 +23,8 @@ METHOD = "dual-lora"
 def reproduce_dual_lora(
     out: str | Path,
     settings: ColaSettings,
-    rank: int = 8,
-    ratios: int = 5,
+    rank: int = DUAL_LORA_RANK,
+    ratios: int = DUAL_LORA_RATIOS,
     seeds: Sequence[int] | None = None,
     *,
     progress: bool = True,

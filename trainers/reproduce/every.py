@@ -12,10 +12,10 @@ from deltaw.trainers.reproduce.common import Report
 from deltaw.trainers.reproduce.dora import reproduce_dora
 from deltaw.trainers.reproduce.dual_lora import reproduce_dual_lora
 from deltaw.trainers.reproduce.sbora import reproduce_sbora
+from deltaw.trainers.reproduce.settings import DUAL_LORA_RANK, GRID_EPOCHS
 from deltaw.trainers.vl.settings import VLSettings
 
 SUMMARY = "summary.md"
-SHORTER = 40  # epochs of the grids of SBoRA and Dual LoRA, where nothing is said
 
 
 def reproduce_all(
@@ -23,7 +23,7 @@ def reproduce_all(
     cola: ColaSettings,
     vl: VLSettings,
     *,
-    rank: int = 8,
+    rank: int = DUAL_LORA_RANK,
     grid_epochs: int | None = None,
     seeds: Sequence[int] | None = None,
     progress: bool = True,
@@ -47,7 +47,7 @@ def reproduce_all(
     out = Path(out)
     seeds = list(seeds or [cola.seed])
     of_bora = replace(cola, options=cola.options | {"rank": rank})
-    shorter = replace(cola, epochs=grid_epochs or SHORTER)
+    shorter = replace(cola, epochs=grid_epochs or GRID_EPOCHS)
     steps: dict[str, Callable[[Path], Report]] = {
         "bora": lambda folder: reproduce_bora(folder, of_bora, seeds=seeds, progress=progress),
         "dora": lambda folder: reproduce_dora(folder, vl, seeds=seeds, progress=progress),

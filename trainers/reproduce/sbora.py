@@ -18,15 +18,14 @@ from deltaw.trainers.cola.experiment import ColaResult
 from deltaw.trainers.cola.grid import grid_page, grid_table, train_grid
 from deltaw.trainers.cola.settings import ColaSettings
 from deltaw.trainers.reproduce.common import Report, measured, results_frame, write_report
-
-SBORA_METHODS = ("lora", "dora", "sbora-fa", "sbora-fb")
+from deltaw.trainers.reproduce.settings import SBORA_METHODS, SBORA_RANKS
 
 
 def reproduce_sbora(
     out: str | Path,
     settings: ColaSettings,
     methods: Sequence[str] = SBORA_METHODS,
-    ranks: Sequence[int] = (8, 16),
+    ranks: Sequence[int] = SBORA_RANKS,
     seeds: Sequence[int] | None = None,
     *,
     progress: bool = True,

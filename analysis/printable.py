@@ -1,0 +1,64 @@
+"""Text from files on its way to a terminal or a spreadsheet: no control character, no formula."""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Return a text with everything that a terminal obeys instead of showing it written out, as ``\x1b``.
+
+    These are control characters, line breaks, marks that turn the direction of writing or are not seen, and halves of
+    surrogate pairs. Names of modules, files and methods come from strangers, and may hold any of them.
+
+    Arguments:
+        text: To be shown.
+        keep: Characters that stay as they are, as the line breaks of a table.
+
+    Example:
+        >>> print(printable("h.0.\x1b[2J\u202egnp"), printable("ΔM of layer.0"))
+        h.0.\x1b[2J\u202egnp ΔM of layer.0
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if _shown(character, keep) else _escaped(character) for character in text)
+
+
+def spreadsheet_cell(text: str) -> str:
+    """Return a text as a cell of a CSV file: printable, and with an apostrophe before what would be a formula.
+
+    A spreadsheet computes a cell that begins with =, +, - or @ (or a tab or a line break before one), even in a file of
+    somebody else's; the apostrophe is its own mark for text.
+
+    Example:
+        >>> spreadsheet_cell("=1+1"), spreadsheet_cell("layer.0")
+        ("'=1+1", 'layer.0')
+    """
+    return ("'" if text.startswith(_FORMULA) else "") + printable(text)
+
+
+def spreadsheet_safe(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Return a table whose texts are cells as ``spreadsheet_cell`` makes them; numbers stay numbers.
+
+    Arguments:
+        frame: Of any columns; it is not changed.
+    """
+    texts: Sequence[str] = [name for name in frame.columns if frame[name].dtype.kind not in "biufcmM"]
+    cells = {
+        name: frame[name].map(lambda cell: spreadsheet_cell(cell) if isinstance(cell, str) else cell) for name in texts
+    }
+    return frame.assign(**cells)
+
+
+def _shown(character: str, keep: str) -> bool:
+    return character.isprintable() or character in keep or unicodedata.category(character) == "Zs"
+
+
+def _escaped(character: str) -> str:
+    """Write a character out as Python does; what Python would show, too."""
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
