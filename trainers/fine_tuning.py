@@ -23,8 +23,8 @@ from deltaw.adapters.injection import inject, linear_shape, repeated
 from deltaw.adapters.method import Method
 from deltaw.adapters.methods.lora_plus import parameter_groups
 from deltaw.adapters.quantization import load_bitsandbytes, quantize
-from deltaw.analysis.records.atomic import write_text
 from deltaw.analysis.records.format import BASE, CHECKPOINTS, MANIFEST, read_manifest
+from deltaw.analysis.records.results import RESULT, read_result, write_result
 from deltaw.trainers.callback import RecorderCallback
 from deltaw.trainers.memory import peak_megabytes, reset_peak
 from deltaw.trainers.recorder import LOCK
@@ -32,7 +32,7 @@ from deltaw.trainers.schedules import Schedule
 from deltaw.trainers.settings import Settings
 
 R = TypeVar("R")
-RESULT, TRAINING = "result.json", "training"
+TRAINING = "training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ def fine_tune(settings: Settings, task: Task, out: Path, *, progress: bool) -> T
 
 def finish(settings: Settings, out: Path, result: Any) -> None:
     """Keep the result in the run folder, and drop the states to go on from."""
-    write_text(out / RESULT, json.dumps({"settings": settings.plain(), "result": asdict(result)}, indent=1))
+    write_result(out, settings.plain(), asdict(result))
     shutil.rmtree(out / TRAINING, ignore_errors=True)
 
 
@@ -188,14 +188,16 @@ def finished(settings: Settings, out: Path, kind: Callable[..., R]) -> R | None:
         RecordError: The folder holds something else.
     """
     wanted = settings.plain()
-    if (out / RESULT).is_file():
+    kept = read_result(out)
+    if kept is not None:
+        values = {"rank": kept.options.get("rank")} | kept.values
+        if values.get("seconds_per_epoch", 0.0) is None:
+            values["seconds_per_epoch"] = math.nan  # every epoch was trained before the run went on
         try:
-            kept = json.loads((out / RESULT).read_text(encoding="utf-8"))
-            there = kept["settings"]
-            result = kind(**{"rank": there["options"].get("rank")} | kept["result"])
-        except (ValueError, KeyError, TypeError) as error:
+            result = kind(**values)
+        except TypeError as error:
             raise RecordError(f"{out / RESULT}: is damaged ({error})") from None
-        _same_settings(out, there, wanted)
+        _same_settings(out, kept.settings, wanted)
         return result
     if (out / MANIFEST).is_file():
         _same_settings(out, read_manifest(out).info.get("settings", {}), wanted)

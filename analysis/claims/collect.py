@@ -1,6 +1,5 @@
 """Reading recorded runs into the tables that claims are held against."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,9 +10,9 @@ import pandas as pd
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.analysis.claims.dora import GRANULAR
 from deltaw.analysis.claims.evidence import CHANGES, REGIONS, RUNS, SCORES, SPECTRA, Evidence, four_of
+from deltaw.analysis.records.results import read_result
 from deltaw.analysis.trajectory import Step, Trajectory
 
-RESULT = "result.json"  # beside the manifest, where the run was an experiment of ours
 BORAS = ("ft", "lora", "dora", "dora-row", "bora")
 DORAS = ("ft", "lora", "dora", "dora-row")
 DORAS_KINDS = ("query", "key", "value")
@@ -155,18 +154,8 @@ def _last_common(runs: Sequence[Trajectory]) -> int | None:
 
 def _result(run: Trajectory) -> dict[str, Any]:
     """What result.json holds, with the settings; empty where there is none."""
-    path = run.path / RESULT
-    if not path.is_file():
-        return {}
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        found, settings = kept["result"], kept["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{path}: is damaged ({error})") from None
-    if not isinstance(found, dict) or not isinstance(settings, dict):
-        raise RecordError(f"{path}: is damaged (result and settings must be objects)")
-    whole: dict[str, Any] = found | {"settings": settings}
-    return whole
+    kept = read_result(run.path)
+    return {} if kept is None else kept.values | {"settings": kept.settings}
 
 
 def _settings(run: Trajectory, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """From run folders, or results of training, to the table that a figure is drawn from."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +12,11 @@ from deltaw.adapters.injection import matching
 from deltaw.adapters.methods.registry import METHODS
 from deltaw.analysis.figures.drawing.rows import spread_out
 from deltaw.analysis.measures.change import Axis
+from deltaw.analysis.records.results import RESULT, has_result, read_result
 from deltaw.analysis.tables import dynamics
 from deltaw.analysis.tables.runs import open_runs, table
 from deltaw.analysis.tables.tidy import display_name
 from deltaw.analysis.trajectory import Trajectory
-
-RESULT = "result.json"
 
 Paths = Sequence[str | Path | Trajectory]
 Side = Literal["right", "left"]
@@ -198,13 +196,13 @@ def results(paths: Sequence[str | Path]) -> pd.DataFrame:
     for path in map(Path, paths):
         if path.is_file() and path.suffix == ".csv":
             frames.append(_read_csv(path))
-        elif (path / RESULT).is_file():
-            frames.append(pd.DataFrame([_result(path / RESULT)]))
+        elif has_result(path):
+            frames.append(pd.DataFrame([_result(path)]))
         else:
             inside = sorted(path.glob(f"*/{RESULT}"))
             if not inside:
                 raise RecordError(f"{path}: is no .csv file of results, and no run folder with {RESULT}")
-            frames.append(pd.DataFrame([_result(one) for one in inside]))
+            frames.append(pd.DataFrame([_result(one.parent) for one in inside]))
     frame = pd.concat(frames, ignore_index=True)
     for column in ("rank", "direction_rank"):
         frame[column] = (
@@ -225,15 +223,12 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _result(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        options = data["settings"]["options"]
-        return {name: options.get(name) for name in ("rank", "direction_rank")} | {
-            key: value for key, value in data["result"].items() if value is not None
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path}: is no result of a training run ({type(error).__name__}: {error})") from None
+def _result(folder: Path) -> dict[str, Any]:
+    found = read_result(folder)
+    if found is None or "options" not in found.settings:
+        raise RecordError(f"{folder / RESULT}: is no result of a training run (it has no settings.options)")
+    ranks = {name: found.options.get(name) for name in ("rank", "direction_rank")}
+    return ranks | {key: value for key, value in found.values.items() if value is not None}
 
 
 def _changes(paths: Paths, pairs: Any, kind: str | None, modules: Sequence[str] | None) -> pd.DataFrame:

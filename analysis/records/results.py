@@ -1,0 +1,138 @@
+"""``result.json``: what an experiment came to, beside the manifest of the run it belongs to.
+
+    {"settings": {"method": "bora", "options": {"rank": 8}, …}, "result": {"method": "bora", "best_mcc": 0.6, …}}
+
+JSON has no NaN: a number that was not measured is null.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltaw.adapters.errors import RecordError
+from deltaw.analysis.records.atomic import write_text
+from deltaw.analysis.records.storage import LocalStorage
+
+RESULT = "result.json"
+LIMIT = 10_000_000  # bytes; a result of a thousand epochs has 200,000
+DEPTH = 20  # of nesting
+NUMBERS = (
+    "trainable", "share", "best_mcc", "final_mcc", "best_epoch", "mean", "seconds_per_epoch", "peak_megabytes",
+    "learning_rate", "epochs", "seed", "rank", "direction_rank",
+)  # fmt: skip
+TEXTS = ("method", "out", "device")
+BY_TASK = ("scores", "prior")  # a number for each task
+UNMEASURED = "seconds_per_epoch"  # NaN in results of earlier versions where no epoch was left to train
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a file says.
+
+    Arguments:
+        settings: The settings of the experiment, as plain values.
+        values: What it came to: numbers, and texts, by the names of the experiment's result.
+    """
+
+    settings: dict[str, Any]
+    values: dict[str, Any]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the method."""
+        found: dict[str, Any] = self.settings.get("options", {})
+        return found
+
+
+def has_result(folder: Path) -> bool:
+    """Return whether a run has one."""
+    return (folder / RESULT).is_file()
+
+
+def read_result(folder: Path) -> Result | None:
+    """Return the result of a run, ``None`` where it has none.
+
+    Raises:
+        RecordError: The file is damaged: it is too large or too deep, no JSON, holds NaN or infinity, or a value of
+            another type than it should be; names the file and the value.
+    """
+    storage = LocalStorage(folder)
+    where = storage.file(RESULT)
+    if not storage.has(RESULT):
+        return None
+    size = storage.size(RESULT)
+    if size > LIMIT:
+        raise RecordError(f"{where}: is damaged, it has {size} bytes; a result has at most {LIMIT}")
+    try:
+        raw = json.loads(bytes(storage.read(RESULT, 0, size)).decode("utf-8"))
+        return _checked(raw)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{where}: is damaged ({str(error)[:200]})") from None
+
+
+def write_result(folder: Path, settings: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Write the result of a run; a number that is not finite becomes null.
+
+    Raises:
+        WriteError: The disk is full or cannot be written to.
+    """
+    plain = {"settings": _without_nan(settings), "result": _without_nan(values)}
+    write_text(folder / RESULT, json.dumps(plain, indent=1, allow_nan=False))
+
+
+def _checked(raw: Any) -> Result:
+    _plain(raw, DEPTH, "")
+    if not isinstance(raw, dict):
+        raise ValueError("it holds no mapping")
+    settings, values = raw.get("settings"), raw.get("result")
+    if not isinstance(settings, dict) or not isinstance(values, dict):
+        raise ValueError("settings and result must be mappings")
+    if not isinstance(settings.get("options", {}), dict):
+        raise ValueError("settings.options must be a mapping")
+    for name in TEXTS:
+        if not isinstance(values.get(name, ""), str):
+            raise ValueError(f"{name} is {values[name]!r:.40}, it should be a text")
+    for name in NUMBERS:
+        if name in values and not _is_number(values[name]):
+            raise ValueError(f"{name} is {values[name]!r:.40}, it should be a number")
+    for name in BY_TASK:
+        if name in values and not _are_numbers(values[name]):
+            raise ValueError(f"{name} is {values[name]!r:.40}, it should be numbers by task")
+    if "n_dev" in values and not (_is_number(values["n_dev"]) or _are_numbers(values["n_dev"])):
+        raise ValueError(f"n_dev is {values['n_dev']!r:.40}, it should be a number, or numbers by task")
+    return Result(settings, values)
+
+
+def _plain(raw: Any, depth: int, name: str) -> None:
+    """Raise where values are nested deeper than so much, or a number is none."""
+    if depth == 0:
+        raise ValueError(f"it is nested more than {DEPTH} deep")
+    if isinstance(raw, dict):
+        for key, value in raw.items():
+            _plain(value, depth - 1, key)
+    elif isinstance(raw, list):
+        for value in raw:
+            _plain(value, depth - 1, name)
+    elif isinstance(raw, float) and not math.isfinite(raw) and not (math.isnan(raw) and name == UNMEASURED):
+        raise ValueError(f"{name:.40} is {raw}, which is no number")
+    elif isinstance(raw, int) and abs(raw) >= 2**63:
+        raise ValueError(f"{name:.40} is too large a number")
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_number(one) for one in value.values())
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
