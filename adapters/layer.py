@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from deltaw.adapters.clock import follow, version
 from deltaw.adapters.method import Method, State
-from deltaw.adapters.residual import Lost, can_be_held, restored, subtracted
-from deltaw.adapters.sharded import full, spread_like
+from deltaw.adapters.residual import PRECISE, residual_of
+from deltaw.adapters.sharded import full, is_spread
 
 _MOVED: weakref.WeakValueDictionary[Any, Tensor] = weakref.WeakValueDictionary()  # what moved, by what it was
 
@@ -27,9 +27,12 @@ class AdaptedLayer(nn.Module):
     """A linear layer under a method.
 
     ``weight`` and ``bias`` are the original's own parameters, frozen and under their own names, so a state dict of the
-    base model still loads. (PiSSA and CorDA have a residual for ``weight``; ``base`` and the state dict have W₀.) The
-    method's tensors stand beside them (``lora_A``, ``magnitude``, …), trainable ones as parameters and frozen ones as
-    buffers, in float32 where the base is of lower precision.
+    base model still loads. The method's tensors stand beside them (``lora_A``, ``magnitude``, …), trainable ones as
+    parameters and frozen ones as buffers, in float32 where the base is of lower precision.
+
+    PiSSA and CorDA multiply by the ``residual`` in the place of W₀. It follows from W₀ and the method's tensors and is
+    made anew with them, so it is neither a parameter nor a buffer: it is in no state dict, and DDP, which sends all
+    buffers to all processes in every forward, leaves it alone.
 
     Arguments:
         source: An ``nn.Linear``, or transformers' ``Conv1D``, which stores its weight transposed.
@@ -42,7 +45,6 @@ class AdaptedLayer(nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    _lost: Lost | None = None  # of W₀, where ``weight`` is a residual
 
     def __init__(
         self,
@@ -78,7 +80,9 @@ class AdaptedLayer(nn.Module):
         self._read: tuple[int, int] | None = None  # the parameter's, at the last pass that can lead to a step
         if method.moving:
             follow(self)
-        self._take_out()
+        self._residual: Tensor | None = None
+        self._residual_of: tuple[int, int] | None = None  # the ``version`` of the weight that it was made of
+        self._make_residual()
 
     def _adopt(self, source: nn.Module) -> None:
         """Take over the original's parameters."""
@@ -89,22 +93,30 @@ class AdaptedLayer(nn.Module):
         self.register_parameter("bias", None if bias is None else bias.requires_grad_(False))
 
     @property
-    def held(self) -> Tensor:
-        """What stands in the place of W₀, (out, in): W₀, or the residual."""
+    def base(self) -> Tensor:
+        """W₀, (out, in)."""
         return self.weight.T if self.transposed else self.weight
 
     @property
-    def holds_residual(self) -> bool:
-        """Whether a residual stands in the place of W₀."""
-        return self._lost is not None
+    def residual(self) -> Tensor | None:
+        """W₀ − U V (out, in), where the method takes a part U V out of W₀; ``None`` where it takes W₀ as it is.
+
+        It is made anew after a change of the weight, as by an optimizer that had it for a while, or by DDP's first
+        broadcast, which may also have brought other U and V. While the weight is trained there is none.
+        """
+        if not torch.compiler.is_compiling():
+            if self.weight.requires_grad:
+                self._residual, self._residual_of = None, None
+            elif not is_spread(self.weight) and self._residual_is_stale():
+                self._make_residual()
+        residual = self._residual
+        usable = residual is not None and residual.dtype == self.weight.dtype and not self.weight.requires_grad
+        return residual if usable else None
 
     @property
-    def base(self) -> Tensor:
-        """W₀, (out, in); made again, bit for bit, where a residual stands in its place."""
-        factors = None if self._lost is None else self.method.taken_out(self.state())
-        if self._lost is None or factors is None:
-            return self.held
-        return restored(full(self.held), *factors, self._lost)
+    def holds_residual(self) -> bool:
+        """Whether there is a residual."""
+        return self.residual is not None
 
     @property
     def base_dtype(self) -> torch.dtype:
@@ -137,13 +149,13 @@ class AdaptedLayer(nn.Module):
         """Return ΔW = W' − W₀, (out, in)."""
         self.method.observe(self)
         with torch.autocast(self.weight.device.type, enabled=False):
-            return self.method.update(self._base_of_factors(), self.state())
+            return self.method.update(self._wide_base(), self.state())
 
     @torch.no_grad()
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where the method has no such form."""
         self.method.observe(self)
-        return self.method.factors(self._base_of_factors(), self.state())
+        return self.method.factors(self._wide_base(), self.state())
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def steps_taken(self) -> int:
@@ -185,32 +197,20 @@ class AdaptedLayer(nn.Module):
     def _wide_base(self) -> Tensor:
         return self.base.to(WIDENED.get(self.base_dtype, self.base_dtype))
 
-    def _base_of_factors(self) -> Tensor:
-        return self.held if self.holds_residual else self._wide_base()  # which then is not looked at
+    def _make_residual(self) -> None:
+        """Make the residual of W₀ as it is now; where the weight is sharded, in all processes together."""
+        self._residual, self._residual_of = None, version(self.weight)
+        if self.weight.dtype in PRECISE and self.weight.device.type != "meta":
+            with torch.inference_mode(False), torch.no_grad():  # made while evaluating, it serves training as well
+                if taken := self.method.residual(self.state()):
+                    self._residual = residual_of(full(self.base), *taken)
 
-    @torch.no_grad()
-    def _take_out(self) -> None:
-        """Put the residual in the place of W₀, where the method has one and W₀ can be made of it again."""
-        if self._lost is not None or not can_be_held(self.weight):
-            return
-        if factors := self.method.taken_out(self.state()):
-            residual, self._lost = subtracted(full(self.held), *factors)
-            self._hold(residual)
-
-    @torch.no_grad()
-    def _put_back(self) -> None:
-        """Put W₀ in the place of the residual."""
-        if self._lost is not None:
-            base, self._lost = self.base, None
-            self._hold(base)
-
-    def _hold(self, matrix: Tensor) -> None:
-        """Put a matrix (out, in) in the place of W₀: as another parameter, for the old one may be others' as well."""
-        stored = spread_like(matrix.T.contiguous() if self.transposed else matrix, self.weight)
-        if self.weight.requires_grad:  # an optimizer may have it
-            self.weight.copy_(stored)
-        else:
-            self.weight = nn.Parameter(stored, requires_grad=False)
+    def _residual_is_stale(self) -> bool:
+        if self._residual_of is None:
+            return True
+        # FSDP2 puts another parameter in the weight's place for a forward, perhaps one of less precision: no change.
+        changed = self._residual_of[0] == id(self.weight) and self._residual_of != version(self.weight)
+        return changed or (self._residual is not None and self._residual.device != self.weight.device)
 
     def constants(self) -> list[str]:
         """Return the names of the tensors that never change."""
@@ -218,13 +218,11 @@ class AdaptedLayer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the layer; what it has in common with other layers of its shape stays in common."""
-        if self.holds_residual and fn(torch.empty(0, dtype=self.weight.dtype)).dtype != self.weight.dtype:
-            self._put_back()
         before = {name: self.tensor(name) for name in self.constants()}
+        kind = self.weight.dtype, self.weight.device
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.weight.device.type == "meta":
-            self._lost = None
-        self._take_out()
+        if kind != (self.weight.dtype, self.weight.device):
+            self._make_residual()
         for name, old in before.items():
             moved = self.tensor(name)
             if "meta" in (old.device.type, moved.device.type):
@@ -241,17 +239,14 @@ class AdaptedLayer(nn.Module):
         with torch.no_grad():
             self.method.observe(self)  # what is saved is what the next forward would use
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.holds_residual:
-            base = self.base.T.contiguous() if self.transposed else self.base
-            destination[prefix + "weight"] = spread_like(base, self.weight)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._put_back()  # what is loaded is W₀
         super()._load_from_state_dict(*args, **kwargs)
-        self._take_out()
+        self._make_residual()
         self._read = None  # loading writes to the parameters, but is no step
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._residual_of = version(self.weight)  # a copy's is of the copy
         if self.method.moving:
             follow(self)  # a copy counts for itself

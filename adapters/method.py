@@ -34,12 +34,8 @@ class Layer(Protocol):
         """W₀ (out, in)."""
 
     @property
-    def held(self) -> Tensor:
-        """What stands in the place of W₀, (out, in): W₀, or the residual."""
-
-    @property
-    def holds_residual(self) -> bool:
-        """Whether a residual stands in the place of W₀."""
+    def residual(self) -> Tensor | None:
+        """W₀ − U V (out, in) with the method's ``residual`` U, V; ``None`` where the layer has to do with W₀."""
 
     def tensor(self, name: str) -> Tensor:
         """Return one of the method's tensors."""
@@ -185,10 +181,10 @@ class Method(ABC):
         """Return the names of the frozen tensors that never change; a record keeps them once."""
         return [name for name in self.frozen_shapes(out_features, in_features) if name not in self.moving]
 
-    def taken_out(self, state: State) -> tuple[Tensor, Tensor] | None:
-        """Return U (out, r) and V (r, in) where a layer may hold W₀ − U V in the place of W₀, else ``None``.
+    def residual(self, state: State) -> tuple[Tensor, Tensor] | None:
+        """Return U (out, r) and V (r, in) where a layer shall keep W₀ − U V beside W₀ for the forward, else ``None``.
 
-        Then neither ``update`` nor ``factors`` may look at W₀.
+        They must not change in training. A layer whose weight is of lower precision than float32 keeps none.
         """
         del state
         return None

@@ -245,6 +245,14 @@ class QuantizedLayer(AdaptedLayer):
         finally:
             self._now = None
 
+    def _make_residual(self) -> None:
+        """Of a matrix in 4 bits there is none, whatever dtype the library packs these into."""
+        self._residual, self._residual_of = None, None
+
+    @property
+    def residual(self) -> None:
+        """None: it would be a coarse one."""
+
     def _dequantized_again(self) -> Tensor:
         return dequantized(self, self._dtype)
 

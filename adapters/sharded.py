@@ -14,12 +14,3 @@ def full(tensor: Any) -> Tensor:
     """Return the tensor with all its parts; for a ``DTensor`` all processes have to call this together."""
     whole: Tensor = tensor.full_tensor() if is_spread(tensor) else tensor
     return whole
-
-
-def spread_like(matrix: Tensor, other: Any) -> Tensor:
-    """Return a matrix that every process has whole, distributed as the other is; all processes call this together."""
-    if not is_spread(other):
-        return matrix
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(matrix, other.device_mesh, other.placements)

@@ -37,9 +37,9 @@ _of_rows: Any = None  # what ``_work`` calls by these names is given to it by ``
 _arrays_at: Any = None
 
 
-def compiled(function: Callable[..., None], **options: Any) -> Any:
+def compiled(function: Callable[..., None]) -> Any:
     """Compile a function at its first call, for threads side by side."""
-    njit: Any = functools.partial(numba.njit, **{"nogil": True, "fastmath": _ORDER_FREE, **options})
+    njit: Any = functools.partial(numba.njit, nogil=True, fastmath=_ORDER_FREE)
     try:
         return njit(cache=True)(function)
     except RuntimeError:  # no folder for the cache

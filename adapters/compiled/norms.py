@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -122,21 +121,3 @@ def _scale_rows(
         else:  # the compiler vectorizes this for what may be one array, and that only for two
             for j in range(len(part)):
                 g_t[j] *= scale[j]
-
-
-def _plus_product(matrix: NDArray[Any], U: NDArray[Any], V: NDArray[Any], out: NDArray[Any]) -> None:
-    total = np.empty(matrix.shape[1])
-    for i in range(len(matrix)):
-        total[:] = 0
-        for k in range(len(V)):
-            for j in range(len(total)):
-                total[j] += U[i, k] * V[k, j]
-        for j in range(len(total)):
-            out[i, j] = matrix[i, j] + total[j]
-
-
-plus_product: Callable[[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], None] = compiled(
-    _plus_product, fastmath=False
-)
-"""Write matrix + U V (n, m) into out, rounded to its dtype: U (n, r) and V (r, m) in float64, summed in the order of r,
-each operation rounded for itself, so that every machine finds the same bits."""

@@ -15,10 +15,10 @@ class ResidualPair(RankedMethod):
 
         W' = (W₀ − s·B₀ A₀) + s·B A = W₀ + s·[B, −B₀] [A; A₀]
 
-    As in the papers, the layer holds the residual in the place of W₀, and a step costs what LoRA's does. What W₀ loses
-    by that is kept, so ``base``, the state dict and a record have W₀ to the last bit, and ΔW = W' − W₀ of rank up to 2r
-    is at hand, not just the difference from the residual. Over a base in 4 bits or of lower precision than float32,
-    where a residual would be a coarse one, W₀ stays as it is, and s·B₀ A₀ is subtracted in every forward.
+    As in the papers, the forward is with the residual, and a step costs what LoRA's does. The layer keeps W₀ as well,
+    at the price of one more matrix in memory: ``base``, the state dict and a record have W₀, and ΔW = W' − W₀ of rank
+    up to 2r is at hand, not just the difference from the residual. Over a base in 4 bits or of lower precision than
+    float32, where a residual would be a coarse one, there is none, and s·B₀ A₀ is subtracted in every forward.
     """
 
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
@@ -40,7 +40,7 @@ class ResidualPair(RankedMethod):
         left = torch.cat((state["lora_B"], -state["start_B"]), dim=1)
         return self.scaling * left, torch.cat((state["lora_A"], state["start_A"]))
 
-    def taken_out(self, state: State) -> tuple[Tensor, Tensor]:
+    def residual(self, state: State) -> tuple[Tensor, Tensor]:
         """U = s·B₀ and V = A₀."""
         return self.scaling * state["start_B"].double(), state["start_A"]
 
@@ -48,8 +48,8 @@ class ResidualPair(RankedMethod):
         """LoRA's forward on the residual; or on W₀, less the start's."""
         A, B = layer.tensor("lora_A"), layer.tensor("lora_B")
         dropout = self.dropout if layer.training else 0.0
-        if layer.holds_residual:
-            return low_rank_linear(x, layer.held, layer.bias, A, B, self.scaling, dropout)
+        if (residual := layer.residual) is not None:
+            return low_rank_linear(x, residual, layer.bias, A, B, self.scaling, dropout)
         start = layer.tensor("start_A"), layer.tensor("start_B")
         return low_rank_linear(x, layer.base, layer.bias, A, B, self.scaling, dropout, start=start)
 

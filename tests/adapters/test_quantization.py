@@ -71,7 +71,7 @@ def pair(name: str, dtype: torch.dtype = torch.float32, bias: bool = True):
     with torch.no_grad():
         plain[0].weight.copy_(base_weight(model[0]))
     other = put_in(plain, name)
-    other._put_back()  # over 4 bits no residual is held, and in bfloat16 its product is another one
+    other._residual = None  # over 4 bits there is none, and in bfloat16 its product is another one
     return put_in(model, name), other
 
 

@@ -427,7 +427,8 @@ def test_never_more_than_one_dense_matrix_for_backward(name):
         model = nn.Sequential(nn.Linear(40, 60)).double()
         put_in(model, create(name, **rank_of(name, 2), **full), seed=0)
         layer, dense = adapted(model)["0"], set()
-        own = {t.untyped_storage().data_ptr() for t in (layer.weight, *layer.state().values())}
+        kept = (layer.weight, layer.residual, *layer.state().values())
+        own = {t.untyped_storage().data_ptr() for t in kept if t is not None}
 
         def pack(tensor, dense=dense, own=own):
             place = tensor.untyped_storage().data_ptr()
