@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import ClassVar
 
 import click
 
@@ -13,11 +14,27 @@ from deltaw.cli.output import StoppedError, complain, messages
 class Verbs(Group):
     """Finds a verb's file by its name, so that ``deltaw inspect`` does not wait for the others."""
 
-    names = ("train", "inspect", "changes", "rank", "plot", "reproduce", "claims", "params")
+    # In the order of the work, with the first sentence of each verb's help: ``deltaw --help`` imports no verb for it.
+    about: ClassVar = {
+        "train": "Fine-tune a model with a method, and record how its weights move.",
+        "inspect": "Show what a run holds, whether it is whole, and whether it is sound.",
+        "changes": "Print ΔM and ΔD of every module, pair of steps and axis.",
+        "rank": "Print the rank of ΔW by module.",
+        "plot": "Draw a figure from recorded runs, or from results of training.",
+        "reproduce": "Train, record, analyse, plot, and hold the result against the paper.",
+        "claims": "Hold the claims of the four papers against recorded runs of one experiment.",
+        "params": "Count a method's trainable parameters.",
+    }
+    names = tuple(about)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs in the order of the work."""
+        """The verbs."""
         return list(self.names)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs with a line each."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.about.items()))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import ``deltaw.cli.<verb>`` and return its command."""

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.errors import DataError, OptionError
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from deltaw.adapters.method import Method
 
     Factory = Callable[..., Method]
@@ -41,34 +42,51 @@ class _Own:
         return partial(found, **self.options) if self.options else found
 
 
+@dataclass(frozen=True)
+class _Installed:
+    """A method of another package, as its entry point names it."""
+
+    point: "EntryPoint"
+
+    def load(self) -> "Factory":
+        found: Factory = self.point.load()
+        return found
+
+    @property
+    def package(self) -> str:
+        return "a package" if self.point.dist is None else self.point.dist.name
+
+
 class Methods(MutableMapping[str, "Factory"]):
     """METHODS: name → class or factory, in the order of tables and figures. Its names are there without loading any."""
 
     def __init__(self, own: dict[str, _Own]) -> None:
-        self._entries: dict[str, _Own | EntryPoint | Factory] = dict(own)
+        self._entries: dict[str, _Own | _Installed | Factory] = dict(own)
         self._looked_up = False
 
-    def _known(self) -> "dict[str, _Own | EntryPoint | Factory]":
+    def _known(self) -> "dict[str, _Own | _Installed | Factory]":
         """The entries with those of installed packages, which are looked up once."""
         if not self._looked_up:
             self._looked_up = True
+            from importlib.metadata import entry_points  # not above: a call that needs no method need not wait for it
+
             for point in entry_points(group=ENTRY_POINTS):
                 if point.name in self._entries:
+                    package = _Installed(point).package
                     warnings.warn(
-                        f"the method {point.name!r} of {_package(point)} has a name that is taken; it is left out",
-                        stacklevel=2,
+                        f"the method {point.name!r} of {package} has a name that is taken; it is left out", stacklevel=2
                     )
                 else:
-                    self._entries[point.name] = point
+                    self._entries[point.name] = _Installed(point)
         return self._entries
 
     def __getitem__(self, name: str) -> "Factory":
-        entry = self._known()[name]
-        if isinstance(entry, (_Own, EntryPoint)):
+        entry = self._entries[name] if name in self._entries else self._known()[name]
+        if isinstance(entry, (_Own, _Installed)):
             try:
                 entry = entry.load()
             except (ImportError, AttributeError) as error:
-                where = f" of {_package(entry)}" if isinstance(entry, EntryPoint) else ""
+                where = f" of {entry.package}" if isinstance(entry, _Installed) else ""
                 raise DataError(f"the method {name!r}{where} cannot be loaded ({error})") from None
             self._entries[name] = entry
         return entry  # type: ignore[return-value]
@@ -84,7 +102,7 @@ class Methods(MutableMapping[str, "Factory"]):
         del self._known()[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._known()
+        return name in self._entries or name in self._known()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._known())
@@ -173,7 +191,3 @@ def _example(name: str) -> "Method | None":
         return METHODS[name]() if name in METHODS else None
     except (DataError, OptionError, TypeError):  # it cannot be loaded, or has options without a default
         return None
-
-
-def _package(point: EntryPoint) -> str:
-    return "a package" if point.dist is None else point.dist.name
