@@ -46,7 +46,7 @@ def low_rank_linear(
         start: Constants A₀ (r, in) and B₀ (out, r), which dropout spares as it does W₀; ``None`` for none.
     """
     flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
-    one_dtype = all(t is None or t.dtype == flat.dtype for t in (weight, bias, A, B, rho, gamma))
+    one_dtype = all(t is None or t.dtype == flat.dtype for t in (weight, bias, A, B, rho, gamma, *(start or ())))
     if dropout or not one_dtype or torch.is_autocast_enabled(x.device.type):
         result = _composed(flat, weight, bias, A, B, scaling, rho, gamma, start, dropout)
     else:
