@@ -1,8 +1,10 @@
 """The layout of a measure of every matrix: its course over training, and by layer at the end, a line a method."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,6 +24,7 @@ from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, method_sty
 from deltaw.analysis.tables.tidy import display_name
 
 MOST_BANDS = 5  # more methods' bands hide each other
+_OVER_TRAINING = "over training"
 
 
 def draw_courses(
@@ -53,7 +56,7 @@ def draw_courses(
     ends, placeless = _ends(rows, needed=not several)
     notes = [*notes, *runs_note(rows), *undefined, *placeless]
     styles = method_styles(methods)
-    panels = [name for name, there in (("course", several), ("layers", ends is not None)) if there]
+    panels = [title for title, there in ((_OVER_TRAINING, several), ("at the last step", ends is not None)) if there]
     banded = several and len(methods) <= MOST_BANDS
     if banded:
         notes = ["bands: one standard deviation over the matrices", *notes]
@@ -67,18 +70,16 @@ def draw_courses(
         figure = Figure(figsize=(width or across, height), layout="constrained")
         grid = figure.subplots(len(measures), len(panels), squeeze=False)
         for row, (column, label) in enumerate(measures.items()):
-            shown = []
-            for place, panel in enumerate(panels):
-                ax = grid[row, place]
-                if panel == "course":
-                    shown.append(_course(ax, rows, column, methods, styles, banded=banded))
-                    title = "over training"
+            for number, title in enumerate(panels):
+                ax = grid[row, number]
+                if title == _OVER_TRAINING:
+                    _over_training(ax, rows, column, methods, styles, banded=banded)
                 elif ends is not None:
-                    shown.append(_by_layer(ax, ends, column, methods, styles))
-                    title = "at the last step"
-                ax.set_title(f"({letter(row * len(panels) + place)}) {title}", loc="left")
+                    _by_layer(ax, ends, column, methods, styles)
+                ax.set_title(f"({letter(row * len(panels) + number)}) {title}", loc="left")
+            drawn = _drawn(grid[row])
             for ax in grid[row]:
-                value_axis(ax, pd.concat(shown), label if ax is grid[row, 0] else "", scale)
+                value_axis(ax, drawn, label if ax is grid[row, 0] else "", scale)
                 for name, level in (levels or {}).items():
                     ax.axhline(level, color="0.35", linestyle=":", linewidth=0.9, label=name, zorder=1)
         row_legend(figure, legend)
@@ -97,7 +98,7 @@ def _ends(rows: pd.DataFrame, *, needed: bool) -> tuple[pd.DataFrame | None, lis
         return None, ["no matrix has a layer number"]
 
 
-def _course(
+def _over_training(
     ax: Axes,
     rows: pd.DataFrame,
     column: str,
@@ -105,33 +106,47 @@ def _course(
     styles: Mapping[str, tuple[str, str]],
     *,
     banded: bool,
-) -> "pd.Series[float]":
-    """Draw a curve a method over the steps; return what an axis has to hold."""
-    drawn: list[pd.Series[float]] = []
+) -> None:
+    """Draw a curve per method over the steps: the mean, and the band around it."""
     for method in methods:
-        found = rows[rows["method"] == method].groupby("step")[column].agg(["mean", "std", "min", "max"])
-        if found.empty:
-            continue
+        found = rows[rows["method"] == method]
         color, marker = styles[method]
-        every = max(1, len(found) // 8)
-        name = display_name(method)
-        ax.plot(found.index, found["mean"], color=color, marker=marker, markersize=3, markevery=every, label=name)
-        drawn.append(found["mean"])
-        if banded and found["std"].notna().any():
-            spread = found["std"].fillna(0.0)
-            low = (found["mean"] - spread).clip(lower=found["min"])
-            high = (found["mean"] + spread).clip(upper=found["max"])
-            ax.fill_between(found.index.to_numpy(dtype=float), low, high, color=color, alpha=0.13, linewidth=0)
-            drawn += [low, high]
+        sns.lineplot(
+            found.astype({"step": float}),
+            x="step",
+            y=column,
+            errorbar=_deviation if banded and found.groupby("step").size().max() > 1 else None,
+            err_kws={"alpha": 0.13, "linewidth": 0},
+            color=color,
+            marker=marker,
+            markersize=3,
+            markeredgecolor=color,
+            markevery=max(1, found["step"].nunique() // 8),
+            label=display_name(method),
+            legend=False,
+            ax=ax,
+        )
+    ax.set_ylabel("")
     step_axis(ax, [float(step) for step in rows["step"].unique()])
-    held: pd.Series[float] = pd.concat(drawn)
-    return held
+
+
+def _deviation(values: "pd.Series[float]") -> tuple[float, float]:
+    """Return one standard deviation around the mean, no further than the values reach."""
+    mean, deviation = values.mean(), values.std() if len(values) > 1 else 0.0
+    return max(mean - deviation, values.min()), min(mean + deviation, values.max())
+
+
+def _drawn(panels: Iterable[Axes]) -> "pd.Series[float]":
+    """Return the heights of all lines and bands in the panels, which their axes have to hold."""
+    lines = [np.asarray(line.get_ydata(), dtype=float) for ax in panels for line in ax.lines]
+    bands = [path.vertices[:, 1] for ax in panels for band in ax.collections for path in band.get_paths()]
+    return pd.Series(np.concatenate([*lines, *bands])).dropna()
 
 
 def _by_layer(
     ax: Axes, ends: pd.DataFrame, column: str, methods: Sequence[str], styles: Mapping[str, tuple[str, str]]
-) -> "pd.Series[float]":
-    """Draw a line a method over the layers; return what an axis has to hold."""
+) -> None:
+    """Draw a line per method over the layers."""
     positions = place_positions(places_of(ends))
     means = ends.groupby(["method", "stack", "layer"])[column].mean()
     there = set(ends["method"])
@@ -141,4 +156,3 @@ def _by_layer(
             color, marker = styles[method]
             ax.plot(xs, ys, color=color, marker=marker, markersize=3, linewidth=0.9, label=display_name(method))
     place_axis(ax, list(positions))
-    return means
