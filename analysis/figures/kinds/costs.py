@@ -86,19 +86,10 @@ def _bars(ax: Axes, table: pd.DataFrame, column: str, methods: Sequence[str]) ->
         pairs = zip(starts, places.values(), strict=False)
         xs = [start + there.index(method) for start, there in pairs if method in there]
         heights = [float(found[name, method]) for name, there in places.items() if method in there]
-        ax.bar(xs, np.nan_to_num(heights), width=0.86, color=color, label=display_name(method))
-        for x, height in zip(xs, heights, strict=True):
-            text = f"{height:.3g}" if height < 1000 else f"{height:,.0f}"
-            ax.annotate(
-                text if np.isfinite(height) else "none",
-                (x, np.nan_to_num(height)),
-                xytext=(0, 1.5),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-                fontsize=SMALLEST,
-                rotation=90 if crowded else 0,
-            )
+        bars = ax.bar(xs, np.nan_to_num(heights), width=0.86, color=color, label=display_name(method))
+        texts = [f"{height:,.0f}" if height >= 1000 else f"{height:.3g}" for height in heights]
+        texts = ["none" if np.isnan(height) else text for height, text in zip(heights, texts, strict=True)]
+        ax.bar_label(bars, texts, padding=1.5, fontsize=SMALLEST, rotation=90 if crowded else 0)
     highest = float(found.max())
     ax.set_xticks(
         [start + (len(there) - 1) / 2 for start, there in zip(starts, places.values(), strict=False)],

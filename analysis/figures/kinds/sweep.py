@@ -1,9 +1,8 @@
 """Dual LoRA's Figure 2: the score against the share of the magnitude group's rank."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -101,15 +100,24 @@ def _draw(ax: Axes, rows: pd.DataFrame, dual: pd.DataFrame, score: str, total: i
         ax.axhline(mean, color=color, linestyle=dashes, dash_capstyle="butt", label=name, zorder=1)
         if deviation > 0:
             ax.axhspan(mean - deviation, mean + deviation, color=color, alpha=0.12, linewidth=0, zorder=0)
-    points = dual.groupby("rank")[score].agg(["mean", "std"])
     color, marker = method_styles([SWEPT])[SWEPT]
-    spread: Any = points["std"] if points["std"].notna().any() else None
-    if spread is not None:
-        ax.errorbar(
-            points.index, points["mean"], spread.fillna(0.0), fmt="none", ecolor=color, capsize=2, elinewidth=0.8
-        )
-    ax.plot(points.index, points["mean"], color=color, marker=marker, markersize=5, label=display_name(SWEPT), zorder=3)
-    ticks = list(points.index)
+    sns.lineplot(
+        dual,
+        x="rank",
+        y=score,
+        errorbar="sd" if dual["rank"].duplicated().any() else None,
+        err_style="bars",
+        err_kws={"capsize": 2, "elinewidth": 0.8},
+        color=color,
+        marker=marker,
+        markersize=5,
+        markeredgecolor=color,
+        label=display_name(SWEPT),
+        legend=False,
+        zorder=3,
+        ax=ax,
+    )
+    ticks = sorted(set(dual["rank"]))
     ax.xaxis.set_major_locator(FixedLocator(ticks[:: 1 + len(ticks) // 9]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda r, _: f"{r:.0f} : {total - r:.0f}"))
     ax.set_xlim(0, total)
