@@ -5,10 +5,13 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import PathPatch
+from matplotlib.transforms import Affine2D
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import (
@@ -29,6 +32,8 @@ from deltaw.analysis.tables.tidy import display_name, require_columns, require_o
 
 SOURCE = 'Trajectory.changes("base")'
 COLUMNS = ("run", "method", "module", "layer", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d")
+FEWEST_MATRICES = 3  # fewer say nothing of how the line would be with others
+RESAMPLES = 300
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # more steps than these are told apart by size
 
 
@@ -41,11 +46,13 @@ def cloud(
     steps: int | Sequence[int] | None = 4,
     width: float | None = None,
 ) -> Figure:
-    """Draw ΔM against ΔD, a panel a method, a point a matrix and step, with the regression line and the correlation r.
+    """Draw ΔM against ΔD, a panel per method, a point per matrix and step, with the regression line and Pearson's r.
 
     The colour is the layer, the marker the step. Where a model has an encoder and a decoder, each has colours of its
     own, and so has the decoder's attention to the encoder. Every panel has its own scales, as in the paper. Points of
     several runs of a method lie in one panel. Pearson's r and the line are those of the points that are shown.
+    The band holds 95 % of the lines that come out when matrices, and steps of each, are drawn anew; fewer than three
+    matrices have none.
 
     Arguments:
         frame: The changes from the base (or from the first step) of one or several runs, concatenated, columns as in
@@ -86,10 +93,11 @@ def cloud(
     places = places_of(rows)
     colors = place_colors(places)
     looks = _markers(int(rows["turn"].max()) + 1)
+    banded = False
     with paper_style():
         blocks, across = grid_of_panels(len(chosen))
         legend = [*place_entries(places, colors), *_step_entries(rows, looks)]
-        height = 0.35 + 0.17 * len(legend) + 0.14 * len(notes) + 1.95 * blocks
+        height = 0.5 + 0.17 * len(legend) + 0.14 * len(notes) + 1.95 * blocks
         figure = Figure(figsize=(width or width_of(across), height), layout="constrained")
         for index, method in enumerate(chosen):
             ax = figure.add_subplot(blocks, across, index + 1)
@@ -100,9 +108,10 @@ def cloud(
                 ax.scatter(points["delta_d"], points["delta_m"], s=size, c=shades, marker=marker, **EDGE, zorder=3)
             number_axis(ax, "x", padded(found["delta_d"].min(), found["delta_d"].max()), "ΔD")
             number_axis(ax, "y", padded(found["delta_m"].min(), found["delta_m"].max()), "ΔM")
-            _regression(ax, found)
+            banded |= _regression(ax, found)
             ax.set_title(f"({letter(index)}) {display_name(method)}", loc="left")
         row_legend(figure, legend)
+        notes = [*(["band: 95 % of lines, bootstrapped over the matrices"] if banded else []), *notes]
         figure.supxlabel("\n".join([start_note(rows, axis), *_counted(rows), *notes]))
     return figure
 
@@ -173,13 +182,26 @@ def _step_entries(rows: pd.DataFrame, looks: list[tuple[str, float]]) -> list[li
     return [entries]
 
 
-def _regression(ax: Axes, points: pd.DataFrame) -> None:
-    """Draw the line through the points over the panel, and write r above it."""
+def _regression(ax: Axes, points: pd.DataFrame) -> bool:
+    """Draw the line through the points over the panel, and write r above it; return whether there is a band."""
     (row,) = correlation(points, by=[]).to_dict("records")
     ax.set_title(f"r = {signed(row['pearson'])}", loc="right")
-    if np.isfinite(row["slope"]):
-        ends = np.array([points["delta_d"].min(), points["delta_d"].max()])
-        ax.plot(ends, row["intercept"] + row["slope"] * ends, "--", color="0.2", linewidth=0.9, zorder=2)
+    if not np.isfinite(row["slope"]):
+        return False
+    ends = np.array([points["delta_d"].min(), points["delta_d"].max()])
+    ax.plot(ends, row["intercept"] + row["slope"] * ends, "--", color="0.2", linewidth=0.9, zorder=2)
+    # The steps of a matrix are no independent points, so they are drawn together.
+    matrices = points["run"].astype(str) + " " + points["module"].astype(str)
+    if matrices.nunique() < FEWEST_MATRICES:
+        return False
+    # Seaborn's least squares lose a slope where ΔD is far below 1, so it sees both as shares of their largest.
+    sizes = points["delta_d"].abs().max(), points["delta_m"].abs().max()
+    shares = {"x": points["delta_d"] / sizes[0], "y": points["delta_m"] / sizes[1]}
+    aside = Figure().add_subplot()
+    sns.regplot(**shares, units=matrices, n_boot=RESAMPLES, seed=0, scatter=False, ax=aside)
+    band = aside.collections[0].get_paths()[0].transformed(Affine2D().scale(*sizes))
+    ax.add_patch(PathPatch(band, color="0.2", alpha=0.1, linewidth=0, zorder=1))
+    return True
 
 
 def _counted(rows: pd.DataFrame) -> list[str]:
@@ -187,5 +209,5 @@ def _counted(rows: pd.DataFrame) -> list[str]:
     counts = rows.groupby("method").size()
     low, high = counts.min(), counts.max()
     runs = rows.groupby("method")["run"].nunique().max()
-    text = f"r: Pearson's, of {low if low == high else f'{low} to {high}'} points a panel"
+    text = f"r: Pearson's, of {low if low == high else f'{low} to {high}'} points per panel"
     return [text if runs == 1 else f"{text}, from up to {runs} runs"]

@@ -98,6 +98,29 @@ def test_cloud_has_a_point_a_matrix_and_step_and_the_correlation_of_those(kind, 
     assert f"of {32 if kind is None else 16} points" in figure.get_supxlabel()
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-17])
+def test_cloud_has_a_band_around_the_line_that_is_the_same_every_time(size) -> None:
+    frame = changes(["lora"], number=8)
+    frame["delta_d"] *= size
+    (ax,) = cloud(frame).axes
+    (band,) = ax.patches
+    x, y = ax.lines[0].get_data()
+    xs, ys = band.get_path().vertices.T
+    assert xs.min() == pytest.approx(x[0])
+    assert xs.max() == pytest.approx(x[1])
+    for end, height in zip(x, y, strict=True):
+        low, high = (edge(ys[np.isclose(xs, end, rtol=1e-9, atol=0)]) for edge in (min, max))
+        assert low < height < high
+    np.testing.assert_array_equal(cloud(frame).axes[0].patches[0].get_path().vertices, band.get_path().vertices)
+    assert "band: 95 %" in cloud(frame).get_supxlabel()
+
+
+def test_cloud_of_few_matrices_has_no_band() -> None:
+    figure = cloud(changes(["lora"], number=2))
+    assert not figure.axes[0].patches
+    assert "band" not in figure.get_supxlabel()
+
+
 def test_cloud_colours_by_layer_and_marks_by_step() -> None:
     figure = cloud(changes(["lora"]))
     (ax,) = figure.axes
