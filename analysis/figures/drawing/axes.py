@@ -58,7 +58,7 @@ class Columns:
     Arguments:
         figure: It.
         panels: The upper and the lower panel of each method.
-        bars: The places of the colour bars beside each panel row, the upper and the lower of each block.
+        bars: The axes of the colour bars beside each panel row, the upper and the lower of each block.
         across: How many methods are beside each other.
     """
 
@@ -75,7 +75,7 @@ def method_columns(count: int, width: float | None, extra: float, *, bars: bool 
         count: How many methods.
         width: In inches; ``None`` for up to a paper's.
         extra: The height that legend and notes need, in inches.
-        bars: Make places for colour bars.
+        bars: Make axes for colour bars.
     """
     blocks, across = grid_of_panels(count, 5)
     figure = Figure(

@@ -1,4 +1,4 @@
-"""The layout of a measure of every matrix: its course over training, and by layer at the end, a line a method."""
+"""The layout of a measure of every matrix: its curve over training, and by layer at the end, a line per method."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,11 +13,11 @@ from matplotlib.lines import Line2D
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import in_rows, letter, row_legend, step_axis, value_axis
 from deltaw.analysis.figures.drawing.layer_positions import (
-    line_by_place,
-    place_axis,
-    place_positions,
-    places_of,
-    with_places,
+    axis_coordinates,
+    layer_axis,
+    line_over_layers,
+    positions_of,
+    with_positions,
 )
 from deltaw.analysis.figures.drawing.rows import finite, last_steps, runs_note
 from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, method_styles, paper_style
@@ -27,7 +27,7 @@ MOST_BANDS = 5  # more methods' bands hide each other
 _OVER_TRAINING = "over training"
 
 
-def draw_courses(
+def draw_curves(
     rows: pd.DataFrame,
     methods: Sequence[str],
     measures: Mapping[str, str],
@@ -40,8 +40,8 @@ def draw_courses(
     """Draw each measure as a row of two panels: over training, and by layer at each run's last step.
 
     A curve over training is the mean over the matrices, its band one standard deviation of them up and down, no further
-    than they reach; there are no bands with more than five methods. A run of one step has no course, and matrices
-    without layer numbers have no places: that panel is left out then.
+    than they reach; there are no bands with more than five methods. A run of one step has no curve, and matrices
+    without layer numbers have no position: that panel is left out then.
 
     Arguments:
         rows: run, method, module, layer, step, and the measures.
@@ -53,8 +53,8 @@ def draw_courses(
     """
     rows, undefined = finite(rows, list(measures))
     several = rows.groupby(["run", "method"])["step"].nunique().max() > 1
-    ends, placeless = _ends(rows, needed=not several)
-    notes = [*notes, *runs_note(rows), *undefined, *placeless]
+    ends, unnumbered = _ends(rows, needed=not several)
+    notes = [*notes, *runs_note(rows), *undefined, *unnumbered]
     styles = method_styles(methods)
     panels = [title for title, there in ((_OVER_TRAINING, several), ("at the last step", ends is not None)) if there]
     banded = several and len(methods) <= MOST_BANDS
@@ -91,7 +91,7 @@ def draw_courses(
 def _ends(rows: pd.DataFrame, *, needed: bool) -> tuple[pd.DataFrame | None, list[str]]:
     """Return the last steps of matrices that have a place in the model; none, with a note, where none has."""
     try:
-        return with_places(last_steps(rows))
+        return with_positions(last_steps(rows))
     except OptionError:
         if needed:
             raise
@@ -147,12 +147,12 @@ def _by_layer(
     ax: Axes, ends: pd.DataFrame, column: str, methods: Sequence[str], styles: Mapping[str, tuple[str, str]]
 ) -> None:
     """Draw a line per method over the layers."""
-    positions = place_positions(places_of(ends))
+    coordinates = axis_coordinates(positions_of(ends))
     means = ends.groupby(["method", "stack", "layer"])[column].mean()
     there = set(ends["method"])
     for method in methods:
         if method in there:
-            xs, ys = line_by_place(means[method], positions)
+            xs, ys = line_over_layers(means[method], coordinates)
             color, marker = styles[method]
             ax.plot(xs, ys, color=color, marker=marker, markersize=3, linewidth=0.9, label=display_name(method))
-    place_axis(ax, list(positions))
+    layer_axis(ax, list(coordinates))

@@ -1,4 +1,4 @@
-"""The layout that the symmetry and the updates figure share: a column of panels a method, a row of panels an axis."""
+"""The layout of the symmetry and the updates figure: a column of panels per method, a row of panels per axis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,7 +104,7 @@ def _clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     runs = rows.groupby("method")["run"].nunique()
     most = int(runs.max())
     if most > 1:
-        notes.append(f"mean of {most} runs" if (runs == most).all() else f"mean of up to {most} runs a method")
+        notes.append(f"mean of {most} runs" if (runs == most).all() else f"mean of up to {most} runs per method")
         start = pd.to_numeric(rows["step_from"]).astype("Float64").fillna(-1.0)  # missing: the base
         having = rows.groupby(["method", start, "step_to"])["run"].transform("nunique")
         shared = having == rows["method"].map(runs)
@@ -165,13 +165,13 @@ def _draw(
     for block in range(blocks):
         beside = methods[block * across : (block + 1) * across]
         for level, axis in enumerate(ROWS):
-            for place, method in enumerate(beside):
-                left = figure.add_subplot(grid[2 * block + level, place], sharex=panels[0] if panels else None)
+            for number, method in enumerate(beside):
+                left = figure.add_subplot(grid[2 * block + level, number], sharex=panels[0] if panels else None)
                 right = left.twinx()
                 # Numbers only at the outer panels of those that share a scale.
                 outer = (
-                    place == 0 or groups[beside[place - 1]] != groups[method],
-                    place == len(beside) - 1 or groups[beside[place + 1]] != groups[method],
+                    number == 0 or groups[beside[number - 1]] != groups[method],
+                    number == len(beside) - 1 or groups[beside[number + 1]] != groups[method],
                 )
                 for q, ax, numbers in zip(QUANTITIES, (left, right), outer, strict=True):
                     ax.set_label(f"{method} {axis} {q.column}")
@@ -184,12 +184,12 @@ def _draw(
                     f"({letter(len(panels))}) {display_name(method)}", loc="left", pad=11 if end_values else 3
                 )
                 left.tick_params(labelbottom=level == 1)
-                if place == 0:
+                if number == 0:
                     _name_row(left, axis)
-                if place == len(beside) - 1 < across - 1:
+                if number == len(beside) - 1 < across - 1:
                     right.set_in_layout(
                         False
-                    )  # its numbers stand in the empty place beside it and need no room of theirs
+                    )  # its numbers stand in the empty cell beside it and need no room of theirs
                 panels.append(left)
     # All panels share this axis; three numbers of neighbours don't touch.
     ends = [step for curve in curves.values() for step in (*curve.steps[:1], *curve.steps[-1:])]

@@ -33,7 +33,7 @@ def runs_note(rows: pd.DataFrame) -> list[str]:
     most = int(runs.max())
     if most == 1:
         return []
-    return [f"mean of {most} runs" if (runs == most).all() else f"mean of up to {most} runs a method"]
+    return [f"mean of {most} runs" if (runs == most).all() else f"mean of up to {most} runs per method"]
 
 
 def one_value(rows: pd.DataFrame, column: str, wanted: float | None) -> pd.DataFrame:

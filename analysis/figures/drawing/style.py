@@ -35,7 +35,9 @@ def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     own = {name: found for name in METHODS if (found := look(name)) is not None}
     others = [name for name in dict.fromkeys([*METHODS, *methods]) if name not in own]
     colors = _colors_apart(tuple(sorted({to_hex(color) for color, _ in own.values()})))
-    free = {name: (colors[place % len(colors)], _MARKERS[place % len(_MARKERS)]) for place, name in enumerate(others)}
+    free = {
+        name: (colors[number % len(colors)], _MARKERS[number % len(_MARKERS)]) for number, name in enumerate(others)
+    }
     return {name: (own | free)[name] for name in methods}
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 import pandas as pd
 from matplotlib.figure import Figure
 
-from deltaw.analysis.figures.drawing.curves import draw_courses
+from deltaw.analysis.figures.drawing.curves import draw_curves
 from deltaw.analysis.figures.drawing.rows import one_value
 from deltaw.analysis.figures.drawing.style import Scale, check_choice
 from deltaw.analysis.tables.tidy import require_columns, select
@@ -24,7 +24,7 @@ def amplification(
     scale: Scale = "log",
     width: float | None = None,
 ) -> Figure:
-    """Draw the amplification factor ‖ΔW‖ / ‖UᵀW₀V‖ over training and by layer at the last step, a line a method.
+    """Draw the amplification factor ‖ΔW‖ / ‖UᵀW₀V‖ over training and by layer at the last step, a line per method.
 
     U and V are the first singular vectors of ΔW, ``rank`` of them. Step 0, where ΔW is zero, is left out.
 
@@ -55,7 +55,7 @@ def amplification(
     rows, chosen = select(frame, kind, methods)
     rows = one_value(rows, "rank", rank)
     moved = rows[rows["step"] > 0]
-    return draw_courses(
+    return draw_curves(
         rows if moved.empty else moved,
         chosen,
         {"amplification": "amplification factor"},

@@ -18,7 +18,7 @@ from deltaw.analysis.figures.drawing.axes import (
     signed,
     width_of,
 )
-from deltaw.analysis.figures.drawing.layer_positions import place_colors, place_entries, places_of
+from deltaw.analysis.figures.drawing.layer_positions import layer_entries, position_colors, positions_of
 from deltaw.analysis.figures.drawing.rows import spread_out
 from deltaw.analysis.figures.drawing.saving import Movie
 from deltaw.analysis.figures.drawing.style import check_choice, paper_style
@@ -38,11 +38,11 @@ def animation(
     methods: Sequence[str] | None = None,
     width: float | None = None,
 ) -> Movie:
-    """Draw ΔM against ΔD as in `cloud`, a frame a recorded step: each matrix a point that leaves its trail.
+    """Draw ΔM against ΔD as in `cloud`, a frame per recorded step: each matrix a point that leaves its trail.
 
-    The scales are those of the whole course, so that nothing but the points moves. Above each panel stands Pearson's r
-    over the points of that step. Of more than 120 steps so many are shown, evenly spread. A run that did not record a
-    step stays where it last was.
+    The scales are those of the whole training, so that nothing but the points moves. Above each panel stands
+    Pearson's r over the points of that step. Of more than 120 steps so many are shown, evenly spread. A run that did
+    not record a step stays where it last was.
 
     Arguments:
         frame: The changes from the base of one or several runs, concatenated, columns as in `Trajectory.changes`.
@@ -76,19 +76,19 @@ def animation(
     rows, chosen = select(frame, kind, methods)
     rows, notes = clean(rows, axis)
     steps = spread_out(sorted(int(step) for step in rows["step_to"].unique()), MOST_FRAMES)
-    places = places_of(rows)
-    colors = place_colors(places)
+    positions = positions_of(rows)
+    colors = position_colors(positions)
     panels: list[tuple[Axes, pd.DataFrame, LineCollection, PathCollection]] = []
     with paper_style():
         blocks, across = grid_of_panels(len(chosen))
-        legend = place_entries(places, colors)
+        legend = layer_entries(positions, colors)
         height = 0.55 + 0.17 * len(legend) + 0.14 * len(notes) + 1.95 * blocks
         figure = Figure(figsize=(width or width_of(across), height), layout="constrained")
         for index, method in enumerate(chosen):
             ax = figure.add_subplot(blocks, across, index + 1)
             found = rows[rows["method"] == method].sort_values("step_to", kind="stable")
             matrices = found.drop_duplicates(["run", "module"])
-            shades = [colors[place] for place in zip(matrices["stack"], matrices["layer"], strict=True)]
+            shades = [colors[position] for position in zip(matrices["stack"], matrices["layer"], strict=True)]
             trails = LineCollection([], colors=shades, linewidths=0.8, alpha=0.5, zorder=2)
             ax.add_collection(trails)
             points = ax.scatter(np.zeros(len(shades)), np.zeros(len(shades)), s=18, c=shades, **EDGE, zorder=3)

@@ -23,7 +23,7 @@ from deltaw.analysis.figures.drawing.axes import (
     signed,
     width_of,
 )
-from deltaw.analysis.figures.drawing.layer_positions import place_colors, place_entries, places_of, with_places
+from deltaw.analysis.figures.drawing.layer_positions import layer_entries, position_colors, positions_of, with_positions
 from deltaw.analysis.figures.drawing.rows import finite, spread_out
 from deltaw.analysis.figures.drawing.style import check_choice, paper_style
 from deltaw.analysis.measures.change import Axis
@@ -90,13 +90,13 @@ def cloud(
     rows, chosen = select(frame, kind, methods)
     rows, notes = clean(rows, axis)
     rows = _shown(rows, steps)
-    places = places_of(rows)
-    colors = place_colors(places)
+    positions = positions_of(rows)
+    colors = position_colors(positions)
     looks = _markers(int(rows["turn"].max()) + 1)
     banded = False
     with paper_style():
         blocks, across = grid_of_panels(len(chosen))
-        legend = [*place_entries(places, colors), *_step_entries(rows, looks)]
+        legend = [*layer_entries(positions, colors), *_step_entries(rows, looks)]
         height = 0.5 + 0.17 * len(legend) + 0.14 * len(notes) + 1.95 * blocks
         figure = Figure(figsize=(width or width_of(across), height), layout="constrained")
         for index, method in enumerate(chosen):
@@ -104,7 +104,7 @@ def cloud(
             found = rows[rows["method"] == method]
             for turn, (marker, size) in enumerate(looks):
                 points = found[found["turn"] == turn]
-                shades = [colors[place] for place in zip(points["stack"], points["layer"], strict=True)]
+                shades = [colors[position] for position in zip(points["stack"], points["layer"], strict=True)]
                 ax.scatter(points["delta_d"], points["delta_m"], s=size, c=shades, marker=marker, **EDGE, zorder=3)
             number_axis(ax, "x", padded(found["delta_d"].min(), found["delta_d"].max()), "ΔD")
             number_axis(ax, "y", padded(found["delta_m"].min(), found["delta_m"].max()), "ΔM")
@@ -120,13 +120,13 @@ EDGE: dict[str, Any] = {"linewidths": 0.3, "edgecolors": "white"}
 
 
 def clean(rows: pd.DataFrame, axis: Axis) -> tuple[pd.DataFrame, list[str]]:
-    """Return the finite points along an axis with their places in the model, and what was left out."""
+    """Return the finite points along an axis with their positions in the model, and what was left out."""
     along = rows[rows["axis"] == axis]
     if along.empty:
         raise OptionError(f"the table has no rows of axis {axis!r}; make it with axes=({axis!r},)")
-    along, placeless = with_places(along)
+    along, unnumbered = with_positions(along)
     along, undefined = finite(along, ("delta_m", "delta_d"))
-    return along, [*placeless, *undefined]
+    return along, [*unnumbered, *undefined]
 
 
 def start_note(rows: pd.DataFrame, axis: Axis) -> str:

@@ -13,7 +13,7 @@ from deltaw.analysis.tables.tidy import display_name, of_methods, require_column
 SOURCE = "grid_table"
 COLUMNS = ("method", "rank", "seconds_per_epoch", "peak_megabytes")
 
-_PANELS = {"seconds_per_epoch": "training time an epoch (s)", "peak_megabytes": "peak memory (MB)"}
+_PANELS = {"seconds_per_epoch": "training time per epoch (s)", "peak_megabytes": "peak memory (MB)"}
 
 
 def costs(
@@ -23,13 +23,13 @@ def costs(
     memory: str = "peak memory (MB)",
     width: float | None = None,
 ) -> Figure:
-    """Draw training time an epoch and peak memory as bars: a group a rank, in it a bar a method.
+    """Draw training time per epoch and peak memory as bars: a group per rank, in it a bar per method.
 
     Bars start at 0 and have their number above them. Methods without a rank form a group of their own. Several rows of
     a method and rank are averaged. What is not a number has no bar but the word "none".
 
     Arguments:
-        frame: One row a method and rank, with the columns method, rank (missing for a method without one),
+        frame: One row per method and rank, with the columns method, rank (missing for a method without one),
             seconds_per_epoch, peak_megabytes, as ``deltaw.trainers.cola.grid_table`` returns it.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
         memory: What the memory's axis is called; say there what was measured.

@@ -31,7 +31,7 @@ def distribution(
     methods: Sequence[str] | None = None,
     width: float | None = None,
 ) -> Figure:
-    """Draw the spread of ΔM (above) and ΔD (below) over the vectors of a matrix against the step, a column a method.
+    """Draw the spread of ΔM (above) and ΔD (below) over the vectors of a matrix against the step, a column per method.
 
     The line is the median, a band goes from one quantile to that of the other side, as 5 % to 95 %. Each quantile is
     the mean over the matrices and over the runs of a method. The scales are logarithmic and shared by the methods; a
@@ -67,7 +67,7 @@ def distribution(
     if 0.5 not in there:
         raise OptionError(f"the table has no quantile 0.5, only {', '.join(f'{value:g}' for value in there)}")
     bands = [(low, high) for low, high in zip(there, reversed(there), strict=True) if low < high]
-    shades = {band: 0.12 + 0.25 * place / max(len(bands) - 1, 1) for place, band in enumerate(bands)}
+    shades = {band: 0.12 + 0.25 * number / max(len(bands) - 1, 1) for number, band in enumerate(bands)}
     with paper_style():
         legend: list[tuple[Artist, str]] = [(Line2D([], [], color="0.3"), "median")]
         for (low, high), alpha in reversed(shades.items()):
@@ -77,8 +77,8 @@ def distribution(
         figure, across = columns.figure, columns.across
         for level, q in enumerate(QUANTITIES):
             limits = limits_of(means[q.column], q.symbol)
-            for place, method in enumerate(chosen):
-                ax = columns.panels[place][level]
+            for number, method in enumerate(chosen):
+                ax = columns.panels[number][level]
                 table = means[q.column].xs(method).unstack("quantile")
                 steps = table.index.to_numpy(dtype=float)
                 for (low, high), alpha in shades.items():
@@ -86,11 +86,11 @@ def distribution(
                     ax.fill_between(steps, low_edge, high_edge, color=q.color, alpha=alpha, linewidth=0)
                 marker = "o" if len(table) == 1 else ""
                 ax.plot(steps, table[0.5], q.line, color=q.color, marker=marker, label=f"{q.symbol}, median")
-                log_axis(ax, "y", *limits, q.symbol if place % across == 0 else "")
-                ax.tick_params(labelleft=place % across == 0, labelbottom=level == 1)
+                log_axis(ax, "y", *limits, q.symbol if number % across == 0 else "")
+                ax.tick_params(labelleft=number % across == 0, labelbottom=level == 1)
                 step_axis(ax, [float(step) for step in rows["step_to"].unique()], label="")
                 if level == 0:
-                    ax.set_title(f"({letter(place)}) {display_name(method)}", loc="left")
+                    ax.set_title(f"({letter(number)}) {display_name(method)}", loc="left")
         row_legend(figure, in_rows(legend, 4 if across > 1 else 2))
         figure.supxlabel("\n".join(["training step", f"bands: shares of a matrix's {axis}s", *notes]))
     return figure

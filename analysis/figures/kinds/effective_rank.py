@@ -6,7 +6,7 @@ from typing import get_args
 import pandas as pd
 from matplotlib.figure import Figure
 
-from deltaw.analysis.figures.drawing.curves import draw_courses
+from deltaw.analysis.figures.drawing.curves import draw_curves
 from deltaw.analysis.figures.drawing.style import Scale, check_choice
 from deltaw.analysis.tables.tidy import require_columns, select
 
@@ -56,4 +56,4 @@ def effective_rank(
         rows = rows[rows["group"] == "update"]
     measures = {"effective_rank": "effective rank of ΔW", "stable_rank": "stable rank of ΔW"}
     moved = rows[rows["step"] > 0]
-    return draw_courses(rows if moved.empty else moved, chosen, measures, scale=scale, width=width)
+    return draw_curves(rows if moved.empty else moved, chosen, measures, scale=scale, width=width)

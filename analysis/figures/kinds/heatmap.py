@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import letter, method_columns, step_name
-from deltaw.analysis.figures.drawing.layer_positions import place_positions, places_of, with_places
+from deltaw.analysis.figures.drawing.layer_positions import axis_coordinates, positions_of, with_positions
 from deltaw.analysis.figures.drawing.panels import QUANTITIES
 from deltaw.analysis.figures.drawing.style import paper_style
 from deltaw.analysis.figures.kinds.distribution import limits_of, vector_rows
@@ -63,12 +63,12 @@ def heatmap(
     rows = rows[np.isclose(rows["quantile"].astype("float64"), quantile)]
     if rows.empty:
         raise OptionError(f"the table has no quantile {quantile:g}, only {', '.join(f'{value:g}' for value in there)}")
-    rows, placeless = with_places(rows)
-    notes = [*notes, *placeless]
-    positions = place_positions(places_of(rows))
-    rows = rows.assign(position=[positions[place] for place in zip(rows["stack"], rows["layer"], strict=True)])
-    means = rows.groupby(["method", "position", "step_to"])[["delta_m", "delta_d"]].mean()
-    names = {position: f"{stack} {layer}".lstrip() for (stack, layer), position in positions.items()}
+    rows, unnumbered = with_positions(rows)
+    notes = [*notes, *unnumbered]
+    coordinates = axis_coordinates(positions_of(rows))
+    rows = rows.assign(height=[coordinates[position] for position in zip(rows["stack"], rows["layer"], strict=True)])
+    means = rows.groupby(["method", "height", "step_to"])[["delta_m", "delta_d"]].mean()
+    names = {height: f"{stack} {layer}".lstrip() for (stack, layer), height in coordinates.items()}
     heights = np.arange(min(names), max(names) + 1)  # with the gaps between stacks, and layers that were not recorded
     faint = False
     word = "median" if quantile == 0.5 else f"{100 * quantile:g} % quantile of"
@@ -77,8 +77,8 @@ def heatmap(
         figure, across = columns.figure, columns.across
         for level, q in enumerate(QUANTITIES):
             norm = LogNorm(*limits_of(means[q.column], q.symbol))
-            for place, method in enumerate(chosen):
-                ax, bar = columns.panels[place][level], columns.bars[place // across][level]
+            for number, method in enumerate(chosen):
+                ax, bar = columns.panels[number][level], columns.bars[number // across][level]
                 table = means[q.column].xs(method).unstack("step_to").reindex(heights).rename(columns=step_name)
                 table.index = pd.Index([names.get(height, "") for height in heights])
                 below = ~(table >= norm.vmin)
@@ -92,18 +92,18 @@ def heatmap(
                     cmap="viridis",
                     xticklabels=1 + (table.shape[1] - 1) // 3,
                     yticklabels=1 + len(heights) // 19,
-                    cbar=place % across == 0,
+                    cbar=number % across == 0,
                     cbar_ax=bar,
                     cbar_kws={"label": f"{word} {q.symbol}"},
                     rasterized=True,
                     ax=ax,
                 )
                 ax.invert_yaxis()
-                ax.set(xlabel="", ylabel="layer" if place % across == 0 else "")
-                ax.tick_params(rotation=0, labelleft=place % across == 0, labelbottom=level == 1)
+                ax.set(xlabel="", ylabel="layer" if number % across == 0 else "")
+                ax.tick_params(rotation=0, labelleft=number % across == 0, labelbottom=level == 1)
                 ax.spines[:].set_visible(True)
                 if level == 0:
-                    ax.set_title(f"({letter(place)}) {display_name(method)}", loc="left")
+                    ax.set_title(f"({letter(number)}) {display_name(method)}", loc="left")
         if faint:
             notes = ["white: 0, below the scale, or not recorded", *notes]
         figure.supxlabel("\n".join(["training step", f"over a matrix's {axis}s", *notes]))

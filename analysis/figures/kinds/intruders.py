@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.curves import draw_courses
+from deltaw.analysis.figures.drawing.curves import draw_curves
 from deltaw.analysis.tables.tidy import require_columns, select
 
 SOURCE = "intruder_table"
@@ -22,12 +22,12 @@ def intruders(
     methods: Sequence[str] | None = None,
     width: float | None = None,
 ) -> Figure:
-    """Draw how many intruder dimensions a matrix has, over training and by layer at the last step, a line a method.
+    """Draw how many intruder dimensions a matrix has, over training and by layer at the last step, a line per method.
 
     Of the first k singular vectors of W' those count whose cosine with every singular vector of W₀ is below epsilon.
 
     Arguments:
-        frame: What ``intruder_table`` returns, a row a singular vector.
+        frame: What ``intruder_table`` returns, a row per singular vector.
         kind: The kind of matrix, "query"; ``None`` for all together.
         k: How many singular vectors are looked at; ``None`` for all that the table has.
         epsilon: The cosine below which one counts, above 0 and at most 1.
@@ -64,5 +64,5 @@ def intruders(
         .reset_index()
     )
     note = f"of the first {k or most} singular vectors of W′, those with cosines below {epsilon:g} to all of W₀'s"
-    label = {"intruders": "intruders a matrix"}
-    return draw_courses(counts, chosen, label, scale="linear", width=width, notes=[note])
+    label = {"intruders": "intruders per matrix"}
+    return draw_curves(counts, chosen, label, scale="linear", width=width, notes=[note])

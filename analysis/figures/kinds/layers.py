@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import in_rows, letter, row_legend, value_axis
-from deltaw.analysis.figures.drawing.layer_positions import line_by_place, place_axis, place_positions, places_of
+from deltaw.analysis.figures.drawing.layer_positions import axis_coordinates, layer_axis, line_over_layers, positions_of
 from deltaw.analysis.figures.drawing.rows import last_steps, runs_note
 from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, check_choice, method_styles, paper_style
 from deltaw.analysis.figures.kinds.cloud import COLUMNS, SOURCE, clean, start_note
@@ -30,7 +30,7 @@ def layers(
     scale: Scale = "linear",
     width: float | None = None,
 ) -> Figure:
-    """Draw ΔM (left) and ΔD (right) by layer at the last step, a row of panels a kind, a line a method.
+    """Draw ΔM (left) and ΔD (right) by layer at the last step, a row of panels per kind, a line per method.
 
     The panels of a column share their scale. A point is the mean over a layer's matrices of the kind and over the runs
     of a method. An encoder, a decoder and its attention to the encoder stand one after the other.
@@ -70,7 +70,7 @@ def layers(
     rows = frame[frame["method"].isin(chosen)]
     shown = _kinds(rows, kinds)
     rows, notes = clean(last_steps(rows[rows["kind"].isin(shown)], "step_to"), axis)
-    positions = place_positions(places_of(rows))
+    coordinates = axis_coordinates(positions_of(rows))
     styles = method_styles(chosen)
     means = rows.groupby(["kind", "method", "stack", "layer"])[list(_SYMBOLS)].mean()
     found = {(kind, method) for kind, method, *_ in means.index}
@@ -88,13 +88,13 @@ def layers(
                 for method in chosen:
                     if (kind, method) not in found:
                         continue
-                    xs, ys = line_by_place(means[name].xs((kind, method)), positions)
+                    xs, ys = line_over_layers(means[name].xs((kind, method)), coordinates)
                     color, marker = styles[method]
                     ax.plot(xs, ys, color=color, marker=marker, markersize=3, linewidth=0.9, label=display_name(method))
                 value_axis(ax, means[name], symbol, scale)
                 ax.set_title(f"({letter(2 * row + column)}) {kind}, {symbol}", loc="left")
                 lowest = row == len(shown) - 1
-                place_axis(ax, list(positions), label="layer" if lowest else "", names=lowest)
+                layer_axis(ax, list(coordinates), label="layer" if lowest else "", names=lowest)
                 ax.tick_params(labelbottom=lowest)
         row_legend(figure, legend)
         figure.supxlabel("\n".join(["; ".join([start_note(rows, axis), *runs_note(rows)]), *notes]))

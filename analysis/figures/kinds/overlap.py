@@ -11,12 +11,12 @@ from matplotlib.ticker import MaxNLocator
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import grid_of_panels, letter, row_legend, width_of
 from deltaw.analysis.figures.drawing.layer_positions import (
-    Place,
-    place_colors,
-    place_entries,
-    place_name,
-    places_of,
-    with_places,
+    Position,
+    layer_entries,
+    position_colors,
+    position_name,
+    positions_of,
+    with_positions,
 )
 from deltaw.analysis.figures.drawing.rows import finite, spread_out
 from deltaw.analysis.figures.drawing.style import paper_style
@@ -32,7 +32,7 @@ _MOST = 6  # panels of an overlap
 def overlap(
     frame: pd.DataFrame, *, kind: str | None = "query", layers: Sequence[int] | None = None, width: float | None = None
 ) -> Figure:
-    """Draw φ(i, j), how much of the first i directions of one update lies in the first j of another, a panel a layer.
+    """Draw φ(i, j), how much of the first i directions of one update lies in the first j of another, a panel per layer.
 
     Dark is 0, nothing in common, bright is 1, one inside the other. White is where an update has no such direction.
 
@@ -59,17 +59,19 @@ def overlap(
     """
     rows, notes = _rows(frame, OVERLAP_COLUMNS, "subspace_overlap", kind, layers)
     finite(rows, ["overlap"])  # something must be there to draw; the holes stay
-    places = places_of(rows)
-    shown = [places[place] for place in spread_out(range(len(places)), _MOST)] if layers is None else places
+    positions = positions_of(rows)
+    shown = (
+        [positions[position] for position in spread_out(range(len(positions)), _MOST)] if layers is None else positions
+    )
     with paper_style():
         blocks, across = grid_of_panels(len(shown))
         wide = width or width_of(across, 2.0)
         height = 0.5 + 0.14 * len(notes) + blocks * ((wide - 0.9) / across + 0.33)
         figure = Figure(figsize=(wide, height), layout="constrained")
         panels = []
-        for number, place in enumerate(shown):
+        for number, position in enumerate(shown):
             ax = figure.add_subplot(blocks, across, number + 1)
-            found = rows[(rows["stack"] == place[0]) & (rows["layer"] == place[1])]
+            found = rows[(rows["stack"] == position[0]) & (rows["layer"] == position[1])]
             table = found.pivot_table(index="i", columns="j", values="overlap", dropna=False)
             image = ax.imshow(
                 np.ma.masked_invalid(table.to_numpy()), cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto"
@@ -79,7 +81,7 @@ def overlap(
                 axis.set_ticks(ticks, [f"{values[tick]:g}" for tick in ticks])
             ax.set_xlabel("j" if number + across >= len(shown) else "")
             ax.set_ylabel("i" if number % across == 0 else "")
-            ax.set_title(f"({letter(number)}) {place_name(place)}", loc="left")
+            ax.set_title(f"({letter(number)}) {position_name(position)}", loc="left")
             panels.append(ax)
         figure.colorbar(image, ax=panels, pad=0.02, aspect=20 * blocks, label="overlap φ(i, j)")
         figure.supxlabel("\n".join([_pair(rows), *notes]))
@@ -89,7 +91,7 @@ def overlap(
 def angles(
     frame: pd.DataFrame, *, kind: str | None = "query", layers: Sequence[int] | None = None, width: float | None = None
 ) -> Figure:
-    """Draw the principal angles between the directions of two updates in degrees, smallest first, a line a layer.
+    """Draw the principal angles between the directions of two updates in degrees, smallest first, a line per layer.
 
     0° is a direction that both have, 90° one that the other has nothing of.
 
@@ -116,17 +118,19 @@ def angles(
     rows, notes = _rows(frame, ANGLE_COLUMNS, "subspace_angles", kind, layers)
     rows, undefined = finite(rows, ["angle"])
     notes = [*notes, *undefined]
-    places: list[Place] = places_of(rows)
-    colors = place_colors(places)
+    positions: list[Position] = positions_of(rows)
+    colors = position_colors(positions)
     with paper_style():
-        legend = place_entries(places, colors)
+        legend = layer_entries(positions, colors)
         figure = Figure(figsize=(width or 4.5, 2.5 + 0.17 * len(legend) + 0.14 * len(notes)), layout="constrained")
         ax = figure.add_subplot()
-        for place in places:
-            found = rows[(rows["stack"] == place[0]) & (rows["layer"] == place[1])]
+        for position in positions:
+            found = rows[(rows["stack"] == position[0]) & (rows["layer"] == position[1])]
             line = np.rad2deg(found.groupby("index")["angle"].mean())
             marker = "o" if len(line) <= 32 else ""
-            ax.plot(line.index, line, marker=marker, markersize=3, color=colors[place], label=place_name(place))
+            ax.plot(
+                line.index, line, marker=marker, markersize=3, color=colors[position], label=position_name(position)
+            )
         ax.axhline(90, color="0.35", linestyle=":", linewidth=0.9, label="_orthogonal", zorder=1)
         ax.set_ylim(0, 94)
         ax.set_yticks([0, 30, 60, 90], ["0°", "30°", "60°", "90°"])
@@ -142,7 +146,7 @@ def _rows(
     frame: pd.DataFrame, columns: Sequence[str], source: str, kind: str | None, layers: Sequence[int] | None
 ) -> tuple[pd.DataFrame, list[str]]:
     require_columns(frame, columns, source)
-    rows, notes = with_places(of_kind(frame, kind))
+    rows, notes = with_positions(of_kind(frame, kind))
     if layers is not None:
         there = sorted({int(layer) for layer in rows["layer"]})
         for layer in layers:

@@ -32,7 +32,7 @@ def rank(
     scale: Scale = "log",
     width: float | None = None,
 ) -> Figure:
-    """Draw the rank of ΔW by layer at the last recorded step, a line a method, and full rank dashed.
+    """Draw the rank of ΔW by layer at the last recorded step, a line per method, and full rank dashed.
 
     Dual LoRA has three lines where the table has its groups: the magnitude group ReLU(B A), the direction group
     Sign(D C), and the whole. A point is the mean over a layer's matrices and over the runs of a method. Lines that lie
@@ -82,18 +82,18 @@ def _clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Keep the last step of every run, drop what has no place in the figure, and say what was left out."""
     rows = rows[rows["step"] == rows.groupby(["run", "method"])["step"].transform("max")]
     notes = []
-    placeless = rows["layer"].isna()
-    if placeless.all():
+    unnumbered = rows["layer"].isna()
+    if unnumbered.all():
         raise OptionError(
             f"no matrix has a layer number in its name (there are {', '.join(sorted(set(rows['module']))[:3])}); "
             "this figure is by layer, see the table instead"
         )
-    if placeless.any():
-        notes.append(f"{rows.loc[placeless, 'module'].nunique()} matrices without a layer number left out")
+    if unnumbered.any():
+        notes.append(f"{rows.loc[unnumbered, 'module'].nunique()} matrices without a layer number left out")
     undefined = ~np.isfinite(rows["rank"].astype("float64").to_numpy(na_value=np.nan))
     if undefined.any():
         notes.append(f"{undefined.sum()} undefined ranks left out")
-    rows = rows[~placeless & ~undefined]
+    rows = rows[~unnumbered & ~undefined]
     return rows.astype({"layer": int, "rank": float, "full_rank": float}), notes
 
 
@@ -183,4 +183,4 @@ def _marked(line: "pd.Series[float]", others: "list[pd.Series[float]]", turn: in
     if not others:
         return list(range(len(line)))
     near = pd.concat([(other.reindex(line.index) / line - 1).abs() < _NEAR for other in others], axis=1).any(axis=1)
-    return [place for place, covered in enumerate(near) if not covered or place % turns == turn or turns > len(line)]
+    return [at for at, covered in enumerate(near) if not covered or at % turns == turn or turns > len(line)]

@@ -6,7 +6,7 @@ from typing import get_args
 import pandas as pd
 from matplotlib.figure import Figure
 
-from deltaw.analysis.figures.drawing.curves import draw_courses
+from deltaw.analysis.figures.drawing.curves import draw_curves
 from deltaw.analysis.figures.drawing.style import Scale, check_choice
 from deltaw.analysis.tables.tidy import require_columns, select
 
@@ -22,7 +22,7 @@ def similarity(
     scale: Scale = "log",
     width: float | None = None,
 ) -> Figure:
-    """Draw the CKA of W' with W₀ over training and by layer at the last step, a line a method.
+    """Draw the CKA of W' with W₀ over training and by layer at the last step, a line per method.
 
     On the log scale it is 1 − CKA, 0 for the same weights, so that 0.999 and 0.9999 are told apart.
 
@@ -51,5 +51,5 @@ def similarity(
     require_columns(frame, COLUMNS, SOURCE)
     rows, chosen = select(frame, kind, methods)
     if scale == "linear":
-        return draw_courses(rows, chosen, {"similarity": "CKA of W′ and W₀"}, scale=scale, width=width)
-    return draw_courses(rows, chosen, {"dissimilarity": "1 − CKA of W′ and W₀"}, scale=scale, width=width)
+        return draw_curves(rows, chosen, {"similarity": "CKA of W′ and W₀"}, scale=scale, width=width)
+    return draw_curves(rows, chosen, {"dissimilarity": "1 − CKA of W′ and W₀"}, scale=scale, width=width)

@@ -30,7 +30,7 @@ def singular_values(
     methods: Sequence[str] | None = None,
     width: float | None = None,
 ) -> Figure:
-    """Draw the singular values σ_i of ΔW against the training step, a panel a method, a line an index i.
+    """Draw the singular values σ_i of ΔW against the training step, a panel per method, a line per index i.
 
     Lines are 1 to 8, then 16, 32, 64, … as far as there are any, dark for the largest. Each is the mean over the
     matrices of the kind and over the runs of a method. The scale is logarithmic and shared; what is more than six
@@ -76,18 +76,18 @@ def singular_values(
         height = 0.45 + 0.14 * len(notes) + 1.75 * blocks
         figure = Figure(figsize=(width or width_of(across), height), layout="constrained")
         panels = []
-        for place, method in enumerate(chosen):
-            ax = figure.add_subplot(blocks, across, place + 1)
+        for number, method in enumerate(chosen):
+            ax = figure.add_subplot(blocks, across, number + 1)
             for index in shown:
                 if (method, index) not in there:
                     continue
                 line = seen[method, index]
                 marker = "o" if len(line) == 1 else ""
                 ax.plot(line.index, line, marker=marker, color=_COLORS(norm(index)), linewidth=1, label=f"σ_{index}")
-            log_axis(ax, "y", float(seen.min()) / 1.5, high * 1.5, r"$\sigma_i$ of ΔW" if place % across == 0 else "")
-            ax.tick_params(labelleft=place % across == 0)
-            step_axis(ax, list(rows["step"].unique()), label="training step" if place + across >= len(chosen) else "")
-            ax.set_title(f"({letter(place)}) {display_name(method)}", loc="left")
+            log_axis(ax, "y", float(seen.min()) / 1.5, high * 1.5, r"$\sigma_i$ of ΔW" if number % across == 0 else "")
+            ax.tick_params(labelleft=number % across == 0)
+            step_axis(ax, list(rows["step"].unique()), label="training step" if number + across >= len(chosen) else "")
+            ax.set_title(f"({letter(number)}) {display_name(method)}", loc="left")
             panels.append(ax)
         bar = figure.colorbar(ScalarMappable(norm, _COLORS), ax=panels, pad=0.02, aspect=25 * blocks, label="index i")
         bar.ax.yaxis.set_major_locator(FixedLocator([2.0**power for power in range(20) if 2**power <= norm.vmax]))

@@ -32,7 +32,7 @@ def sweep(
     Scores that are no number are left out, and the figure says how many.
 
     Arguments:
-        frame: One row a run: method, rank (r₁ of "dual-lora"), direction_rank (r₂; missing for other methods), seed,
+        frame: One row per run: method, rank (r₁ of "dual-lora"), direction_rank (r₂; missing for other methods), seed,
             and the score.
         score: The column of the score.
         label: What the score's axis is called.

@@ -24,7 +24,7 @@ def symmetry(
 ) -> Figure:
     """Draw ΔM(t, t−1) and ΔD(t, t−1) of every method, columns above rows.
 
-    A curve is the mean over the matrices of the kind, one a layer; the band is one standard deviation of them up and
+    A curve is the mean over the matrices of the kind, one per layer; the band is one standard deviation of them up and
     down, no further than they reach. ΔM is blue, solid, on the left axis, ΔD green, dashed, on the right one.
     Several runs of a method are averaged over the steps that they share. NaN and infinity are left out, and the figure
     says how many.

@@ -12,7 +12,7 @@ from PIL import Image
 from deltaw.adapters import METHODS, OptionError, WriteError
 from deltaw.analysis import correlation
 from deltaw.analysis.figures import animation, check_path, cloud, layers, save
-from deltaw.analysis.figures.drawing.layer_positions import place_colors, places_of, with_places
+from deltaw.analysis.figures.drawing.layer_positions import position_colors, positions_of, with_positions
 from deltaw.analysis.names import stack_of
 
 THREE = ["ft", "lora", "dora"]
@@ -275,12 +275,12 @@ def test_stacks_of_common_models() -> None:
     assert stack_of("decoder.block.0.layer.1.EncDecAttention.v") == "cross"
     assert stack_of("roberta.encoder.layer.0.crossattention.self.query") == "cross"
     assert stack_of("transformer.h.0.attn.c_attn") == ""
-    rows, notes = with_places(bart())
+    rows, notes = with_positions(bart())
     assert not notes
-    assert places_of(rows) == [(stack, layer) for stack in ("encoder", "decoder", "cross") for layer in (0, 1)]
-    rows, _ = with_places(changes())
+    assert positions_of(rows) == [(stack, layer) for stack in ("encoder", "decoder", "cross") for layer in (0, 1)]
+    rows, _ = with_positions(changes())
     assert set(rows["stack"]) == {""}  # one stack is no stack
-    assert len(set(place_colors(places_of(rows)).values())) == 4
+    assert len(set(position_colors(positions_of(rows)).values())) == 4
 
 
 def test_a_movie_moves_its_points_and_nothing_else() -> None:
