@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from deltaw.adapters.peft.names import MADE_AGAIN
 from deltaw.analysis.inspection.base_check import FOREIGN, ROUNDED, Nearness, nearness, start_agrees, why_foreign
 from deltaw.analysis.measures.survival import survival
 from deltaw.analysis.records.base import BaseError, BaseLike, open_base
@@ -20,7 +21,6 @@ Level = Literal["broken", "warning"]
 EXPLODED = 10.0  # ‖W_t‖ / ‖W₀‖ from which on weights have left what they were
 DTYPES = (torch.bfloat16, torch.float16)  # what the last update is merged into by default
 STARTED = 1e-3  # ‖W'−W₀‖ / ‖W₀‖ up to which an untrained adapter counts as the identity
-FACTOR_STARTS = ("pissa", "olora")  # of PEFT: the first A and B are made of W₀'s own vectors
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def _check_adapter(
 
 def _check_start(run: Trajectory, module: str, steps: Sequence[int], first: dict[str, Tensor]) -> Iterator[Finding]:
     start = str(run.info.get("peft", {}).get("init_lora_weights")).split("_niter_")[0]
-    if steps[0] != 0 or start not in FACTOR_STARTS or not {"lora_A", "lora_B"} <= first.keys():
+    if steps[0] != 0 or start not in MADE_AGAIN or not {"lora_A", "lora_B"} <= first.keys():
         return
     base = run.base(module)
     if first["lora_A"].ndim == 2 and first["lora_B"].shape[0] == base.shape[0]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deltaw.adapters.errors import OptionError, RecordError
+from deltaw.adapters.peft.names import BASE_LAYER, PREFIX
 from deltaw.analysis.records.layout import StoredMatrix, matrices, module_name
 from deltaw.analysis.records.location import storage_of
 from deltaw.analysis.records.source import Shape, fitting
@@ -239,7 +240,7 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     from torch import Tensor
 
     return {
-        re.sub(r"(?:\.base_layer)+\.", ".", key.removeprefix("base_model.model.")): value
+        re.sub(rf"(?:\.{BASE_LAYER})+\.", ".", key.removeprefix(PREFIX)): value
         for key, value in state.items()
         if isinstance(value, Tensor)
     }

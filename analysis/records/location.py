@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deltaw.adapters.errors import OptionError, RecordError
+from deltaw.adapters.peft.names import CONFIG
 from deltaw.analysis.records.remote import NotListedError, RemoteStorage
 from deltaw.analysis.records.storage import FILES, LocalStorage, Storage, is_address
 
 CHECKPOINT = re.compile(r"(?:checkpoint|ckpt|step|iter|global_step|epoch)[-_=]?(\d{1,18})")
 TRIED = (
     "manifest.json",
-    "adapter_config.json",
+    CONFIG,
     "model.safetensors",
     "model.safetensors.index.json",
     ".metadata",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deltaw.adapters.errors import RecordError
+from deltaw.adapters.peft.names import CONFIG
 from deltaw.analysis.records import full, recorded, step_files
 from deltaw.analysis.records.base import BaseLike
 from deltaw.analysis.records.location import Location, listed, locate, storage_of
@@ -45,7 +46,7 @@ def _opens_peft(location: Location, base: BaseLike, everything: bool) -> Source:
 
 FORMATS = [
     Format(recorded.recognises, recorded.opens),
-    Format(lambda location: location.any_has("adapter_config.json"), _opens_peft),
+    Format(lambda location: location.any_has(CONFIG), _opens_peft),
     Format(full.recognises, full.opens),
     Format(step_files.recognises, step_files.opens),
 ]

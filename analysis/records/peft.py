@@ -10,7 +10,19 @@ from torch import Tensor
 
 from deltaw.adapters.errors import RecordError
 from deltaw.adapters.layer import WIDENED
-from deltaw.adapters.peft.formulas import FORMULAS, REFUSED, Factors, Formula, Settings
+from deltaw.adapters.peft.formulas.settings import Factors, Settings
+from deltaw.adapters.peft.formulas.table import FORMULAS, REFUSED, Formula
+from deltaw.adapters.peft.names import (
+    BASE_LAYER,
+    CONFIG,
+    FIXED,
+    MODULES_TO_SAVE,
+    PICKLE,
+    PREFIX,
+    ROOT,
+    SHARED_THETA,
+    WEIGHTS,
+)
 from deltaw.adapters.peft.targets import targeted
 from deltaw.analysis.records.base import GIVE, Base, BaseLike, base_named, open_base
 from deltaw.analysis.records.peft_experts import Parameter, parameters
@@ -18,9 +30,6 @@ from deltaw.analysis.records.source import Shape, Source, State, fitting
 from deltaw.analysis.records.storage import Storage
 from deltaw.analysis.records.tensors import SafeTensors, Tensors, read_pickled
 
-ADAPTER_CONFIG, ADAPTER, PICKLED_ADAPTER = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-PREFIX = "base_model.model."
-UNILORA = "base_model.unilora_theta_d"  # all that its file holds without indices
 LAYER = re.compile(r"((?:model\.)*(?:bert\.)?(?:layers|encoder\.layer|h)\.)(\d{1,9})(\..*)")  # what PEFT can replicate
 OPEN_AT_ONCE = 2  # checkpoints whose headers are kept
 
@@ -116,23 +125,15 @@ class Adapters(Source):
             place = self._places[step]
             if step != self.steps[0]:
                 settings = read_settings(place)
-                for key in (
-                    "peft_type",
-                    "use_dora",
-                    "use_rslora",
-                    "init_lora_weights",
-                    "lora_alpha",
-                    "use_qalora",
-                    "layer_replication",
-                ):
+                for key in FIXED:
                     if settings.get(key) != self._settings.get(key):
                         raise RecordError(
                             f"{place.where}: {key} is {settings.get(key)!r:.60}, not as in the first checkpoint"
                         )
             tensors = _read(place)
             modules = _by_module(tensors, self._formula.prefix)
-            if not modules and self._settings["peft_type"] == "UNILORA" and UNILORA in tensors.names():
-                modules = {module: {"unilora_theta_d": UNILORA} for module in self._meant()}
+            if not modules and self._settings["peft_type"] == "UNILORA" and ROOT + SHARED_THETA in tensors.names():
+                modules = {module: {SHARED_THETA: ROOT + SHARED_THETA} for module in self._meant()}
             self._open[step] = tensors, modules
             while len(self._open) > OPEN_AT_ONCE:
                 self._open.popitem(last=False)
@@ -187,7 +188,7 @@ class Adapters(Source):
             return value.to(dtype) if value.is_floating_point() else value
 
         def shared(name: str) -> Tensor:
-            for key in (f"base_model.{name}", f"{PREFIX}{name}"):
+            for key in (f"{ROOT}{name}", f"{PREFIX}{name}"):
                 if key in tensors.names():
                     return wide(tensors.read(key))
             raise RecordError(
@@ -290,7 +291,7 @@ def read_settings(place: Storage) -> dict[str, Any]:
     Raises:
         RecordError: It is damaged, or its type or an option cannot be read; says why and what to do.
     """
-    settings = place.mapping(ADAPTER_CONFIG)
+    settings = place.mapping(CONFIG)
     kind = settings.get("peft_type")
     if isinstance(kind, str) and kind in REFUSED:
         raise RecordError(f"{place.where}: {kind} adapters are not read: {REFUSED[kind]}")
@@ -339,11 +340,11 @@ def copied_layers(settings: Mapping[str, Any], where: str) -> Callable[[str], st
 
 
 def _read(place: Storage) -> Tensors:
-    if place.has(ADAPTER):
-        return SafeTensors(place, ADAPTER)
-    if place.has(PICKLED_ADAPTER):
-        return read_pickled(place, PICKLED_ADAPTER)
-    raise RecordError(f"{place.where}: has {ADAPTER_CONFIG}, but no {ADAPTER}")
+    if place.has(WEIGHTS):
+        return SafeTensors(place, WEIGHTS)
+    if place.has(PICKLE):
+        return read_pickled(place, PICKLE)
+    raise RecordError(f"{place.where}: has {CONFIG}, but no {WEIGHTS}")
 
 
 def _by_module(tensors: Tensors, prefix: str) -> dict[str, dict[str, str]]:
@@ -367,7 +368,7 @@ def _whole_modules(tensors: Tensors, prefix: str) -> dict[str, str]:
         parts = name.removeprefix(PREFIX).split(".")
         adapted = any(part.startswith(prefix) for part in parts)
         if name.startswith(PREFIX) and parts[-1] == "weight" and not adapted and len(tensors.shape(name)) == 2:
-            kept = [part for part in parts[:-1] if part not in ("modules_to_save", "base_layer")]
+            kept = [part for part in parts[:-1] if part not in (MODULES_TO_SAVE, BASE_LAYER)]
             if 0 not in tensors.shape(name) and tensors.dtype(name).is_floating_point:
                 found[".".join(kept)] = name
     return found

@@ -15,12 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from deltaw.adapters.errors import RecordError
+from deltaw.adapters.peft.names import BASE_LAYER
 from deltaw.analysis.records.base import GIVE, Base, Stack
 from deltaw.analysis.records.layout import module_name
 from deltaw.analysis.records.source import Shape
 
 Shapes = Mapping[str, tuple[int, ...]]
-WRAPPED = ".base_layer"
+WRAPPED = f".{BASE_LAYER}"
 
 
 @dataclass(frozen=True)

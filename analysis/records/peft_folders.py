@@ -1,10 +1,11 @@
 """Folders of PEFT's adapters: one, or one a ``checkpoint-*/``."""
 
 from deltaw.adapters.errors import RecordError
+from deltaw.adapters.peft.names import CONFIG
 from deltaw.analysis.records.base import BaseLike
 from deltaw.analysis.records.full import trainer_log
 from deltaw.analysis.records.location import Location
-from deltaw.analysis.records.peft import ADAPTER_CONFIG, Adapters
+from deltaw.analysis.records.peft import Adapters
 from deltaw.analysis.records.source import Source
 
 
@@ -24,9 +25,9 @@ def opens(location: Location, base: BaseLike, everything: bool) -> Source:
         return source
     step, log = trainer_log(storage if "trainer_state.json" in location.names else folders[max(folders)])
     for folder in location.checkpoints.values():
-        if ADAPTER_CONFIG not in folder.names:
+        if CONFIG not in folder.names:
             where = folder.storage.where
-            raise RecordError(f"{where}: has no {ADAPTER_CONFIG}, other checkpoints here do; move it away")
-    if step is not None and step not in folders and ADAPTER_CONFIG in location.names:
+            raise RecordError(f"{where}: has no {CONFIG}, other checkpoints here do; move it away")
+    if step is not None and step not in folders and CONFIG in location.names:
         folders[step] = storage
     return Adapters(storage.where, dict(sorted(folders.items())), base, log)
