@@ -1,4 +1,4 @@
-"""What a record will take, before training starts; and which checkpoints stay where their number is limited."""
+"""What a record will take, before training starts."""
 
 import json
 import math
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from deltaw.trainers.schedules import Schedule
+from deltaw.trainers.schedules import Countable, Schedule
+from deltaw.trainers.thinning import LONGEST_WALK
 
 # As safetensors names and orders them: the wider ones first, then by name.
 DTYPES = {
@@ -83,7 +84,9 @@ def file_bytes(tensors: Mapping[str, Spec]) -> int:
 
 
 def planned(when: Schedule, total_steps: int | None, keep: int | None) -> int | None:
-    """Return how many checkpoints there will be at most, from step 0 to ``total_steps``.
+    """Return how many checkpoints there will be at most, from step 0 to ``total_steps``; ``None``: nobody knows.
+
+    A function that is no schedule of ours is not asked for more than a million steps.
 
     Example:
         >>> from deltaw.trainers import every
@@ -92,20 +95,10 @@ def planned(when: Schedule, total_steps: int | None, keep: int | None) -> int | 
     """
     if total_steps is None:
         return keep
-    hits = sum(1 for step in range(total_steps + 1) if when(step))
+    if isinstance(when, Countable):
+        hits = when.before(total_steps + 1)
+    elif total_steps < LONGEST_WALK:
+        hits = sum(1 for step in range(total_steps + 1) if when(step))
+    else:
+        return keep
     return hits if keep is None else min(hits, keep)
-
-
-def stride(hit: int, keep: int) -> int:
-    """Return s, a power of two: when the schedule has said yes ``hit`` + 1 times, every s-th of them stays.
-
-    The smallest with which at most ``keep`` stay, so that they lie evenly over the run however long it gets.
-
-    Example:
-        >>> [stride(hit, keep=4) for hit in range(10)]
-        [1, 1, 1, 1, 2, 2, 2, 2, 4, 4]
-    """
-    found = 1
-    while hit // found + 1 > keep:
-        found *= 2
-    return found

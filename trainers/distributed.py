@@ -1,4 +1,4 @@
-"""Recording in several processes: who writes, and how a matrix that is spread over them is put together.
+"""Recording in several processes: who writes, and how a matrix that is sharded over them is put together.
 
 Under FSDP2 and tensor parallelism a weight is a ``DTensor``, of which each process has a part. Its ``full_tensor`` is a
 collective call: all processes make it, in the same order, one matrix at a time. Under DDP every process has all, and
@@ -6,12 +6,13 @@ nothing is exchanged.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from deltaw.adapters.errors import RecordError
 from deltaw.adapters.sharded import full, is_spread
 
 
@@ -37,6 +38,33 @@ def share(value: Any) -> Any:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def together(job: Callable[[], Any], *, here: bool, shared: bool) -> Any:
+    """Have something done by one process, and return what it returns.
+
+    Arguments:
+        job: What is to be done.
+        here: Whether this is the process that does it.
+        shared: All processes make this call: each gets the result, and where the job fails, all raise an error.
+
+    Raises:
+        RecordError: It has failed in the other process.
+    """
+    result, error = None, None
+    if here:
+        try:
+            result = job()
+        except Exception as caught:
+            error = caught
+    if shared:
+        # A process that went on alone would wait for the others in the next gathering.
+        text, result = share((None if error is None else str(error), result))
+        if error is None and text is not None:
+            raise RecordError(text)
+    if error is not None:
+        raise error
+    return result
 
 
 def reshard(model: nn.Module) -> None:

@@ -24,10 +24,10 @@ from deltaw.adapters.method import Method
 from deltaw.adapters.methods.lora_plus import parameter_groups
 from deltaw.adapters.quantization import load_bitsandbytes, quantize
 from deltaw.analysis.records.format import BASE, CHECKPOINTS, MANIFEST, read_manifest
+from deltaw.analysis.records.lock import LOCK
 from deltaw.analysis.records.results import RESULT, read_result, write_result
 from deltaw.trainers.callback import RecorderCallback
 from deltaw.trainers.memory import peak_megabytes, reset_peak
-from deltaw.trainers.recorder import LOCK
 from deltaw.trainers.schedules import Schedule
 from deltaw.trainers.settings import Settings
 

@@ -1,6 +1,7 @@
 """What is recorded of a layer: the tensors of a method where one is known, which give W' exactly, else W' itself."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from deltaw.adapters.methods.pissa import PiSSA
 from deltaw.adapters.peft.names import LEAVES_THE_BASE
 from deltaw.adapters.quantization import is_quantized
 from deltaw.adapters.sharded import full
+from deltaw.analysis.records.format import ModuleEntry
 from deltaw.trainers.distributed import whole_parameters
 
 # What puts a model into another; the one inside has the names and the weights.
@@ -95,8 +97,8 @@ def method_name(layers: dict[str, Layer]) -> str:
 
 
 @torch.no_grad()
-def parts(layer: Layer) -> dict[str, Tensor]:
-    """Return what a checkpoint holds of a layer; not copies, and perhaps distributed over processes.
+def checkpoint_tensors(layer: Layer) -> dict[str, Tensor]:
+    """Return the tensors of a layer in a checkpoint; not copies, and perhaps sharded over processes.
 
     Raises:
         RecordError: A PEFT layer is no longer the one that the record began with.
@@ -111,7 +113,7 @@ def parts(layer: Layer) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def start(layer: Layer) -> tuple[Tensor, dict[str, Tensor]]:
+def base_and_constants(layer: Layer) -> tuple[Tensor, dict[str, Tensor]]:
     """Return W₀ (out, in), and the tensors of the method that never change."""
     module = layer.module
     if isinstance(module, AdaptedLayer):
@@ -137,6 +139,20 @@ def is_frozen(layer: Layer) -> bool:
     """Whether W₀ can still be read off the layer after training: a plain layer holds what it has become."""
     module = layer.module
     return isinstance(module, AdaptedLayer) or (is_peft(module) and not layer.rewritten)
+
+
+def module_entry(layer: Layer, base: Tensor) -> ModuleEntry:
+    """Return a layer's entry in the manifest.
+
+    Arguments:
+        base: Its W₀, as it is stored.
+    """
+    rows, columns = base.shape
+    dtype = str(base.dtype).removeprefix("torch.")
+    if layer.method is None:
+        return ModuleEntry((rows, columns), dtype)
+    # Through JSON, so that it compares equal to what is read back.
+    return ModuleEntry((rows, columns), dtype, layer.method.name, json.loads(json.dumps(layer.method.options())))
 
 
 BELOW = "base_layer"

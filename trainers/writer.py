@@ -30,7 +30,7 @@ class Writer:
         self._limit = limit
         self._jobs: deque[Job] = deque()  # the first one is under way
         self._error: BaseException | None = None
-        self._told = False
+        self._notified = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
@@ -38,7 +38,7 @@ class Writer:
     def check(self) -> None:
         """Raise the error of a job that failed; every time, until nobody asks any more."""
         if self._error is not None:
-            self._told = True
+            self._notified = True
             raise self._error
 
     def wait_for_room(self) -> None:
@@ -63,7 +63,7 @@ class Writer:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="deltaw-writer", daemon=True)
             self._thread.start()
-            atexit.register(self._drain)  # the interpreter does not wait for a daemon, but what waits shall be written
+            atexit.register(self.drain)  # the interpreter does not wait for a daemon, but what waits shall be written
 
     def flush(self) -> None:
         """Wait until everything handed over is done.
@@ -71,7 +71,7 @@ class Writer:
         Raises:
             BaseException: What a job failed with.
         """
-        self._drain()
+        self.drain()
         self.check()
 
     def close(self) -> None:
@@ -80,19 +80,20 @@ class Writer:
         Raises:
             BaseException: What a job failed with, unless it was raised before.
         """
-        self._drain()
+        self.drain()
         if self._thread is not None and os.getpid() == self._process:
-            atexit.unregister(self._drain)
+            atexit.unregister(self.drain)
             with self._changed:
                 self._jobs.append(_end)
                 self._changed.notify_all()
             self._thread.join()
             self._thread = None
             self._jobs.clear()
-        if not self._told:
+        if not self._notified:
             self.check()
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Wait as ``flush``, whatever came of it."""
         if self._thread is None or os.getpid() != self._process:  # a fork has not the thread
             return
         with self._changed:

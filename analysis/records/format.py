@@ -185,6 +185,8 @@ def parse_index(data: bytes, where: str) -> list[CheckpointEntry]:
             entry = CheckpointEntry(_whole(raw["step"]), _file(raw))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise RecordError(f"{where}: line {number} is damaged ({error})") from None
+        if entries and entry == entries[-1]:
+            continue  # announced twice: an interrupt between the line and the memory made recorders do so
         if entries and entry.step <= entries[-1].step:
             raise RecordError(
                 f"{where}: line {number} has step {entry.step} after step {entries[-1].step}; steps must rise"

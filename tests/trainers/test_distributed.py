@@ -21,9 +21,9 @@ from deltaw.adapters import (
     inject,
 )
 from deltaw.adapters.injection import linear_modules
+from deltaw.analysis.records import run_writer as recorder_module
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, every
-from deltaw.trainers import recorder as recorder_module
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 fsdp = pytest.importorskip("torch.distributed.fsdp")

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from deltaw.adapters import METHODS, OptionError, RecordError, WriteError, create, effective_weight, inject
+from deltaw.analysis.records import run_writer as recorder_module
 from deltaw.analysis.records.atomic import PARTIAL
+from deltaw.analysis.records.lock import LOCK
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, every, geometric
-from deltaw.trainers import recorder as recorder_module
-from deltaw.trainers.budget import amount, planned, stride
-from deltaw.trainers.recorder import LOCK
+from deltaw.trainers.budget import amount, planned
+from deltaw.trainers.thinning import stride
 
 
 def make(method="ft", dtype=torch.float32):

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from deltaw.adapters import BoRA, RecordError, WriteError, adapted, effective_weight, inject
+from deltaw.analysis.records import run_writer as recorder_module
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, every
-from deltaw.trainers import recorder as recorder_module
 
 NAMES = [f"delta_{m}/{pair}/{kind}/{axis}" for m in "md" for pair in ("base", "consecutive")
          for kind in ("query", "value") for axis in ("row", "column")]  # fmt: skip
