@@ -1,13 +1,19 @@
 """Progress of long work: a bar on a terminal, a few lines anywhere else."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
+from deltaw.analysis.printable import printable
+
 T = TypeVar("T")
 BETWEEN_LINES = 60.0  # seconds
+
+_hidden: ContextVar[bool] = ContextVar("_hidden", default=False)
 
 
 class Progress(Generic[T]):
@@ -134,8 +140,25 @@ def progress(
     """
     total = work if work is None or isinstance(work, int) else _length(work)
     items = None if work is None or isinstance(work, int) else work
+    enabled = enabled and not _hidden.get()
     drawn = enabled and shows_bars()
-    return Progress(items, total, desc, unit, initial=initial, drawn=drawn, told=enabled and not drawn)
+    return Progress(items, total, printable(desc), unit, initial=initial, drawn=drawn, told=enabled and not drawn)
+
+
+@contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """Show no progress in a block, whatever asks for it.
+
+    Example:
+        >>> with hidden():
+        ...     sum(progress([1, 2, 3], "sums"))
+        6
+    """
+    token = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
 
 
 def shows_bars() -> bool:

@@ -1,5 +1,6 @@
 """How every command behaves: help for a bare group, "did you mean", --quiet and --verbose, names that load nothing."""
 
+import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,13 @@ class Command(click.Command):
     def __init__(self, *arguments: Any, **given: Any) -> None:
         super().__init__(*arguments, **given)
         self.params += volume()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click's; with --quiet nothing below shows how far it is."""
+        from deltaw.analysis.progress import hidden
+
+        with hidden() if ctx.find_root().ensure_object(Session).quiet else contextlib.nullcontext():
+            return super().invoke(ctx)
 
 
 class Group(click.Group):

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from deltaw.adapters.peft.names import MADE_AGAIN
 from deltaw.analysis.inspection.base_check import FOREIGN, ROUNDED, Nearness, nearness, start_agrees, why_foreign
 from deltaw.analysis.measures.survival import survival
+from deltaw.analysis.progress import progress as shown
 from deltaw.analysis.records.base import BaseError, BaseLike, open_base
 from deltaw.analysis.records.format import BASE
 from deltaw.analysis.trajectory import Trajectory
@@ -104,7 +104,7 @@ def soundness(
     near: dict[str, Nearness] = {}  # of whole matrices to W₀
     survived: list[dict[str, Any]] = []
     same = dict.fromkeys(steps[1:], 0)  # how many modules are as at the step before
-    for module in tqdm(run.modules, desc=f"checks of {run.name}", unit="module", disable=not progress):
+    for module in shown(run.modules, f"checks of {run.name}", "module", progress):
         try:
             own = run.base(module) if run.base_from is not None else None
             other = None if given is None else given.read(module, run.shape(module))

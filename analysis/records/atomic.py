@@ -1,6 +1,7 @@
 """Writing a file whole or not at all, however many write it at once."""
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -127,7 +128,7 @@ def append_line(path: Path, line: str, *, durable: bool) -> None:
             data = line.encode()
             try:
                 if os.write(descriptor, data) != len(data):
-                    raise OSError("the line was cut off, the disk is probably full")
+                    raise OSError(errno.ENOSPC, "the line was cut off, the disk is probably full")
                 if durable:
                     os.fsync(descriptor)
                     if new:
@@ -141,15 +142,22 @@ def append_line(path: Path, line: str, *, durable: bool) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a failure to write into an error that names the file."""
+    """Turn a failure to write into an error that names the file; it asks for free space where the disk is full."""
     try:
         yield
     except Exception as error:
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-            raise WriteError(
-                f"{path}: cannot be written ({error}); what was there before is safe. Free some space and go on"
-            ) from error
+            full = ". Free some space and go on" if _is_full(error) else ""
+            raise WriteError(f"{path}: cannot be written ({error}); what was there before is safe{full}") from error
         raise
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether the disk, or this user's share of it, is full; safetensors hands on the system's words alone."""
+    numbers = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in numbers
+    return any(f"os error {number}" in str(error) or os.strerror(number) in str(error) for number in numbers)
 
 
 def _check_replaceable(path: Path) -> None:
