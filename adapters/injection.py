@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from deltaw.adapters.constants import identity, share
 from deltaw.adapters.errors import DataError, NonFiniteError, OptionError, ShapeError, TargetError
-from deltaw.adapters.layer import WIDENED, AdaptedLayer, identity
+from deltaw.adapters.layer import WIDENED, AdaptedLayer
 from deltaw.adapters.method import Method, Shape, State
 from deltaw.adapters.quantization import QuantizedLayer, compute_dtype, is_quantized, quantized_shape
 
@@ -87,6 +88,7 @@ def inject(
         parameter.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     shared = {wanted: wanted.shared(of, generator) for wanted, of in shapes.items()}
+    layers = {}
     for name, wanted in chosen.items():
         source = modules[name]
         weight = source.get_parameter("weight")
@@ -96,11 +98,19 @@ def inject(
             given[key] = value.to(weight.device, WIDENED.get(dtype, dtype))
         if wanted.needs_context and context is not None:
             given = given | {"covariance": context[name]}
-        replace_module(model, name, layer_over(source, wanted, generator, given))
+        layers[name] = layer_over(source, wanted, generator, given)
+    put_in(model, layers)
     for name, parameter in model.named_parameters():
         if owners(name) & set(kept):
             parameter.requires_grad_(True)
     return model
+
+
+def put_in(model: nn.Module, layers: Mapping[str, AdaptedLayer]) -> None:
+    """Put adapted layers in the place of a model's modules; from now on they keep in common what is the same memory."""
+    for name, layer in layers.items():
+        replace_module(model, name, layer)
+    share(layers.values())
 
 
 def layer_over(
@@ -243,8 +253,7 @@ def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
             wanted = method.shapes(rows, columns) | method.frozen_shapes(rows, columns)
             state = fitting_tensors(tensors, name, wanted, str(path))
             layers[name] = layer_over(plain, method, torch.Generator(), state=state)
-        for name, layer in layers.items():
-            replace_module(model, name, layer)
+        put_in(model, layers)
         own = {id(layer.tensor(k)) for layer in adapted(model).values() for k in layer._trainable}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in own)

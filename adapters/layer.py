@@ -1,6 +1,5 @@
 """The layer that takes the place of a linear layer: a frozen base, the method's tensors, the method's forward."""
 
-import weakref
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -8,19 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.adapters.clock import follow, version
+from deltaw.adapters.constants import SharedConstant
 from deltaw.adapters.method import Method, State
 from deltaw.adapters.residual import PRECISE, residual_of
 from deltaw.adapters.sharded import full, is_spread
 
-_MOVED: weakref.WeakValueDictionary[Any, Tensor] = weakref.WeakValueDictionary()  # what moved, by what it was
-
 WIDENED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
-
-
-def identity(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what is equal for two tensors that are the same part of the same memory."""
-    place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
-    return (*place, tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
 
 
 class AdaptedLayer(nn.Module):
@@ -80,6 +72,7 @@ class AdaptedLayer(nn.Module):
         self._read: tuple[int, int] | None = None  # the parameter's, at the last pass that can lead to a step
         if method.moving:
             follow(self)
+        self._shared: dict[str, SharedConstant] = {}
         self._residual: Tensor | None = None
         self._residual_of: tuple[int, int] | None = None  # the ``version`` of the weight that it was made of
         self._make_residual()
@@ -216,23 +209,23 @@ class AdaptedLayer(nn.Module):
         """Return the names of the tensors that never change."""
         return self.method.constants(self.out_features, self.in_features)
 
+    def share(self, name: str, constant: SharedConstant) -> None:
+        """Have a constant in common with other layers from now on, also when the model is moved."""
+        self._shared[name] = constant
+        setattr(self, name, constant.tensor)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the layer; what it has in common with other layers of its shape stays in common."""
-        before = {name: self.tensor(name) for name in self.constants()}
+        before = {name: self.tensor(name) for name in self._shared}
         kind = self.weight.dtype, self.weight.device
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if kind != (self.weight.dtype, self.weight.device):
             self._make_residual()
         for name, old in before.items():
-            moved = self.tensor(name)
-            if "meta" in (old.device.type, moved.device.type):
-                continue  # holds no values that could be the same
-            if moved.untyped_storage().data_ptr() == old.untyped_storage().data_ptr():
-                continue
-            key = (identity(old), moved.dtype, moved.device)
-            kept = _MOVED.setdefault(key, moved)
-            if kept is not moved and torch.equal(kept, moved):
-                setattr(self, name, kept)
+            if (moved := self._shared[name].moved(old, self.tensor(name))) is None:
+                del self._shared[name]
+            else:
+                setattr(self, name, moved)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -243,6 +236,8 @@ class AdaptedLayer(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._make_residual()
+        own = self._shared.items()  # ``assign=True`` gives every layer a tensor of its own
+        self._shared = {name: constant for name, constant in own if constant.tensor is self.tensor(name)}
         self._read = None  # loading writes to the parameters, but is no step
 
     def __setstate__(self, state: dict[str, Any]) -> None:

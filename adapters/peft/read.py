@@ -19,6 +19,7 @@ from deltaw.adapters.injection import (
     is_conv1d,
     layer_over,
     linear_shape,
+    put_in,
     replace_module,
 )
 from deltaw.adapters.layer import WIDENED
@@ -141,8 +142,11 @@ def _put_in(model: nn.Module, read: _Read) -> None:
     trains = {parameter: parameter.requires_grad for parameter in model.parameters()}
     plain = {name: model.get_submodule(name) for name in read.methods}
     try:
-        for name, method in read.methods.items():
-            replace_module(model, name, layer_over(plain[name], method, torch.Generator(), state=read.states[name]))
+        layers = {
+            name: layer_over(plain[name], method, torch.Generator(), state=read.states[name])
+            for name, method in read.methods.items()
+        }
+        put_in(model, layers)
         trained = _put_heads(model, read.heads, read.trained)
     except BaseException:
         for name, module in plain.items():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -143,6 +144,25 @@ def test_what_is_shared_is_stored_once(name, tmp_path):
     assert run.manifest.constants["2." + key] == run.manifest.constants["1." + key] == f"1.{key}"
     for module, layer in layers.items():
         assert torch.equal(run.weight(module, 1), effective_weight(layer))
+
+
+def test_what_is_shared_stays_so_by_pickle_and_by_loading_and_each_model_has_its_own():
+    model = inject(network(), create("vera", rank=3), targets=["[12]"], seed=1)
+
+    def at(of):
+        return {layer.tensor("vera_B").data_ptr() for layer in adapted(of).values()}
+
+    copied = pickle.loads(pickle.dumps(model))
+    assert len(at(copied)) == len(at(model)) == 1
+    assert at(copied) != at(model)
+    assert len(at(copied.double())) == 1
+    copied.load_state_dict(model.state_dict())
+    assert len(at(copied.float())) == 1
+    apart = copy.deepcopy(model)
+    apart.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    assert len(at(apart)) == 2
+    adapted(apart)["1"].half()
+    assert len(at(apart.to("cpu", torch.float64))) == 2
 
 
 def test_layers_without_values_share_nothing():

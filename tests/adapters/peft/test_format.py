@@ -31,7 +31,7 @@ from deltaw.adapters import (
     merge,
     save_peft,
 )
-from deltaw.adapters.layer import identity
+from deltaw.adapters.constants import identity
 
 peft = pytest.importorskip("peft", minversion="0.21")
 transformers = pytest.importorskip("transformers")
