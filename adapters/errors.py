@@ -5,6 +5,10 @@ class DeltawError(ValueError):
     """Base of every error that a user's input can cause; always a ``ValueError``."""
 
 
+class DeltawWarning(UserWarning):
+    """Something was left out or done otherwise than asked for; the message says what and why."""
+
+
 class OptionError(DeltawError):
     """An option has a value that the method or the function cannot take."""
 

@@ -1,29 +1,27 @@
-"""A trajectory: one run's checkpoints in order, with the base weights, and the tables made from them."""
+"""A trajectory: one run's checkpoints in order, with the base weights. Its tables are made in `tables`."""
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from deltaw.adapters.errors import NonFiniteError, OptionError, RecordError
-from deltaw.adapters.injection import matching
+from deltaw.adapters.checks import whole_number
+from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.method import Method
-from deltaw.analysis.measures.change import AXES, Axis, changes
-from deltaw.analysis.measures.spectrum import Spectrum, spectrum
+from deltaw.analysis.measures.change import AXES, Axis
 from deltaw.analysis.names import name_reader
 from deltaw.analysis.records.base import BaseLike
 from deltaw.analysis.records.format import MANIFEST, Manifest
 from deltaw.analysis.records.open import open_pair, open_source
 from deltaw.analysis.records.source import Source
+from deltaw.analysis.tables.run import Pairs, Step, Steps
 
-Step = int | None  # None: the base weights, before any step
-Pairs = Literal["consecutive", "initial", "base"] | Sequence[tuple[Step, int]]
+if TYPE_CHECKING:  # tables are made with pandas, weights are read without
+    import pandas as pd
 
 
 class Trajectory:
@@ -48,6 +46,8 @@ class Trajectory:
     """
 
     def __init__(self, source: Source, pattern: str | None = None) -> None:
+        if not isinstance(source, Source):
+            raise OptionError(f"source is {source!r}; open a run with Trajectory.open(path)")
         self.source = source
         self.path = Path(source.where)
         self.steps = list(source.steps)
@@ -83,7 +83,7 @@ class Trajectory:
             OptionError: An option does not go with what is there.
             TargetError: A pattern of ``modules`` matches nothing.
         """
-        return cls(open_source(path, base=base, modules=modules, split=split), pattern)
+        return cls(open_source(_path("path", path), base=base, modules=modules, split=split), pattern)
 
     @classmethod
     def from_pair(
@@ -109,7 +109,7 @@ class Trajectory:
             >>> Trajectory.from_pair(folder / "0.safetensors", folder / "1.safetensors").update("0", 1).tolist()
             [[1.0, 1.0], [1.0, 1.0]]
         """
-        return cls(open_pair(before, after, modules=modules, split=split), pattern)
+        return cls(open_pair(_path("before", before), _path("after", after), modules=modules, split=split), pattern)
 
     def __repr__(self) -> str:
         where = self.source.where
@@ -143,7 +143,7 @@ class Trajectory:
 
     def shape(self, module: str) -> tuple[int, int]:
         """Return (out, in) of a module."""
-        self.source.check(module)
+        self._check(module)
         return self.source.shapes[module]
 
     def method_of(self, module: str) -> Method | None:
@@ -167,10 +167,12 @@ class Trajectory:
         Raises:
             RecordError: The run holds no base, and none was given to ``open``.
         """
+        self._check(module)
         return self.source.base(module)
 
     def state(self, module: str, step: int) -> dict[str, Tensor]:
         """Return what was recorded of a module at a step: the method's tensors, or {"weight": the matrix}."""
+        self._check(module, step)
         return self.source.state(module, step)
 
     def weight(self, module: str, step: Step, dtype: torch.dtype | None = None) -> Tensor:
@@ -186,6 +188,7 @@ class Trajectory:
             OptionError: There is no such module or step.
             RecordError: The file is damaged, or W₀ is needed and was not given.
         """
+        self._check(module, step)
         if step is None:
             base = self.base(module)
             return base if dtype is None else base.to(dtype)
@@ -198,14 +201,18 @@ class Trajectory:
             OptionError: There is no such module or step.
             RecordError: The file is damaged, or ΔW depends on W₀, which was not given.
         """
+        self._check(module, step)
         return self.source.update(module, step, dtype)
 
     def factors(self, module: str, step: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor] | None:
         """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where the method has no such form."""
+        self._check(module, step)
         return self.source.factors(module, step, dtype)
 
     def scalars(self) -> pd.DataFrame:
         """Return the scalar log: a row a line, a column a name."""
+        import pandas as pd
+
         return pd.DataFrame(self.source.scalars())
 
     def verify(self) -> int:
@@ -222,21 +229,13 @@ class Trajectory:
         Raises:
             OptionError: There are no such pairs.
         """
-        first, *rest = self.steps or [0]
-        named: dict[str, list[tuple[Step, int]]] = {
-            "consecutive": list(pairwise(self.steps)),
-            "initial": [(first, step) for step in rest],
-            "base": [(None, step) for step in self.steps],
-        }
-        if not isinstance(pairs, str):
-            return [(step_from, step_to) for step_from, step_to in pairs]
-        if pairs not in named:
-            raise OptionError(f"pairs is {pairs!r}; choose one of {', '.join(named)}, or give a list of steps")
-        return named[pairs]
+        from deltaw.analysis.tables.walk import chosen_pairs
+
+        return chosen_pairs(self, pairs)
 
     def changes(
         self,
-        pairs: Pairs = "consecutive",
+        pairs: Pairs = None,
         axes: Sequence[Axis] = AXES,
         modules: Sequence[str] | None = None,
         *,
@@ -247,40 +246,26 @@ class Trajectory:
 
         Arguments:
             pairs: "consecutive" (t−1, t), "initial" (first recorded step, t), "base" (W₀, t), or a list of pairs.
+                ``None`` for consecutive ones, and for base where the run has one checkpoint.
             axes: "row", "column" or both.
             modules: Glob patterns over the recorded modules; ``None`` for all.
             allow_nonfinite: Go on where a weight holds NaN or infinity.
             progress: Show a progress bar.
 
         Returns:
-            One row each, with the columns run, method, module, layer, kind, axis, step_from (missing for the base),
-            step_to, delta_m (in units of the weights), delta_d, undefined (vectors zero at exactly one of the steps).
+            See `deltaw.analysis.tables.changes.changes_table`.
 
         Raises:
             NonFiniteError: A weight holds NaN or infinity; names the module and the steps.
             OptionError: Unknown pairs, axis, module or step.
         """
-        chosen, steps = chosen_modules(self.modules, modules), self.pairs(pairs)
-        rows: list[dict[str, Any]] = []
-        for module, step_from, step_to, cache in self._walk(chosen, steps, progress):
-            try:
-                found = changes(cache[step_from], cache[step_to], axes, allow_nonfinite=allow_nonfinite)
-            except NonFiniteError as error:
-                where = "the base" if step_from is None else f"step {step_from}"
-                raise NonFiniteError(f"{self.path}: {module}, from {where} to step {step_to}: {error}") from None
-            for axis, change in found.items():
-                rows.append(
-                    self.labels(module)
-                    | {"axis": axis, "step_from": step_from, "step_to": step_to}
-                    | {"delta_m": change.delta_m, "delta_d": change.delta_d, "undefined": change.undefined}
-                )
-        columns = ["run", "method", "module", "layer", "kind", "axis", "step_from", "step_to"]
-        frame = pd.DataFrame(rows, columns=[*columns, "delta_m", "delta_d", "undefined"])
-        return frame.astype({"layer": "Int64", "step_from": "Int64", "step_to": "Int64"})
+        from deltaw.analysis.tables.changes import changes_table
+
+        return changes_table([self], pairs, axes, modules, allow_nonfinite=allow_nonfinite, progress=progress)
 
     def spectra(
         self,
-        steps: Sequence[int] | None = None,
+        steps: Steps = None,
         modules: Sequence[str] | None = None,
         *,
         groups: bool = False,
@@ -288,96 +273,33 @@ class Trajectory:
     ) -> pd.DataFrame:
         """Return the rank and the spectrum of the update of every module at every step.
 
-        From factors where the method has them, else from the update in float64. Where whole matrices were recorded, or
-        magnitudes that multiply W₀ (DoRA, BoRA), the rounding of their dtype counts as noise floor.
-
         Arguments:
-            steps: The steps; ``None`` for all that are recorded.
+            steps: The steps; "last" for the last, ``None`` for all that are recorded.
             modules: Glob patterns over the recorded modules; ``None`` for all.
-            groups: For Dual LoRA, also the magnitude group ReLU(B A) and the direction group Sign(D C), told apart by
-                the column ``group`` ("update", "magnitude", "direction").
+            groups: Also the groups that a method's update is made of, as Dual LoRA's two.
             progress: Show a progress bar.
 
         Returns:
-            One row each: run, method, module, layer, kind, step, group, rank, full_rank (min(out, in)), tolerance,
-            stable_rank, effective_rank, participation_ratio, energy_rank_90, energy_rank_99, nuclear, frobenius,
-            spectral, zero_rows, zero_columns.
+            See `deltaw.analysis.tables.spectra.spectra_table`.
+
+        Raises:
+            NonFiniteError: A weight holds NaN or infinity; names module and step.
+            OptionError: No such module or step.
         """
-        chosen = chosen_modules(self.modules, modules)
-        wanted = self.steps if steps is None else list(steps)
-        rows = []
-        work = [(module, step) for module in chosen for step in wanted]
-        for module, step in tqdm(work, desc=f"spectra of {self.name}", unit="matrix", disable=not progress):
-            for group, found in self._spectra_of(module, step, groups):
-                rows.append(
-                    self.labels(module)
-                    | {"step": step, "group": group, "full_rank": min(self.shape(module))}
-                    | {name: getattr(found, name) for name in _SPECTRUM}
-                    | {"energy_rank_90": found.energy_rank(0.90), "energy_rank_99": found.energy_rank(0.99)}
-                )
-        head = ["run", "method", "module", "layer", "kind", "step", "group", "rank", "full_rank"]
-        tail = [name for name in _SPECTRUM if name != "rank"]
-        frame = pd.DataFrame(rows, columns=[*head, *tail[:4], "energy_rank_90", "energy_rank_99", *tail[4:]])
-        return frame.astype({"layer": "Int64", "step": "Int64"})
+        from deltaw.analysis.tables.spectra import spectra_table
 
-    def _spectra_of(self, module: str, step: int, groups: bool) -> Iterator[tuple[str, Spectrum]]:
-        method, source = self.method_of(module), self.source
-        try:
-            factors = source.factors(module, step, torch.float64)
-            if factors is not None:
-                yield "update", spectrum(factors=factors)
-            else:
-                stored = source.rounding(module, step)
-                weight = None if stored is None else source.weight(module, step, torch.float64)
-                yield "update", spectrum(source.update(module, step), stored=stored, weight=weight)
-            if groups and method is not None:
-                state = {k: v.double() if v.is_floating_point() else v for k, v in self.state(module, step).items()}
-                for group, matrix in method.groups(state).items():
-                    yield group, spectrum(matrix)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{self.path}: {module} {self.shape(module)} at step {step}: {error}") from None
+        return spectra_table([self], steps, modules, groups=groups, progress=progress)
 
-    def _walk(
-        self, modules: list[str], pairs: list[tuple[Step, int]], progress: bool
-    ) -> Iterator[tuple[str, Step, int, dict[Step, Tensor]]]:
-        """Yield module and pair with both weights in hand, each read once where the order of the pairs allows it."""
-        bar = tqdm(total=len(modules) * len(pairs), desc=f"changes of {self.name}", unit="pair", disable=not progress)
-        with bar:
-            for module in modules:
-                # float64 where W' is rebuilt, so that its rounding does not stand in for a change.
-                dtype = torch.float64 if self.source.rebuilt(module) else None
-                cache: OrderedDict[Step, Tensor] = OrderedDict()
-                for step_from, step_to in pairs:
-                    for step in (step_from, step_to):
-                        if step not in cache:
-                            cache[step] = self.weight(module, step, dtype)
-                        cache.move_to_end(step)
-                    while len(cache) > 2:
-                        cache.popitem(last=False)
-                    yield module, step_from, step_to, cache
-                    bar.update()
+    def _check(self, module: str, step: Step = None) -> None:
+        """Raise where it is no name or no step at all; whether there is one, the source says."""
+        if not isinstance(module, str):
+            raise OptionError(f"module is {module!r}; pass a name of run.modules, as {self.modules[0]!r}")
+        self.source.check(module)
+        if step is not None:
+            whole_number("step", step, 0, also="None")
 
 
-def chosen_modules(modules: list[str], patterns: Sequence[str] | None) -> list[str]:
-    """Return the modules that fit one of the glob patterns; ``None`` for all.
-
-    Raises:
-        TargetError: A pattern fits none.
-    """
-    if patterns is None:
-        return modules
-    return matching(modules, [patterns] if isinstance(patterns, str) else patterns, "module")
-
-
-_SPECTRUM = [
-    "rank",
-    "tolerance",
-    "stable_rank",
-    "effective_rank",
-    "participation_ratio",
-    "nuclear",
-    "frobenius",
-    "spectral",
-    "zero_rows",
-    "zero_columns",
-]
+def _path(name: str, value: object) -> str | Path:
+    if not isinstance(value, str | Path):
+        raise OptionError(f"{name} is {value!r}; pass a folder, a file or an address, as a text or a Path")
+    return value

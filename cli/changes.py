@@ -10,7 +10,6 @@ from deltaw.cli.options import base_option, json_option, modules_option, out_opt
 from deltaw.cli.output import emit_table, progress
 
 if TYPE_CHECKING:
-    from deltaw.analysis.tables.runs import Table
     from deltaw.analysis.trajectory import Trajectory
 
 PAIRS = ("consecutive", "initial", "base")
@@ -18,7 +17,11 @@ PAIRS = ("consecutive", "initial", "base")
 
 @click.command("changes", cls=Command)
 @runs_argument
-@click.option("--pairs", type=OneOf(PAIRS, "kind of pairs"), default="consecutive", show_default=True)
+@click.option(
+    "--pairs",
+    type=OneOf(PAIRS, "kind of pairs"),
+    help="Default: consecutive; base for a run of one checkpoint.",
+)
 @modules_option
 @base_option
 @click.option("--correlation", "correlate", is_flag=True, help="Print how ΔM and ΔD go together instead.")
@@ -26,7 +29,7 @@ PAIRS = ("consecutive", "initial", "base")
 @json_option
 def command(
     runs: tuple[str, ...],
-    pairs: "Table",
+    pairs: str | None,
     modules: tuple[str, ...],
     base: str | None,
     correlate: bool,
@@ -50,9 +53,9 @@ def command(
     or two folders of one model each, are compared with each other.
     """
     from deltaw.analysis.measures.correlation import correlation
-    from deltaw.analysis.tables.runs import table
+    from deltaw.analysis.runs import table
 
-    frame = table(_opened(runs, base), pairs, modules=modules or None, progress=progress(as_json))
+    frame = table(_opened(runs, base), "changes", pairs=pairs, modules=modules or None, progress=progress(as_json))
     if correlate:
         frame = correlation(frame, by=["run", "method", "kind", "axis"])
     emit_table(frame, as_json, path)
@@ -60,7 +63,7 @@ def command(
 
 def _opened(paths: tuple[str, ...], base: str | None) -> "list[Trajectory]":
     """Open the runs; two models, each of one step, are one run from the first to the second."""
-    from deltaw.analysis.tables.runs import open_runs
+    from deltaw.analysis.runs import open_runs
     from deltaw.analysis.trajectory import Trajectory
 
     runs = open_runs(paths, base=base)

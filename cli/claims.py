@@ -31,7 +31,7 @@ def command(runs: tuple[str, ...], papers: tuple[str, ...], out: Path | None, ba
     """
     from deltaw.analysis.claims import PAPERS, claims, claims_json, claims_markdown, claims_table, count_line, gather
     from deltaw.analysis.records.atomic import make_folder, write_text
-    from deltaw.analysis.tables.runs import open_runs
+    from deltaw.analysis.runs import open_runs
 
     chosen = papers or tuple(PAPERS)
     outcomes = claims(gather(open_runs(runs, base=base), chosen, progress=progress(as_json)), chosen)

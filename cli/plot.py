@@ -88,7 +88,7 @@ def _command(name: str, entry: FigureKind) -> click.Command:
 
     def run(paths: tuple[str, ...], out: Path, base: str | None = None, **given: Any) -> None:
         from deltaw.analysis.figures.drawing.saving import save
-        from deltaw.analysis.tables.runs import open_runs
+        from deltaw.analysis.runs import open_runs
 
         runs = paths if base is None else open_runs(paths, base=base)
         options = {

@@ -38,7 +38,7 @@ def command(
     Example:
       deltaw rank runs/lora runs/dual-lora -o ranks.csv
     """
-    from deltaw.analysis.tables.runs import open_runs, table
+    from deltaw.analysis.runs import open_runs, table
 
     wanted: tuple[int, ...] | Literal["last"] | None = None if all_steps else (steps or "last")
     frame = table(

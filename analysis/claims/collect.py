@@ -4,14 +4,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.analysis.claims.dora import GRANULAR
 from deltaw.analysis.claims.evidence import CHANGES, REGIONS, RUNS, SCORES, SPECTRA, Evidence, four_of
 from deltaw.analysis.records.results import read_result
-from deltaw.analysis.trajectory import Step, Trajectory
+from deltaw.analysis.tables.regions import regions_table
+from deltaw.analysis.tables.run import Step
+from deltaw.analysis.trajectory import Trajectory
 
 BORAS = ("ft", "lora", "dora", "dora-row", "bora")
 DORAS = ("ft", "lora", "dora", "dora-row")
@@ -110,33 +111,8 @@ def gather(
 
 
 def regions(run: Trajectory) -> pd.DataFrame:
-    """Return one row a matrix: its shape, and how much of ΔW at the last step is not zero.
-
-    Returns:
-        A table with the columns run, method, module, layer, kind, out, in, moved_rows, moved_columns (how many are not
-        zero), untouched_rows, untouched_columns, untouched_weights (shares that are).
-
-    Source:
-        SBoRA, §3.2.
-    """
-    rows = []
-    for module in run.modules:
-        zero = run.update(module, run.steps[-1]).numpy() == 0
-        moved_rows, moved_columns = int((~zero).any(axis=1).sum()), int((~zero).any(axis=0).sum())
-        out_features, in_features = zero.shape
-        rows.append(
-            {
-                **run.labels(module),
-                "out": out_features,
-                "in": in_features,
-                "moved_rows": moved_rows,
-                "moved_columns": moved_columns,
-                "untouched_rows": 1 - moved_rows / out_features,
-                "untouched_columns": 1 - moved_columns / in_features,
-                "untouched_weights": float(np.mean(zero)),
-            }
-        )
-    return pd.DataFrame(rows)
+    """Return how much of ΔW at the last step is not zero, one row a matrix; see `regions_table`."""
+    return regions_table([run])
 
 
 def _kinds(run: Trajectory) -> dict[str, list[str]]:

@@ -28,7 +28,7 @@ class FigureKind:
     Example:
         >>> def draw(table, *, bold=False):
         ...     "Draw a table."
-        >>> mine = FigureKind(draw, "deltaw.analysis.figures.data:spectra", options=("bold", "at_most"))
+        >>> mine = FigureKind(draw, "deltaw.analysis.figure_tables:spectra", options=("bold", "at_most"))
         >>> mine.about, mine.draw_defaults["bold"], mine.make_defaults["at_most"]
         ('Draw a table', False, 40)
     """
@@ -97,11 +97,11 @@ class FigureKind:
 
 
 def _kind(draw: str, make: str, about: str, options: str = "", **more: Any) -> FigureKind:
-    """Return one of this package's figures: "file" or "file:function" in kinds/, and a function of data."""
+    """Return one of this package's figures: "file" or "file:function" in kinds/, and a function of figure_tables."""
     module, _, function = draw.partition(":")
     return FigureKind(
         f"deltaw.analysis.figures.kinds.{module}:{function or module}",
-        f"deltaw.analysis.figures.data:{make}",
+        make if ":" in make else f"deltaw.analysis.figure_tables:{make}",
         about,
         tuple(options.split()),
         **more,
@@ -109,6 +109,7 @@ def _kind(draw: str, make: str, about: str, options: str = "", **more: Any) -> F
 
 
 _PAIR = {"options": "kind pair rank side layers modules", "example": "runs/lora runs/dora"}
+RESULTS = "deltaw.analysis.tables.results:results"
 _RESULTS = {"paths": "RESULTS", "example": "results.csv"}
 
 # In the order of the help: the papers' figures first.
@@ -135,10 +136,10 @@ FIGURES = {
         "layers", "last_base", "ΔM and ΔD by layer at the end (DoRA, Figures 3 and 8)", "kinds axis scale modules"
     ),
     "region": _kind("region", "updates", "where ΔW of a matrix is not zero (SBoRA, Figure 2)", "module step"),
-    "costs": _kind("costs", "results", "training time and memory (SBoRA, Figures 3 and 4)", **_RESULTS),
+    "costs": _kind("costs", RESULTS, "training time and memory (SBoRA, Figures 3 and 4)", **_RESULTS),
     "sweep": _kind(
         "sweep",
-        "results",
+        RESULTS,
         "Dual LoRA's score by r₁ : r₂ (Dual LoRA, Figure 2)",
         "score",
         paths="RESULTS",

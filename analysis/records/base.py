@@ -27,7 +27,7 @@ APART = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": 
 
 
 class BaseError(RecordError):
-    """The base has no matrix of a module, or one of another shape."""
+    """W₀ of a module is not known: no base was given, or it has no matrix of the module, or one of another shape."""
 
 
 @dataclass(frozen=True)

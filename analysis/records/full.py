@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
-from deltaw.analysis.records.base import GIVE, Base, BaseLike, open_base
+from deltaw.analysis.records.base import GIVE, Base, BaseError, BaseLike, open_base
 from deltaw.analysis.records.layout import matrices
 from deltaw.analysis.records.location import Location
 from deltaw.analysis.records.model_reader import has_model, is_sharded, model_reader
@@ -103,7 +103,7 @@ class FullModelSource(Source):
     def base(self, module: str) -> Tensor:
         self.check(module)
         if self._base is None:
-            raise RecordError(f"{self.where}: holds no base weights, so there is no W₀ of {module}; {GIVE}")
+            raise BaseError(f"{self.where}: holds no base weights, so there is no W₀ of {module}; {GIVE}")
         return self._base.read(module, self.shapes[module])
 
     @override

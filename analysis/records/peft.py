@@ -24,7 +24,7 @@ from deltaw.adapters.peft.names import (
     WEIGHTS,
 )
 from deltaw.adapters.peft.targets import targeted
-from deltaw.analysis.records.base import GIVE, Base, BaseLike, base_named, open_base
+from deltaw.analysis.records.base import GIVE, Base, BaseError, BaseLike, base_named, open_base
 from deltaw.analysis.records.peft_experts import Parameter, parameters
 from deltaw.analysis.records.source import Shape, Source, State, fitting
 from deltaw.analysis.records.storage import Storage
@@ -176,7 +176,7 @@ class Adapters(Source):
         if self._base is None:
             named = self._settings.get("base_model_name_or_path")
             told = f" (it names {named!r:.200})" if isinstance(named, str) and named else ""
-            raise RecordError(
+            raise BaseError(
                 f"{self.where}: W₀ of {module} is needed and an adapter folder does not hold it{told}; {GIVE}"
             )
         return self._base.read(self._copies(module), self.shapes[module])

@@ -11,9 +11,11 @@ from torch import nn
 
 from deltaw.adapters import create, inject
 from deltaw.analysis import Trajectory
+from deltaw.analysis import figure_tables as sources
 from deltaw.analysis.figures import FIGURES, region, save
-from deltaw.analysis.figures import data as sources
-from deltaw.analysis.tables import dynamics
+from deltaw.analysis.tables.intruders import intruder_table
+from deltaw.analysis.tables.results import results
+from deltaw.analysis.tables.vectors import QUANTILES
 from deltaw.cli import main
 from deltaw.trainers import Recorder
 
@@ -110,14 +112,14 @@ def test_the_options_reach_the_table_and_the_figure(runs, capsys, tmp_path) -> N
     assert (tmp_path / "b.svg").read_bytes() == expected
 
     found = [Trajectory.open(run) for run in runs]
-    table = dynamics.intruder_table(found, k=3, steps=[2, 5], modules=["*.value"])
+    table = intruder_table(found, k=3, steps=[2, 5], modules=["*.value"])
     draw = FIGURES["intruders"].draw
     expected = save(draw(table, kind="value", k=3, epsilon=0.9), tmp_path / "c.svg").read_bytes()
     given = ["--kind", "value", "--k", 3, "--epsilon", 0.9, "--steps", 2]
     assert call(capsys, "plot", "intruders", *runs, *given, "-o", tmp_path / "d.svg")[0] == 0
     steps = sorted(sources.intruders(runs, kind="value", at_most=2)["step"].unique())
     assert steps == [1, 5]
-    table = dynamics.intruder_table(found, k=3, steps=steps, modules=["*.value"])
+    table = intruder_table(found, k=3, steps=steps, modules=["*.value"])
     expected = save(draw(table, kind="value", k=3, epsilon=0.9), tmp_path / "c.svg").read_bytes()
     assert (tmp_path / "d.svg").read_bytes() == expected
 
@@ -130,7 +132,7 @@ def test_only_the_matrices_that_are_drawn_are_read(runs) -> None:
     assert set(sources.spectra(runs, at_most=3)["step"]) == {1, 3, 5}
     assert set(sources.spectra(runs, at_most=1)["step"]) == {5}
     assert set(sources.last_base(runs)["step_to"]) == {5}
-    assert set(sources.vectors(runs, axis="row", quantile=0.6)["quantile"]) == {*dynamics.QUANTILES, 0.6}
+    assert set(sources.vectors(runs, axis="row", quantile=0.6)["quantile"]) == {*QUANTILES, 0.6}
 
 
 def test_costs_and_sweep_come_from_results(runs, capsys, tmp_path) -> None:
@@ -148,7 +150,7 @@ def test_costs_and_sweep_come_from_results(runs, capsys, tmp_path) -> None:
     rows = [("lora", 8, None, 0, 0.5, 0.4), ("dual-lora", 4, None, 0, 0.6, 0.5), ("dual-lora", 2, 6, 0, 0.7, 0.6)]
     columns = ["method", "rank", "direction_rank", "seed", "best_mcc", "final_mcc"]
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "runs.csv", index=False)
-    assert list(sources.results([tmp_path / "runs.csv"])["direction_rank"].fillna(0)) == [0, 4, 6]
+    assert list(results([tmp_path / "runs.csv"])["direction_rank"].fillna(0)) == [0, 4, 6]
     for score in ("best_mcc", "final_mcc"):
         path = tmp_path / f"{score}.svg"
         assert call(capsys, "plot", "sweep", tmp_path / "runs.csv", "--score", score, "-o", path)[0] == 0

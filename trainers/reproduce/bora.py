@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deltaw.analysis.claims import claims
 from deltaw.analysis.figures import rank, symmetry, updates
-from deltaw.analysis.tables.runs import open_runs, table
+from deltaw.analysis.runs import open_runs, table
 from deltaw.trainers.cola.experiment import train_cola
 from deltaw.trainers.cola.grid import grid_runs
 from deltaw.trainers.cola.settings import ColaSettings

@@ -11,7 +11,7 @@ from deltaw.analysis.claims.dora import of_self_attention
 from deltaw.analysis.figures.kinds.cloud import cloud
 from deltaw.analysis.figures.kinds.layers import layers
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tables.runs import open_runs, table
+from deltaw.analysis.runs import open_runs, table
 from deltaw.trainers.grid import grid_runs
 from deltaw.trainers.reproduce.common import Report, measured, results_frame, run_folder, write_report
 from deltaw.trainers.reproduce.settings import DORA_METHODS

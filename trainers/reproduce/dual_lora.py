@@ -10,7 +10,7 @@ from deltaw.adapters.errors import OptionError
 from deltaw.analysis.claims import claims
 from deltaw.analysis.figures import rank as draw_rank
 from deltaw.analysis.figures import sweep
-from deltaw.analysis.tables.runs import open_runs, table
+from deltaw.analysis.runs import open_runs, table
 from deltaw.trainers.cola.grid import grid_page, grid_table, train_grid
 from deltaw.trainers.cola.settings import ColaSettings
 from deltaw.trainers.reproduce.common import Report, measured, results_frame, write_report

@@ -11,7 +11,7 @@ import torch
 from deltaw.analysis.claims import claims, regions
 from deltaw.analysis.figures import costs, region
 from deltaw.analysis.names import kind_of
-from deltaw.analysis.tables.runs import open_runs
+from deltaw.analysis.runs import open_runs
 from deltaw.analysis.tables.tidy import display_name
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers.cola.experiment import ColaResult

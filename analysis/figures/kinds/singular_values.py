@@ -37,7 +37,7 @@ def singular_values(
     powers of ten below the largest is left out, and so is step 0, where there is no update.
 
     Arguments:
-        frame: What ``singular_values`` of `deltaw.analysis.tables.dynamics` returns.
+        frame: What `deltaw.analysis.singular_values` returns.
         kind: The kind of matrix, "query"; ``None`` for all together.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
         width: In inches; ``None`` for up to 7, a paper's width. More than three methods go into further rows.

@@ -72,7 +72,7 @@ def test_what_a_figure_is_made_of_is_checked() -> None:
     with pytest.raises(OptionError, match="paths is 'FILES'; choose one of RUNS, RESULTS"):
         FigureKind(print, print, paths="FILES")
     with pytest.raises(OptionError, match="has an argument 'colour'"):
-        FigureKind(lambda table: table, "deltaw.analysis.figures.data:spectra", options=("colour",)).options  # noqa: B018
+        FigureKind(lambda table: table, "deltaw.analysis.figure_tables:spectra", options=("colour",)).options  # noqa: B018
     for path in ("deltaw.nowhere:draw", "deltaw.analysis.figures.kinds.rank:nothing"):
         with pytest.raises(OptionError, match="cannot be imported"):
             Function("draw", path).load()

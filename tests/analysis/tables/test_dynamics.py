@@ -12,15 +12,12 @@ from torch import nn
 from deltaw.adapters import METHODS, NonFiniteError, OptionError, ShapeError, TargetError, create, inject
 from deltaw.analysis import Trajectory
 from deltaw.analysis.measures.change import change
-from deltaw.analysis.tables.dynamics import (
-    amplification_table,
-    intruder_table,
-    similarity_table,
-    singular_values,
-    subspace_angles,
-    subspace_overlap,
-    vector_changes,
-)
+from deltaw.analysis.tables.amplification import amplification_table
+from deltaw.analysis.tables.intruders import intruder_table
+from deltaw.analysis.tables.similarity import similarity_table
+from deltaw.analysis.tables.singular_values import singular_values
+from deltaw.analysis.tables.subspaces import subspace_angles, subspace_overlap
+from deltaw.analysis.tables.vectors import vector_changes
 from deltaw.trainers import Recorder, every
 
 NAMES = ["layers.0.query", "layers.0.value", "layers.1.query", "layers.1.value"]

@@ -1,0 +1,116 @@
+"""Several runs at once: opening them, and one tidy table of all."""
+
+import glob
+import inspect
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from deltaw.adapters.errors import OptionError
+from deltaw.analysis.records.base import BaseLike
+from deltaw.analysis.records.storage import is_address
+from deltaw.analysis.tables.frame import notes_of
+from deltaw.analysis.tables.registry import TABLES
+from deltaw.analysis.tables.walk import no_stops
+from deltaw.analysis.trajectory import Trajectory
+
+Paths = str | Path | Trajectory | Sequence[str | Path | Trajectory]
+
+
+def open_runs(paths: Paths, *, base: BaseLike = None) -> list[Trajectory]:
+    """Open runs, and name those that share a folder name by as much of their path as tells them apart.
+
+    Arguments:
+        paths: One or several folders, files or addresses, see ``Trajectory.open``; a text with ``*``, ``?`` or ``[`` is
+            a pattern, as "runs/*". What is open already stays as it is.
+        base: W₀ of those that do not hold it.
+
+    Raises:
+        RecordError: One of them is no run.
+        OptionError: There is none, or one is given twice.
+    """
+    given = _listed(paths)
+    if not given:
+        raise OptionError("no run is given; name one or more run folders")
+    runs = [path if isinstance(path, Trajectory) else Trajectory.open(path, base=base) for path in given]
+    places = [run.path.resolve() for run in runs]
+    if len(set(places)) < len(places):
+        twice = next(place for place in places if places.count(place) > 1)
+        raise OptionError(f"{twice}: is given twice")
+    depth = 1
+    while len({place.parts[-depth:] for place in places}) < len(places):
+        depth += 1
+    for run, place in zip(runs, places, strict=True):
+        run.name = "/".join(place.parts[-depth:])
+    return runs
+
+
+def table(
+    runs: Paths, which: str, *, modules: Sequence[str] | None = None, progress: bool = False, **options: Any
+) -> pd.DataFrame:
+    """Return one tidy table of several runs, one below the other.
+
+    Arguments:
+        runs: Opened runs, or what ``open_runs`` takes.
+        which: A name of ``deltaw.analysis.tables.registry.TABLES``: "consecutive", "initial" or "base" for changes,
+            "spectra" for ranks, ….
+        modules: Glob patterns; ``None`` for all.
+        progress: Show progress bars.
+        options: The table's own: ``steps`` ("last" for each run's last, ``None`` for all) and ``groups`` (by default
+            set) for spectra, ….
+
+    Raises:
+        OptionError: There is no such table or option, or the table would have no rows; the message says why.
+        RecordError: One of them is no run.
+    """
+    if not isinstance(which, str) or which not in TABLES:
+        raise OptionError(f"which is {which!r}; choose one of {', '.join(TABLES)}")
+    make = TABLES[which].make
+    known = inspect.signature(make).parameters
+    if which == "spectra":
+        options = {"groups": True} | options
+    unknown = [name for name in options if name not in known or name == "runs"]
+    if unknown:
+        offered = [name for name in known if name != "runs"]
+        raise OptionError(f"the table {which!r} has no option {unknown[0]!r}; it has {', '.join(offered)}")
+    opened = [run for run in _listed(runs) if isinstance(run, Trajectory)]  # names that were given stay
+    if not opened or len(opened) < len(_listed(runs)):
+        opened = open_runs(runs)
+    frame = make(opened, modules=modules, progress=progress, **options)
+    if frame.empty:
+        raise OptionError("; ".join(notes_of(frame)) or no_stops(opened[0]))
+    return frame
+
+
+def from_paths(which: str) -> Callable[..., pd.DataFrame]:
+    """Return the function of paths, and of the table's options, that makes a table of the registry, for a figure.
+
+    Raises:
+        OptionError: There is no such table.
+    """
+    if which not in TABLES:
+        raise OptionError(f"which is {which!r}; choose one of {', '.join(TABLES)}")
+
+    @wraps(TABLES[which].make)
+    def make(paths: Paths, **options: Any) -> pd.DataFrame:
+        return table(paths, which, progress=True, **options)
+
+    return make
+
+
+def _listed(paths: object) -> list[str | Path | Trajectory]:
+    if isinstance(paths, str) and not is_address(paths) and glob.has_magic(paths) and not Path(paths).exists():
+        found = sorted(glob.glob(paths))
+        if not found:
+            raise OptionError(f"no path fits {paths!r}; name one or more run folders")
+        return list(found)
+    if isinstance(paths, str | Path | Trajectory):
+        return [paths]
+    if not isinstance(paths, Sequence):
+        raise OptionError(
+            f"runs are {paths!r}; pass a folder, a pattern as 'runs/*', or a list of folders or opened runs"
+        )
+    return list(paths)

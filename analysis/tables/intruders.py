@@ -1,0 +1,59 @@
+"""Intruder dimensions: how like the base the strongest singular vectors of the trained weights are."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+
+from deltaw.analysis.measures.intruders import intruders
+from deltaw.analysis.measures.subspace import Directions, directions
+from deltaw.analysis.tables.run import LABELS, Run, Steps
+from deltaw.analysis.tables.walk import Stop, Walk, at_steps
+
+
+def intruder_table(
+    runs: Sequence[Run],
+    *,
+    k: int = 10,
+    epsilon: float = 0.5,
+    steps: Steps = "last",
+    modules: Sequence[str] | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Return how like W₀'s the top k left singular vectors of W' are, one row a vector.
+
+    Arguments:
+        runs: Opened runs.
+        k, epsilon: As in `deltaw.analysis.measures.intruders`.
+        steps, modules, progress: As in `singular_values`.
+
+    Returns:
+        One row each: run, method, module, layer, kind, step, index (from 1), singular_value (of W'), similarity,
+        intruder. The number of intruders: ``frame.groupby(["run", "module", "step"])["intruder"].sum()``.
+
+    Raises:
+        OptionError: No run, no such step, or ``k`` or ``epsilon`` out of its range.
+        NonFiniteError: A weight holds NaN or infinity; names module and step.
+
+    Source:
+        Shuttleworth et al. 2024, definition 1 and algorithm 1.
+    """
+    blocks = []
+    walk = Walk(runs, "intruder dimensions", at_steps(steps), modules, progress=progress)
+    for stop in walk:
+        with stop:
+            base = stop.once("base", partial(_base, stop))
+            after = stop.run.weight(stop.module, stop.step, torch.float64)
+            found = intruders(base, after, k=k, epsilon=epsilon)
+            blocks.append(
+                stop.labels
+                | {"step": stop.step, "index": np.arange(1, k + 1), "singular_value": found.singular_values.numpy()}
+                | {"similarity": found.similarity.numpy(), "intruder": found.found.numpy()}
+            )
+    return walk.frame(blocks, [*LABELS, "step", "index", "singular_value", "similarity", "intruder"])
+
+
+def _base(stop: Stop) -> Directions:
+    return directions(stop.run.base(stop.module).double())

@@ -1,0 +1,49 @@
+"""Which part of every update is not zero."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from deltaw.analysis.tables.run import LABELS, Run, Steps
+from deltaw.analysis.tables.walk import Walk, at_steps
+
+_COLUMNS = ["out", "in", "moved_rows", "moved_columns", "untouched_rows", "untouched_columns", "untouched_weights"]
+
+
+def regions_table(
+    runs: Sequence[Run], steps: Steps = "last", modules: Sequence[str] | None = None, *, progress: bool = False
+) -> pd.DataFrame:
+    """Return one row a matrix: its shape, and how much of ΔW is not zero.
+
+    Arguments:
+        runs: Opened runs.
+        steps: These steps, "last" for each run's last, ``None`` for all.
+        modules: Glob patterns over the recorded modules; ``None`` for all.
+        progress: Show a progress bar.
+
+    Returns:
+        A table with the columns run, method, module, layer, kind, step, out, in, moved_rows, moved_columns (how many
+        are not zero), untouched_rows, untouched_columns, untouched_weights (shares that are).
+
+    Source:
+        SBoRA, §3.2.
+    """
+    rows = []
+    walk = Walk(runs, "regions", at_steps(steps), modules, progress=progress)
+    for stop in walk:
+        with stop:
+            zero = stop.run.update(stop.module, stop.step).numpy() == 0
+            moved_rows, moved_columns = int((~zero).any(axis=1).sum()), int((~zero).any(axis=0).sum())
+            out_features, in_features = zero.shape
+            rows.append(
+                stop.labels
+                | {"step": stop.step, "out": out_features, "in": in_features}
+                | {"moved_rows": moved_rows, "moved_columns": moved_columns}
+                | {
+                    "untouched_rows": 1 - moved_rows / out_features,
+                    "untouched_columns": 1 - moved_columns / in_features,
+                    "untouched_weights": float(np.mean(zero)),
+                }
+            )
+    return walk.frame(rows, [*LABELS, "step", *_COLUMNS])

@@ -1,0 +1,84 @@
+"""How similar the weights are to the base, or to those of another run: linear CKA."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import pandas as pd
+import torch
+
+from deltaw.adapters.errors import OptionError
+from deltaw.analysis.measures.similarity import Examples, dissimilarity
+from deltaw.analysis.tables.run import LABELS, Run, Steps
+from deltaw.analysis.tables.walk import Stops, Walk, chosen_modules, chosen_steps, common_modules
+
+
+def similarity_table(
+    runs: Sequence[Run],
+    *,
+    other: Run | None = None,
+    steps: Steps = None,
+    modules: Sequence[str] | None = None,
+    examples: Examples = "row",
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Return the CKA of W_t with W₀, or with the weights of another run at the same step.
+
+    Arguments:
+        runs: Opened runs.
+        other: The run to compare with; ``None`` for each run's own W₀.
+        steps: As in `singular_values`; with ``other``, ``None`` means the steps that both recorded and "last" the last
+            of each.
+        modules: Glob patterns over the modules (of both); ``None`` for all.
+        examples: As in `deltaw.analysis.measures.similarity`.
+        progress: Show a progress bar.
+
+    Returns:
+        One row each: run, method, module, layer, kind, step, other ("base" or the run's name), step_other (missing for
+        the base), examples, similarity (CKA), dissimilarity (1 − CKA with all its digits). NaN where all examples of
+        a matrix are the same.
+
+    Raises:
+        OptionError: No run, no such step, or nothing in common with ``other``.
+        ShapeError: A module has another number of examples in the other run.
+        NonFiniteError: A weight holds NaN or infinity; names module and step.
+
+    Source:
+        Kornblith et al. 2019. See `deltaw.analysis.measures.similarity`.
+    """
+    rows = []
+
+    def stops(run: Run) -> Stops:
+        return [(beside, step) for step, beside in _steps_of_both(run, other, steps)]
+
+    def chosen(run: Run) -> list[str]:
+        return chosen_modules(run.modules, modules) if other is None else common_modules(run, other, modules)
+
+    walk = Walk(runs, "similarity", stops, chosen, progress=progress)
+    for stop in walk:
+        against = "W₀" if other is None else f"{other.source.where} at step {stop.step_from}"
+        stop.where = f"at step {stop.step} against {against}"
+        with stop:
+            if other is None:
+                beside = stop.once("base", partial(stop.run.base, stop.module))
+            else:
+                beside = other.weight(stop.module, stop.step_from, torch.float64)
+            apart = dissimilarity(stop.run.weight(stop.module, stop.step, torch.float64), beside, examples=examples)
+            rows.append(
+                stop.labels
+                | {"step": stop.step, "other": "base" if other is None else other.name, "step_other": stop.step_from}
+                | {"examples": examples, "similarity": 1.0 - apart, "dissimilarity": apart}
+            )
+    return walk.frame(rows, [*LABELS, "step", "other", "step_other", "examples", "similarity", "dissimilarity"])
+
+
+def _steps_of_both(run: Run, other: Run | None, steps: Steps) -> list[tuple[int, int | None]]:
+    if other is None:
+        return [(step, None) for step in chosen_steps(run, steps)]
+    if steps is None:
+        common = [step for step in run.steps if step in set(other.steps)]
+        if not common:
+            raise OptionError(
+                f"{run.source.where} and {other.source.where} have no step in common; name the steps, or say 'last'"
+            )
+        return [(step, step) for step in common]
+    return list(zip(chosen_steps(run, steps), chosen_steps(other, steps), strict=True))

@@ -1,0 +1,74 @@
+"""The singular values of every update."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from deltaw.adapters.checks import whole_number
+from deltaw.adapters.errors import OptionError
+from deltaw.analysis.measures.spectrum import spectrum
+from deltaw.analysis.tables.run import LABELS, Run, Steps, update_of
+from deltaw.analysis.tables.walk import Walk, at_steps
+
+
+def singular_values(
+    runs: Sequence[Run],
+    *,
+    steps: Steps = None,
+    modules: Sequence[str] | None = None,
+    top: int | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Return the singular values of ΔW of every module at every step: its spectrum over training.
+
+    From factors where the method has them, else by a float64 SVD of ΔW.
+
+    Arguments:
+        runs: Opened runs.
+        steps: These steps, "last" for each run's last, ``None`` for all.
+        modules: Glob patterns over the recorded modules; ``None`` for all.
+        top: How many, largest first; ``None`` for all there are, that is min(out, in), or min(out, in, r) from factors.
+        progress: Show a progress bar.
+
+    Returns:
+        One row each: run, method, module, layer, kind, step, index (from 1), singular_value, share (σ²/Σσ², of all of
+        them above the tolerance; 0 for those that are not, and where there is no update), tolerance (the σ up to which
+        one is noise).
+
+    Raises:
+        OptionError: No run, no such step, or ``top`` below 1.
+        NonFiniteError: A weight holds NaN or infinity; names module and step.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from deltaw.adapters import LoRA, inject
+        >>> from deltaw.analysis import Trajectory
+        >>> from deltaw.trainers import Recorder
+        >>> model = inject(torch.nn.Sequential(torch.nn.Linear(6, 4)), LoRA(rank=2), targets=["0"])
+        >>> folder = tempfile.mkdtemp()
+        >>> with Recorder(model, folder) as recorder:
+        ...     recorder.step(0)
+        >>> singular_values([Trajectory.open(folder)])[["module", "step", "index", "singular_value"]].values.tolist()
+        [['0', 0, 1, 0.0], ['0', 0, 2, 0.0]]
+    """
+    if top is not None:
+        try:
+            top = whole_number("top", top, 1)
+        except OptionError:
+            raise OptionError(f"top is {top!r}; choose a whole number of at least 1, or None for all") from None
+    blocks = []
+    walk = Walk(runs, "singular values", at_steps(steps), modules, progress=progress)
+    for stop in walk:
+        with stop:
+            found = spectrum(**update_of(stop.run, stop.module, stop.step))
+            values = found.singular_values[:top]
+            relative = (found.signal / (found.spectral or 1.0)).square()
+            share = relative / (relative.sum() if found.spectral > 0 else 1.0)
+            blocks.append(
+                stop.labels
+                | {"step": stop.step, "index": np.arange(1, len(values) + 1)}
+                | {"singular_value": values.numpy(), "share": share[:top].numpy(), "tolerance": found.tolerance}
+            )
+    return walk.frame(blocks, [*LABELS, "step", "index", "singular_value", "share", "tolerance"])

@@ -1,0 +1,179 @@
+"""How far the directions of two updates agree: overlaps and principal angles, of two runs or two steps of one."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from deltaw.adapters.checks import whole_number
+from deltaw.adapters.errors import OptionError, ShapeError
+from deltaw.analysis.measures.subspace import SIDES, Directions, Side, directions, overlap, principal_angles
+from deltaw.analysis.tables.run import Run, update_of
+from deltaw.analysis.tables.walk import Walk, chosen_steps, common_modules, located, some
+
+_PAIR = ["run_first", "run_second", "step_first", "step_second", "module", "layer", "kind", "side"]
+
+
+def subspace_overlap(
+    first: Run,
+    second: Run,
+    *,
+    step_first: int | None = None,
+    step_second: int | None = None,
+    modules: Sequence[str] | None = None,
+    ranks: Sequence[int] = range(1, 9),
+    ranks_second: Sequence[int] | None = None,
+    side: Side = "right",
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Return φ(i, j) of the updates of two runs, or of two steps of one run, for every module that both have.
+
+    Arguments:
+        first, second: Opened runs; the same one for two of its steps.
+        step_first, step_second: The steps; ``None`` for the last.
+        modules: Glob patterns over the modules of both; ``None`` for all.
+        ranks: The numbers i of directions of the first.
+        ranks_second: The numbers j of the second; ``None`` for ``ranks``.
+        side: "right" for directions in the input space, as in LoRA's figures, "left" for the output space.
+        progress: Show a progress bar.
+
+    Returns:
+        One row each: run_first, run_second, step_first, step_second, module, layer, kind, side, i, j, overlap,
+        expected (what random directions have on average, max(i, j)/n). The overlap is NaN where an update has fewer
+        than i or j directions, as an update of zeros has none.
+
+    Raises:
+        OptionError: The runs have no module in common; no such side or step; a rank below 1 or above the matrix' size.
+        ShapeError: A module has another shape in the other run.
+        NonFiniteError: A weight holds NaN or infinity; names module and step.
+
+    Source:
+        Hu et al. 2022 (LoRA), section 7.2, equation 4, figures 3 and 4. See `deltaw.analysis.overlap`.
+    """
+    seconds = ranks if ranks_second is None else ranks_second
+    blocks = []
+    both = Both(first, second, step_first, step_second, modules, side, progress)
+    for labels, one, two in both:
+        i, j = (checked_ranks(given, found, labels["module"]) for given, found in ((ranks, one), (seconds, two)))
+        table = torch.full((max(i), max(j)), torch.nan, dtype=torch.float64)
+        a, b = (found.basis(side)[:, : max(wanted)] for found, wanted in ((one, i), (two, j)))
+        if a.shape[1] and b.shape[1]:
+            table[: a.shape[1], : b.shape[1]] = overlap(a, b)
+        rows, columns = (grid.ravel() for grid in np.meshgrid(i, j, indexing="ij"))
+        blocks.append(
+            labels
+            | {"i": rows, "j": columns, "overlap": table.numpy()[rows - 1, columns - 1]}
+            | {"expected": np.maximum(rows, columns) / len(a)}
+        )
+    return both.frame(blocks, [*_PAIR, "i", "j", "overlap", "expected"])
+
+
+def subspace_angles(
+    first: Run,
+    second: Run,
+    *,
+    step_first: int | None = None,
+    step_second: int | None = None,
+    modules: Sequence[str] | None = None,
+    rank: int | None = None,
+    side: Side = "right",
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Return the principal angles between the directions of two updates, for every module that both runs have.
+
+    Arguments:
+        rank: How many directions of each; ``None`` for all that each has.
+        first, second, step_first, step_second, modules, side, progress: As in `subspace_overlap`.
+
+    Returns:
+        One row each: run_first, run_second, step_first, step_second, module, layer, kind, side, index (from 1),
+        angle (radians, in [0, π/2], smallest first). For every module as many as the smaller span has, or ``rank``,
+        with NaN for those an update has no directions for. An update without any direction gives one row of NaN.
+
+    Raises:
+        As `subspace_overlap`.
+
+    Source:
+        Björck, Golub 1973. See `deltaw.analysis.principal_angles`.
+    """
+    blocks = []
+    both = Both(first, second, step_first, step_second, modules, side, progress)
+    for labels, one, two in both:
+        if rank is not None:
+            checked_ranks([rank], one, labels["module"])
+        a, b = (found.basis(side)[:, :rank] for found in (one, two))
+        count = min(a.shape[1], b.shape[1])
+        angles = np.full(max(count, 1) if rank is None else rank, np.nan)
+        if count:
+            angles[:count] = principal_angles(a, b).numpy()
+        blocks.append(labels | {"index": np.arange(1, len(angles) + 1), "angle": angles})
+    return both.frame(blocks, [*_PAIR, "index", "angle"])
+
+
+class Both:
+    """The labels and the two updates' directions of every module that two runs have."""
+
+    def __init__(
+        self,
+        first: Run,
+        second: Run,
+        step_first: int | None,
+        step_second: int | None,
+        modules: Sequence[str] | None,
+        side: Side,
+        progress: bool,
+    ) -> None:
+        if side not in SIDES:
+            raise OptionError(f"side is {side!r}; choose one of {', '.join(map(repr, SIDES))}")
+        self._first, self._second, self._side = *some([first, second]), side
+        chosen = common_modules(first, second, modules)
+        for module in chosen:
+            if first.shape(module) != second.shape(module):
+                one, two = (f"{run.shape(module)} in {run.source.where}" for run in (first, second))
+                raise ShapeError(f"{module} is {one} and {two}; pass runs of one model")
+        self._steps = [
+            chosen_steps(run, "last" if step is None else [step])[0]
+            for run, step in ((first, step_first), (second, step_second))
+        ]
+        at = (self._steps[1], self._steps[0])
+        what = f"{second.name} against the directions"
+        self._walk = Walk([first], what, lambda _: [at], lambda _: chosen, unit="module", progress=progress)
+        self.frame = self._walk.frame
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], Directions, Directions]]:
+        for stop in self._walk:
+            found = []
+            with stop:
+                for run, step in zip((self._first, self._second), self._steps, strict=True):
+                    with located(run, stop.module, f"at step {step}"):
+                        found.append(directions(**update_of(run, stop.module, step)))
+            if len(found) < 2:  # left out: its W₀ is not known
+                continue
+            labels = {
+                "run_first": self._first.name,
+                "run_second": self._second.name,
+                "step_first": self._steps[0],
+                "step_second": self._steps[1],
+                **{name: value for name, value in stop.labels.items() if name not in ("run", "method")},
+                "side": self._side,
+            }
+            yield labels, found[0], found[1]
+
+
+def checked_ranks(ranks: Sequence[int], found: Directions, module: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the ranks as an array.
+
+    Raises:
+        OptionError: There is none, or one is above the size of the matrix.
+    """
+    most = min(len(found.left), len(found.right))
+    try:
+        whole = [whole_number("a rank", rank, 1) for rank in ranks]
+    except (OptionError, TypeError):
+        whole = []
+    if not whole or max(whole) > most:
+        given = list(ranks) if isinstance(ranks, Sequence) else ranks
+        raise OptionError(f"ranks are {given}; for {module} choose whole numbers from 1 to {most}, its size")
+    return np.asarray(whole, dtype=np.int64)

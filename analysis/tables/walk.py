@@ -1,0 +1,310 @@
+"""The one walk over the modules and steps of runs that every table is made by.
+
+It chooses the modules and the steps, keeps what is used again (a weight for the next pair, what was made of a base),
+says in an error where it happened, and leaves out a module whose W₀ is not known, so that the others go on.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from deltaw.adapters.checks import whole_number
+from deltaw.adapters.errors import NonFiniteError, OptionError, RecordError, ShapeError
+from deltaw.adapters.injection import matching
+from deltaw.analysis.progress import progress as shown
+from deltaw.analysis.records.base import BaseError
+from deltaw.analysis.tables.frame import frame_of
+from deltaw.analysis.tables.run import Pairs, Run, Step, Steps
+
+T = TypeVar("T")
+PAIRS = ("consecutive", "initial", "base")
+Stops = Sequence[tuple[Step, int]]  # (from, to); where a table has steps and no pairs, the first is not looked at
+_AT_ONCE = 2  # weights kept of a module: both ends of a pair
+
+
+class Walk:
+    """All stops of all modules of some runs, a module's stops in a row.
+
+    Arguments:
+        runs: Opened runs.
+        what: What is computed, for the progress bar.
+        stops: A run's stops, as `at_steps` and `at_pairs` make them.
+        modules: Glob patterns over a run's modules, ``None`` for all; or a function from a run to its modules.
+        unit: What a stop is, for the progress bar.
+        progress: Show it.
+
+    Raises:
+        OptionError: No run is given.
+
+    Every stop is a context: what is done for it stands in a ``with`` statement.
+
+        walk = Walk(runs, "norms", at_steps(steps), modules)
+        for stop in walk:
+            with stop:
+                norm = float(stop.run.update(stop.module, stop.step).norm())
+                rows.append(stop.labels | {"step": stop.step, "norm": norm})
+        return walk.frame(rows, [*LABELS, "step", "norm"])
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        what: str,
+        stops: Callable[[Run], Stops],
+        modules: Sequence[str] | Callable[[Run], Sequence[str]] | None = None,
+        *,
+        unit: str = "matrix",
+        progress: bool = False,
+    ) -> None:
+        self.runs = some(runs)
+        self._what, self._stops, self._modules, self._unit, self._progress = what, stops, modules, unit, progress
+        self._left_out: list[tuple[Run, dict[str, RecordError]]] = []
+        self.notes: list[str] = []
+
+    def __iter__(self) -> Iterator["Stop"]:
+        for run in self.runs:
+            choose = self._modules
+            modules = choose(run) if callable(choose) else chosen_modules(run.modules, choose)
+            stops = self._stops(run)
+            if not stops:
+                self.notes.append(no_stops(run))
+            left_out: dict[str, RecordError] = {}
+            self._left_out.append((run, left_out))
+            work = [(module, stop) for module in modules for stop in stops]
+            kept = Kept(run, "")
+            for module, (step_from, step) in shown(work, f"{self._what} of {run.name}", self._unit, self._progress):
+                if module in left_out:
+                    continue
+                if kept.module != module:
+                    kept = Kept(run, module)
+                yield Stop(run, module, step_from, step, kept, left_out)
+            if left_out and len(left_out) == len(modules):
+                raise next(iter(left_out.values()))
+
+    def frame(self, blocks: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+        """Return the table, with a note for every run of which something was left out."""
+        notes = [_left_out(run, modules) for run, modules in self._left_out if modules]
+        return frame_of(blocks, columns, [*self.notes, *notes])
+
+
+class Kept:
+    """What is used again at the next stop of one module."""
+
+    def __init__(self, run: Run, module: str) -> None:
+        self.run, self.module = run, module
+        self._weights: OrderedDict[Step, Tensor] = OrderedDict()
+        self._made: dict[str, Any] = {}
+
+    def weight(self, step: Step) -> Tensor:
+        """Return W', read once where the order of the stops allows it."""
+        if step not in self._weights:
+            # float64 where W' is rebuilt, so that its rounding does not stand in for a change.
+            dtype = torch.float64 if self.run.source.rebuilt(self.module) else None
+            self._weights[step] = self.run.weight(self.module, step, dtype)
+        self._weights.move_to_end(step)
+        while len(self._weights) > _AT_ONCE:
+            self._weights.popitem(last=False)
+        return self._weights[step]
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Return what ``make`` returns, made once a module."""
+        if name not in self._made:
+            self._made[name] = make()
+        found: T = self._made[name]
+        return found
+
+
+class Stop:
+    """A module at a step, or at a pair of steps."""
+
+    def __init__(
+        self, run: Run, module: str, step_from: Step, step: int, kept: Kept, left_out: dict[str, RecordError]
+    ) -> None:
+        self.run, self.module, self.step_from, self.step = run, module, step_from, step
+        self.where = f"at step {step}"  # for errors
+        self.weight, self.once = kept.weight, kept.once
+        self._left_out = left_out
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The first columns: run, method, module, layer, kind."""
+        return self.run.labels(self.module)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        if isinstance(error, BaseError):
+            self._left_out[self.module] = error
+            return True
+        if isinstance(error, NonFiniteError | OptionError | ShapeError):
+            _locate(error, self.run, self.module, self.where)
+        return False
+
+
+def at_steps(steps: Steps) -> Callable[[Run], Stops]:
+    """Return a run's stops for these steps, "last" for its last, ``None`` for all."""
+    return lambda run: [(None, step) for step in chosen_steps(run, steps)]
+
+
+def at_pairs(pairs: Pairs) -> Callable[[Run], Stops]:
+    """Return a run's stops for these pairs; see `chosen_pairs`."""
+    return lambda run: chosen_pairs(run, pairs)
+
+
+def chosen_steps(run: Run, steps: Steps) -> list[int]:
+    """Return the steps that are meant.
+
+    Raises:
+        OptionError: It is none of what can be given, or nothing was recorded and the last is asked for.
+    """
+    if steps is None:
+        return run.steps
+    if isinstance(steps, str) and steps == "last":
+        if not run.steps:
+            raise OptionError(f"{run.source.where}: no step was recorded")
+        return run.steps[-1:]
+    if isinstance(steps, str) or not isinstance(steps, Sequence | range | np.ndarray):
+        raise OptionError(f"steps is {steps!r}; give a list of steps, 'last', or None for all")
+    return [whole_number("a step", step, 0) for step in steps]
+
+
+def chosen_pairs(run: Run, pairs: Pairs) -> list[tuple[Step, int]]:
+    """Return the pairs of steps that are meant; ``None`` means consecutive, and base where there is one checkpoint.
+
+    Raises:
+        OptionError: There are no such pairs.
+    """
+    if pairs is None:
+        pairs = "consecutive" if len(run.steps) > 1 else "base"
+    first, *rest = run.steps or [0]
+    named: dict[str, list[tuple[Step, int]]] = {
+        "consecutive": list(pairwise(run.steps)),
+        "initial": [(first, step) for step in rest],
+        "base": [(None, step) for step in run.steps],
+    }
+    if isinstance(pairs, str) and pairs in named:
+        return named[pairs]
+    several = isinstance(pairs, Sequence) and not isinstance(pairs, str)
+    if not several or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in pairs):
+        raise OptionError(
+            f"pairs is {pairs!r}; choose one of {', '.join(PAIRS)}, or give a list of pairs of steps (from, to), "
+            "with None for the base"
+        )
+    return [
+        (None if start is None else whole_number("a step", start, 0, also="None"), whole_number("a step", end, 0))
+        for start, end in pairs
+    ]
+
+
+def chosen_modules(modules: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
+    """Return the modules that fit one of the glob patterns; ``None`` for all.
+
+    Raises:
+        OptionError: The patterns are no texts.
+        TargetError: A pattern fits none.
+    """
+    if patterns is None:
+        return list(modules)
+    given = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(given, Sequence) or not all(isinstance(pattern, str) for pattern in given):
+        raise OptionError(f"modules is {patterns!r}; give glob patterns over module names, or None for all")
+    return matching(list(modules), given, "module")
+
+
+def modules_of_kind(run: Run, kind: str | None, patterns: Sequence[str] | None) -> list[str]:
+    """Return the modules that fit the patterns, of a kind if there are any of it: a figure names those there are."""
+    chosen = chosen_modules(run.modules, patterns or None)
+    return [name for name in chosen if kind is None or run.labels(name)["kind"] == kind] or chosen
+
+
+def common_modules(first: Run, second: Run, patterns: Sequence[str] | None) -> list[str]:
+    """Return the modules that both runs have.
+
+    Raises:
+        OptionError: There is none.
+        ShapeError: One has another shape in the other run.
+    """
+    there = set(second.modules)
+    common = [module for module in first.modules if module in there]
+    if not common:
+        listed = " and ".join(f"{run.source.where} has {', '.join(run.modules[:3])}, …" for run in (first, second))
+        raise OptionError(f"the runs have no module in common: {listed}; pass runs of one model")
+    return chosen_modules(common, patterns)
+
+
+def moved_steps(run: Run, at_most: int) -> list[int]:
+    """Return the recorded steps, or so many evenly spread; not step 0, where nothing has moved."""
+    moved = [step for step in run.steps if step > 0] or run.steps
+    return spread_out(moved, at_most) if at_most > 1 else moved[-1:]
+
+
+def spread_out(values: Sequence[int], count: int) -> list[int]:
+    """Return at most ``count`` of sorted values, evenly spread, the first and the last among them.
+
+    Example:
+        >>> spread_out([0, 1, 2, 3, 4, 5, 6], 3), spread_out([4, 5], 3)
+        ([0, 3, 6], [4, 5])
+    """
+    if len(values) <= count:
+        return list(values)
+    return [values[round(place)] for place in np.linspace(0, len(values) - 1, count)]
+
+
+def no_stops(run: Run) -> str:
+    """Return why a run has no pair or step to show, and what to ask for."""
+    where = f"{run.source.where}: no row, as"
+    if not run.steps:
+        return f"{where} no step was recorded; train on, or leave this run out"
+    if len(run.steps) == 1:
+        return (
+            f"{where} there is one checkpoint, that of step {run.steps[0]}, and nothing to compare it with but the "
+            'base; ask for the pairs "base" (at the command line --pairs base)'
+        )
+    return f"{where} no pair of steps is asked for; there are {', '.join(map(str, run.steps[:8]))}"
+
+
+def some(runs: Sequence[T]) -> Sequence[T]:
+    """Return the runs.
+
+    Raises:
+        OptionError: There is none, or it is no list of runs.
+    """
+    if isinstance(runs, str) or not isinstance(runs, Sequence):
+        raise OptionError(f"runs is a {type(runs).__name__}; pass a list of opened runs, as open_runs returns")
+    for run in runs:
+        if not hasattr(run, "source"):
+            raise OptionError(f"a run is a {type(run).__name__}; pass opened runs, as open_runs returns")
+    if not runs:
+        raise OptionError("no run is given; pass a list of one or more")
+    return runs
+
+
+@contextmanager
+def located(run: Run, module: str, where: str) -> Iterator[None]:
+    """Say in an error of a measure where it happened; those of the run itself say so already."""
+    try:
+        yield
+    except (NonFiniteError, OptionError, ShapeError) as error:
+        _locate(error, run, module, where)
+        raise
+
+
+def _locate(error: NonFiniteError | OptionError | ShapeError, run: Run, module: str, where: str) -> None:
+    if not str(error).startswith(run.source.where):
+        raise type(error)(f"{run.source.where}: {module}, {where}: {error}") from None
+
+
+def _left_out(run: Run, modules: dict[str, RecordError]) -> str:
+    names = list(modules)
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    many = "module is" if len(names) == 1 else "modules are"
+    return f"{run.source.where}: {len(names)} {many} left out, {listed}: {modules[names[0]]}"
