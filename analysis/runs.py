@@ -2,6 +2,7 @@
 
 import glob
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from deltaw.adapters.errors import OptionError
+from deltaw.adapters.errors import DeltawWarning, OptionError
 from deltaw.analysis.records.base import BaseLike
 from deltaw.analysis.records.storage import is_address
 from deltaw.analysis.tables.frame import notes_of
@@ -80,8 +81,11 @@ def table(
     if not opened or len(opened) < len(_listed(runs)):
         opened = open_runs(runs)
     frame = make(opened, modules=modules, progress=progress, **options)
+    why = notes_of(frame, "no_rows")
     if frame.empty:
-        raise OptionError("; ".join(notes_of(frame)) or no_stops(opened[0]))
+        raise OptionError("; ".join(why) or no_stops(opened[0]))
+    for note in why:
+        warnings.warn(note, DeltawWarning, stacklevel=2)
     return frame
 
 

@@ -32,7 +32,8 @@ def changes_table(
     Returns:
         One row each, with the columns run, method, module, layer, kind, axis, step_from (missing for the base),
         step_to, delta_m (in units of the weights), delta_d, undefined (vectors zero at exactly one of the steps).
-        ``attrs["notes"]`` says which modules are left out because their W₀ is not known, and why a run has no row.
+        ``attrs["left_out"]`` says which modules are left out, as their W₀ is not known, ``attrs["no_rows"]`` why a run
+        has no row.
 
     Raises:
         NonFiniteError: A weight holds NaN or infinity; names the module and the steps.

@@ -1,25 +1,21 @@
-"""Putting the rows of a table together, and what has to be said of it."""
+"""Putting the rows of a table together, and what is said of it in ``DataFrame.attrs``."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from deltaw.adapters.errors import DeltawWarning
-
-NOTES = "notes"  # the key in ``DataFrame.attrs`` under which a table's notes stand, a list of sentences
+ABOUT = ("left_out", "no_rows")  # the keys in ``DataFrame.attrs`` of what is said of a table, a list of sentences each
 _WHOLE = ["layer", "step", "step_from", "step_to", "step_first", "step_second", "step_other"]  # may be missing
 
 
-def frame_of(blocks: Sequence[dict[str, Any]], columns: Sequence[str], notes: Sequence[str] = ()) -> pd.DataFrame:
+def frame_of(blocks: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
     """Return one table of blocks, each of one row or of several.
 
     Arguments:
         blocks: By column: a value, or an array of the block's length; a value stands in all rows of its block.
         columns: The table's.
-        notes: What a reader has to know; goes to ``attrs["notes"]`` and is warned of.
     """
     lengths = [max([1, *(len(value) for value in block.values() if isinstance(value, np.ndarray))]) for block in blocks]
     data: dict[str, Any] = {}
@@ -30,26 +26,17 @@ def frame_of(blocks: Sequence[dict[str, Any]], columns: Sequence[str], notes: Se
         else:
             data[name] = [value for value, length in zip(values, lengths, strict=True) for _ in range(length)]
     frame = pd.DataFrame(data, columns=list(columns))
-    return with_notes(frame.astype({name: "Int64" for name in _WHOLE if name in columns}), notes)
+    return frame.astype({name: "Int64" for name in _WHOLE if name in columns})
 
 
-def with_notes(frame: pd.DataFrame, notes: Sequence[str]) -> pd.DataFrame:
-    """Return the table with these notes; each is warned of once."""
-    if notes:
-        frame.attrs[NOTES] = [*notes_of(frame), *notes]
-        for note in notes:
-            warnings.warn(note, DeltawWarning, stacklevel=4)
-    return frame
-
-
-def notes_of(frame: pd.DataFrame) -> list[str]:
-    """Return the notes of a table."""
-    return list(frame.attrs.get(NOTES, []))
+def notes_of(frame: pd.DataFrame, about: str) -> list[str]:
+    """Return what is said of a table about "left_out" modules, or of runs with "no_rows"."""
+    return list(frame.attrs.get(about, []))
 
 
 def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return tables one below the other, with the notes of all, which ``pandas.concat`` alone would drop."""
     whole = pd.concat(list(frames), ignore_index=True)
-    notes = list(dict.fromkeys(note for frame in frames for note in notes_of(frame)))
-    whole.attrs = {NOTES: notes} if notes else {}
+    notes = {about: list(dict.fromkeys(note for frame in frames for note in notes_of(frame, about))) for about in ABOUT}
+    whole.attrs = {about: found for about, found in notes.items() if found}
     return whole

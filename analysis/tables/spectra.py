@@ -40,7 +40,7 @@ def spectra_table(
         One row each: run, method, module, layer, kind, step, group, rank, full_rank (min(out, in)), tolerance,
         stable_rank, effective_rank, participation_ratio, energy_rank_90, energy_rank_99, nuclear, frobenius, spectral,
         zero_rows, zero_columns, noise (Σσ² of the singular values up to the tolerance, which no measure counts, over
-        Σσ² of all). ``attrs["notes"]`` says which modules are left out because their W₀ is not known.
+        Σσ² of all). ``attrs["left_out"]`` says which modules are left out, as their W₀ is not known.
 
     Raises:
         NonFiniteError: A weight holds NaN or infinity; names module and step.

@@ -4,6 +4,7 @@ It chooses the modules and the steps, keeps what is used again (a weight for the
 says in an error where it happened, and leaves out a module whose W₀ is not known, so that the others go on.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.checks import whole_number
-from deltaw.adapters.errors import NonFiniteError, OptionError, RecordError, ShapeError
+from deltaw.adapters.errors import DeltawWarning, NonFiniteError, OptionError, RecordError, ShapeError
 from deltaw.adapters.injection import matching
 from deltaw.analysis.progress import progress as shown
 from deltaw.analysis.records.base import BaseError
-from deltaw.analysis.tables.frame import frame_of
+from deltaw.analysis.tables.frame import ABOUT, frame_of
 from deltaw.analysis.tables.run import Pairs, Run, Step, Steps
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class Walk:
         self.runs = some(runs)
         self._what, self._stops, self._modules, self._unit, self._progress = what, stops, modules, unit, progress
         self._left_out: list[tuple[Run, dict[str, RecordError]]] = []
-        self.notes: list[str] = []
+        self._no_rows: list[str] = []
 
     def __iter__(self) -> Iterator["Stop"]:
         for run in self.runs:
@@ -75,7 +76,7 @@ class Walk:
             modules = choose(run) if callable(choose) else chosen_modules(run.modules, choose)
             stops = self._stops(run)
             if not stops:
-                self.notes.append(no_stops(run))
+                self._no_rows.append(no_stops(run))
             left_out: dict[str, RecordError] = {}
             self._left_out.append((run, left_out))
             work = [(module, stop) for module in modules for stop in stops]
@@ -90,9 +91,13 @@ class Walk:
                 raise next(iter(left_out.values()))
 
     def frame(self, blocks: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-        """Return the table, with a note for every run of which something was left out."""
-        notes = [_left_out(run, modules) for run, modules in self._left_out if modules]
-        return frame_of(blocks, columns, [*self.notes, *notes])
+        """Return the table; its ``attrs`` say which modules are "left_out", also warned of, and why runs have "no_rows"."""
+        frame = frame_of(blocks, columns)
+        left_out = [_left_out(run, modules) for run, modules in self._left_out if modules]
+        frame.attrs |= {about: notes for about, notes in zip(ABOUT, (left_out, self._no_rows), strict=True) if notes}
+        for note in left_out:
+            warnings.warn(note, DeltawWarning, stacklevel=3)
+        return frame
 
 
 class Kept:
