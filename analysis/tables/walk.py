@@ -91,7 +91,7 @@ class Walk:
                 raise next(iter(left_out.values()))
 
     def frame(self, blocks: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-        """Return the table; its ``attrs`` say which modules are "left_out", also warned of, and why runs have "no_rows"."""
+        """Return the table. ``attrs["left_out"]`` and ``attrs["no_rows"]`` say what it lacks; it warns of the first."""
         frame = frame_of(blocks, columns)
         left_out = [_left_out(run, modules) for run, modules in self._left_out if modules]
         frame.attrs |= {about: notes for about, notes in zip(ABOUT, (left_out, self._no_rows), strict=True) if notes}
