@@ -1,0 +1,243 @@
+"""From paths of runs to the table that a figure is drawn from: the modules, the steps and the table of `tables`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from deltaw.adapters.errors import OptionError
+from deltaw.adapters.injection import matching
+from deltaw.analysis.measures.change import Axis
+from deltaw.analysis.measures.subspace import Side
+from deltaw.analysis.runs import Paths, open_runs, table
+from deltaw.analysis.tables.amplification import amplification_table
+from deltaw.analysis.tables.changes import changes_table
+from deltaw.analysis.tables.frame import joined
+from deltaw.analysis.tables.intruders import intruder_table
+from deltaw.analysis.tables.run import Step
+from deltaw.analysis.tables.similarity import similarity_table
+from deltaw.analysis.tables.singular_values import singular_values as values_table
+from deltaw.analysis.tables.spectra import spectra_table
+from deltaw.analysis.tables.subspaces import subspace_angles, subspace_overlap
+from deltaw.analysis.tables.tidy import display_name
+from deltaw.analysis.tables.vectors import QUANTILES, vector_changes
+from deltaw.analysis.tables.walk import modules_of_kind, moved_steps
+from deltaw.analysis.trajectory import Trajectory
+
+
+def consecutive(paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return ΔM and ΔD from step to step."""
+    return _changes(paths, "consecutive", kind, modules)
+
+
+def initial(paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return ΔM and ΔD since the first recorded step."""
+    return _changes(paths, "initial", kind, modules)
+
+
+def since(
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    pairs: Literal["base", "initial"] = "base",
+) -> pd.DataFrame:
+    """Return ΔM and ΔD since the base weights, or since the first recorded step."""
+    return _changes(paths, pairs, kind, modules)
+
+
+def last_base(paths: Paths, *, modules: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return ΔM and ΔD since the base weights at each run's last step."""
+    runs = _moved(paths)
+    return joined([run.changes(_from_base(run.steps[-1:]), modules=modules, progress=True) for run in runs])
+
+
+def last_spectra(paths: Paths, *, modules: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return ranks at each run's last step, with Dual LoRA's groups."""
+    return table(open_runs(paths), "spectra", steps="last", modules=modules, progress=True)
+
+
+def spectra(
+    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, at_most: int = 40
+) -> pd.DataFrame:
+    """Return ranks over training."""
+    return _over_training(paths, spectra_table, kind, modules, at_most)
+
+
+def singular_values(
+    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, at_most: int = 40
+) -> pd.DataFrame:
+    """Return the singular values of ΔW over training."""
+    return _over_training(paths, values_table, kind, modules, at_most)
+
+
+def amplification(
+    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, at_most: int = 40, rank: int = 4
+) -> pd.DataFrame:
+    """Return amplification factors over training."""
+    return _over_training(paths, amplification_table, kind, modules, at_most, ranks=(rank,))
+
+
+def intruders(
+    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, at_most: int = 40, k: int = 10
+) -> pd.DataFrame:
+    """Return intruder dimensions over training."""
+    return _over_training(paths, intruder_table, kind, modules, at_most, k=k)
+
+
+def similarity(
+    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, at_most: int = 40
+) -> pd.DataFrame:
+    """Return weight similarity over training."""
+    return _over_training(paths, similarity_table, kind, modules, at_most)
+
+
+def vectors(
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    axis: Axis = "column",
+    quantile: float = 0.5,
+    at_most: int = 40,
+) -> pd.DataFrame:
+    """Return the quantiles of ΔM and ΔD over the vectors since the base weights, over training."""
+    quantiles = sorted({*QUANTILES, quantile})
+    frames = []
+    for run in _moved(paths):
+        pairs, chosen = _from_base(moved_steps(run, at_most)), modules_of_kind(run, kind, modules)
+        frames.append(vector_changes([run], pairs, (axis,), quantiles=quantiles, modules=chosen, progress=True))
+    return joined(frames)
+
+
+def overlap(
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    pair: Sequence[int] = (),
+    rank: int = 8,
+    side: Side = "right",
+) -> pd.DataFrame:
+    """Return φ(i, j) of two runs, or of two steps of one run, for i and j up to ``rank``."""
+    first, second, at = _pair(paths, pair)
+    return subspace_overlap(
+        first,
+        second,
+        step_first=at[0],
+        step_second=at[1],
+        modules=_shared(first, second, kind, modules),
+        ranks=range(1, rank + 1),
+        side=side,
+        progress=True,
+    )
+
+
+def angles(
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    pair: Sequence[int] = (),
+    rank: int = 8,
+    side: Side = "right",
+) -> pd.DataFrame:
+    """Return the principal angles of two runs, or of two steps of one run, between the first ``rank`` directions."""
+    first, second, at = _pair(paths, pair)
+    return subspace_angles(
+        first,
+        second,
+        step_first=at[0],
+        step_second=at[1],
+        modules=_shared(first, second, kind, modules),
+        rank=rank,
+        side=side,
+        progress=True,
+    )
+
+
+def updates(paths: Paths, *, module: str | None = None, step: int | None = None) -> dict[str, "np.ndarray[Any, Any]"]:
+    """Return ΔW of one module by run, at its last step or a given one.
+
+    Arguments:
+        module: Its name, or a pattern that fits one; ``None`` for the first query.
+        step: ``None`` for each run's last.
+
+    Raises:
+        OptionError: No module of a run fits, or several do.
+    """
+    runs = open_runs(paths)
+    titles = [display_name(run.method) for run in runs]
+    found = {}
+    for run, title in zip(runs, titles, strict=True):
+        name = f"{title}\n{run.name}" if titles.count(title) > 1 else title
+        found[name] = run.update(_module(run, module), run.steps[-1] if step is None else step).numpy()
+    return found
+
+
+def _changes(paths: Paths, pairs: Any, kind: str | None, modules: Sequence[str] | None) -> pd.DataFrame:
+    return joined(
+        [
+            changes_table([run], pairs, modules=modules_of_kind(run, kind, modules), progress=True)
+            for run in open_runs(paths)
+        ]
+    )
+
+
+def _from_base(steps: Sequence[int]) -> list[tuple[Step, int]]:
+    return [(None, step) for step in steps]
+
+
+def _over_training(
+    paths: Paths,
+    make: Callable[..., pd.DataFrame],
+    kind: str | None,
+    modules: Sequence[str] | None,
+    at_most: int,
+    **options: Any,
+) -> pd.DataFrame:
+    """Return a table over the steps where something has moved, run by run, as runs differ in steps and modules."""
+    frames = []
+    for run in _moved(paths):
+        steps, chosen = moved_steps(run, at_most), modules_of_kind(run, kind, modules)
+        frames.append(make([run], steps=steps, modules=chosen, progress=True, **options))
+    return joined(frames)
+
+
+def _moved(paths: Paths) -> list[Trajectory]:
+    """Open the runs; each must have a step."""
+    runs = open_runs(paths)
+    for run in runs:
+        if not run.steps:
+            raise OptionError(f"{run.path}: no step was recorded")
+    return runs
+
+
+def _module(run: Trajectory, pattern: str | None) -> str:
+    if pattern is None:
+        return next((name for name in run.modules if run.labels(name)["kind"] == "query"), run.modules[0])
+    found = [pattern] if pattern in run.modules else matching(run.modules, [pattern], "module")
+    if len(found) > 1:
+        raise OptionError(f"{run.path}: {pattern!r} fits {len(found)} modules, {', '.join(found[:3])}, …; name one")
+    return found[0]
+
+
+def _pair(paths: Paths, steps: Sequence[int]) -> tuple[Trajectory, Trajectory, tuple[int | None, int | None]]:
+    """Return two runs, or one twice, and their steps."""
+    runs = open_runs(paths)
+    if len(runs) > 2 or len(steps) > 2:
+        raise OptionError(
+            f"two updates are compared, and there are {len(runs)} runs and {len(steps)} steps; "
+            "pass two runs, or one run and two steps"
+        )
+    if len(runs) == 1 and len(steps) != 2:
+        raise OptionError(f"{runs[0].path}: is one run; pass a second one, or two of its steps with --step")
+    return runs[0], runs[-1], (steps[0], steps[-1]) if steps else (None, None)
+
+
+def _shared(
+    first: Trajectory, second: Trajectory, kind: str | None, patterns: Sequence[str] | None
+) -> list[str] | None:
+    """Return the modules of the first run that the second has as well; ``None`` where there is none, an error later."""
+    return [name for name in modules_of_kind(first, kind, patterns) if name in set(second.modules)] or None

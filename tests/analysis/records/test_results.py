@@ -6,8 +6,8 @@ import math
 import pytest
 
 from deltaw.adapters.errors import RecordError
-from deltaw.analysis.figures.data import results
 from deltaw.analysis.records.results import LIMIT, RESULT, read_result, write_result
+from deltaw.analysis.tables.results import results
 
 SETTINGS = {"method": "bora", "options": {"rank": 8, "alpha": 16.0}}
 VALUES = {"method": "bora", "out": "runs/bora", "trainable": 500, "share": 0.1, "best_mcc": 0.6, "n_dev": 1043}
