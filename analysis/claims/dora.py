@@ -29,6 +29,7 @@ from deltaw.analysis.claims.evidence import (
     score_difference,
     score_differences,
 )
+from deltaw.analysis.claims.interval import Array, Measured, Undecidable
 from deltaw.analysis.claims.rules import (
     A_LITTLE_MORE,
     ABOVE_ZERO,
@@ -39,10 +40,7 @@ from deltaw.analysis.claims.rules import (
     MORE,
     NOT_LOWER,
     POSITIVE,
-    Array,
     Check,
-    Measured,
-    Undecidable,
     below,
 )
 from deltaw.analysis.measures.change import Axis

@@ -20,7 +20,8 @@ from deltaw.analysis.claims.evidence import (
     require_methods,
     score_difference,
 )
-from deltaw.analysis.claims.rules import POSITIVE, Check, Measured, Parts, Rule, Undecidable, below, mean_over
+from deltaw.analysis.claims.interval import Measured, Undecidable
+from deltaw.analysis.claims.rules import POSITIVE, Check, Parts, Rule, below, mean_over
 from deltaw.analysis.tables.tidy import display_name
 
 PAPER = "Dual LoRA"

@@ -2,24 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from deltaw.analysis.claims.rules import (
-    Array,
-    Measured,
-    Parts,
-    Undecidable,
-    Weights,
-    Z,
-    asymmetry,
-    bootstrap,
-    count_of,
-    pearson,
-)
+from deltaw.analysis.claims.interval import FISHER, LINEAR, LOG, Array, Measured, Undecidable, Weights, Z, bootstrap
+from deltaw.analysis.claims.rules import Parts, asymmetry, count_of, pearson
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import display_name
 
@@ -218,7 +208,11 @@ def asymmetry_of(frame: pd.DataFrame, quantity: Quantity, method: str, minus: st
         ]
         return found[0] if minus is None else found[0] - found[1]
 
-    return bootstrap(measure, len(matrices), {name: part.runs for name, part in parts.items()})
+    found = bootstrap(measure, len(matrices), {name: part.runs for name, part in parts.items()})
+    if minus is not None or found.interval is None:
+        return found
+    low, high = found.interval
+    return replace(found, interval=(max(low, 0.0), min(high, 2.0)))  # A cannot lie outside
 
 
 def change_ratio(frame: pd.DataFrame, quantity: Quantity, *parts: tuple[str, Sequence[Axis]]) -> Measured:
@@ -246,7 +240,7 @@ def change_ratio(frame: pd.DataFrame, quantity: Quantity, *parts: tuple[str, Seq
             return np.asarray((weights.both(parts[0][0]) @ over) / (weights.both(parts[1][0]) @ under))
 
     runs = {method: part.runs for (method, _), part in zip(parts, found, strict=True)}
-    measured = bootstrap(measure, len(matrices), runs)
+    measured = bootstrap(measure, len(matrices), runs, LOG)
     if any(last < max(those) for those in ends):
         return Measured(
             measured.statistic, measured.interval, f"{measured.note}; at step {last}, the last that both have"
@@ -289,7 +283,8 @@ def correlation_of(
     def measure(weights: Weights) -> Array:
         return np.asarray(combine(*(pearson(weights, method, *clouds[method]) for method in methods)))
 
-    found = bootstrap(measure, len(matrices), {method: both[0].runs for method, both in parts.items()})
+    runs = {method: both[0].runs for method, both in parts.items()}
+    found = bootstrap(measure, len(matrices), runs, FISHER if len(methods) == 1 else LINEAR)
     steps = "; ".join(dict.fromkeys(shown))
     return Measured(found.statistic, found.interval, f"{found.note}; steps {steps}")
 

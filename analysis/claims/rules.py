@@ -33,12 +33,14 @@ comes too often, not too rarely. "As high" means a difference from −0.02 to 0.
     memory      the ratio of peak memories, measured on a GPU: elsewhere it is the whole process's, libraries and all
 
 Intervals of asymmetries, correlations, ratios and their differences are bootstrapped over matrices and runs: 2,000
-resamples, seed 0, the 2.5th and 97.5th percentile. A matrix is drawn with all its steps, and where two methods are
-compared, both with the same matrices; the runs of a method are drawn apart from the other's. One run is not drawn, and
-the interval says how far a finding holds over the matrices of this model, not over other seeds; with a few runs, it
-says little about seeds. Resampling adds noise, which |·| in A turns into asymmetry, so both percentiles can lie above
-a small A: an interval is widened to hold the number itself, and errs against "symmetric". Of scores the interval is
-±1.96 standard errors.
+resamples, seed 0, whose standard error is taken times Student's t. A matrix is drawn with all its steps, and where two
+methods are compared, both with the same matrices. The variance over the runs of a method that has several is added, and
+the degrees of freedom are Satterthwaite's. A ratio is taken by its logarithm, a correlation by Fisher's artanh. In
+simulations these intervals hold the true number 92 to 100 times of 100, with 3, 6, 12 and 24 matrices; the percentiles
+of the resamples hold it 75, 87, 91 and 92 times. One run is not drawn, and the interval then says how far a finding
+holds over the matrices of this model, not over other seeds; of two runs it is wide, as it has to be. Noise, which |·|
+turns into asymmetry, makes A a little too large, and errs against "symmetric". Of scores the interval is ±1.96 standard
+errors.
 
 The verdict is "agrees" where the whole interval is on the claimed side, "disagrees" where the whole interval is on the
 other, and "unclear" where it is neither, or where something is missing. A claim over several ranks, layers or ratios
@@ -52,16 +54,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltaw.analysis.claims.claim import Claim, Outcome, Verdict
+from deltaw.analysis.claims.interval import Array, Measured, Undecidable, Weights, bootstrap
 
-Array = NDArray[np.float64]
-
-RESAMPLES = 2000
-SEED = 0
-QUANTILES = (0.025, 0.975)
-Z = 1.96
 NOISE = 0.03  # of times and memories
 MARGIN = 0.02  # of scores that are as high
 
@@ -116,15 +112,6 @@ def below(limit: float) -> Rule:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A number, and its interval; ``None`` for a number without error."""
-
-    statistic: float
-    interval: tuple[float, float] | None
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Parts:
     """A number for every rank, layer or ratio that a claim is about, by the part's name.
 
@@ -156,14 +143,6 @@ class Check:
     def text(self) -> str:
         """What is measured, and the rule."""
         return f"{self.measured}: {self.rule.text}"
-
-
-class Undecidable(Exception):  # noqa: N818 - no error: it becomes the note of an unclear outcome
-    """Something is missing, or not defined; the message says what."""
-
-    def __init__(self, note: str, statistic: float | None = None) -> None:
-        super().__init__(note)
-        self.statistic = statistic
 
 
 def decide(check: Check) -> Outcome:
@@ -203,63 +182,13 @@ def _over_parts(check: Check, parts: Parts) -> Outcome:
     return Outcome(check.claim, verdict, statistic, low, high, check.text, note)
 
 
-@dataclass(frozen=True)
-class Weights:
-    """How often every matrix and every run of a method was drawn; every row sums to 1.
-
-    Arguments:
-        matrices: (resamples, matrices).
-        runs: (resamples, runs) by the method's name.
-    """
-
-    matrices: Array
-    runs: Mapping[str, Array]
-
-    def both(self, method: str) -> Array:
-        """Of every matrix in every run, (resamples, runs · matrices)."""
-        runs = self.runs[method]
-        return (runs[:, :, None] * self.matrices[:, None, :]).reshape(len(runs), -1)
-
-
-def bootstrap(measure: Callable[[Weights], Array], matrices: int, runs: Mapping[str, int]) -> Measured:
-    """Return a number and its percentile interval over resampled matrices and runs.
-
-    Arguments:
-        measure: From weights to one number a resample, (resamples,).
-        matrices: Their number.
-        runs: How many runs each method has.
-
-    Raises:
-        Undecidable: The number is not defined, or not in every resample, or there is one matrix only.
-    """
-    even = Weights(np.full((1, matrices), 1 / matrices), {m: np.full((1, k), 1 / k) for m, k in runs.items()})
-    value = float(measure(even)[0])
-    if not math.isfinite(value):
-        raise Undecidable("nothing changed in the recorded steps, so there is no number")
-    if matrices < 2:
-        raise Undecidable("one layer only: no interval", value)
-    random = np.random.default_rng(SEED)
-
-    def drawn(size: int) -> Array:
-        return random.multinomial(size, np.full(size, 1 / size), size=RESAMPLES) / size
-
-    weights = Weights(drawn(matrices), {m: np.ones((RESAMPLES, 1)) if k == 1 else drawn(k) for m, k in runs.items()})
-    found = measure(weights)
-    if not np.isfinite(found).all():
-        raise Undecidable("not defined in every resample: no interval", value)
-    low, high = np.quantile(found, QUANTILES)
-    many = {method: k for method, k in runs.items() if k > 1}
-    note = f"{matrices} matrices" + "".join(f", {k} runs of {method}" for method, k in many.items())
-    return Measured(value, (min(value, float(low)), max(value, float(high))), note)
-
-
 def mean_over(parts: Mapping[str, float], note: str = "") -> Parts:
-    """Return numbers without error as parts, with the bootstrapped interval of their mean where there are several.
+    """Return numbers without error as parts, with the interval of their mean where there are several.
 
     Example:
-        >>> found = mean_over({"layer 0": 1.0, "layer 1": 3.0})
-        >>> found.interval
-        (1.0, 3.0)
+        >>> found = mean_over({"layer 0": 1.0, "layer 1": 3.0, "layer 2": 2.0})
+        >>> [round(end, 1) for end in found.interval]
+        [-0.5, 4.5]
     """
     values = np.array(list(parts.values()), dtype=np.float64)
     interval = None

@@ -15,7 +15,8 @@ from deltaw.analysis.claims.evidence import (
     score_difference,
     score_differences,
 )
-from deltaw.analysis.claims.rules import POSITIVE, Check, Measured, Parts, Rule, below
+from deltaw.analysis.claims.interval import Measured
+from deltaw.analysis.claims.rules import POSITIVE, Check, Parts, Rule, below
 from deltaw.analysis.tables.tidy import display_name
 
 PAPER = "SBoRA"

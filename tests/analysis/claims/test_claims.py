@@ -10,7 +10,8 @@ import pytest
 from deltaw.adapters import OptionError
 from deltaw.analysis import claims
 from deltaw.analysis.claims import Claim, Outcome, bora_claims, claims_json, claims_markdown
-from deltaw.analysis.claims.rules import RESAMPLES, SEED, asymmetry, bootstrap
+from deltaw.analysis.claims.interval import RESAMPLES, SEED, bootstrap, student
+from deltaw.analysis.claims.rules import asymmetry
 
 METHODS = ["ft", "lora", "dora", "dora-row", "bora"]
 # (columns, rows) of ΔM, and ΔD, as the paper draws them; the last digit makes no rule tight.
@@ -232,22 +233,26 @@ def test_the_bootstrap_is_the_slow_one_done_at_once() -> None:
         assert fast[resample] == pytest.approx(np.abs(r - c).sum() / ((r + c) / 2).sum(), rel=1e-12)
     measured = bootstrap(lambda weights: asymmetry(weights.matrices, row, column), 5, {})
     assert measured.interval is not None
-    assert measured.interval[1] == pytest.approx(np.quantile(fast, 0.975))
+    reach = 2.7764451 * fast.std() * np.sqrt(5 / 4)  # Student's t with 4 degrees of freedom
+    assert measured.interval == pytest.approx((max(measured.statistic - reach, 0), measured.statistic + reach))
 
 
 def test_runs_are_resampled_with_the_matrices() -> None:
-    """Runs that differ widen the interval; the slow way draws runs and matrices and takes the mean of what is drawn."""
+    """Runs that differ widen the interval; the slow way draws matrices, or runs, and takes the mean of those drawn."""
     draw = np.random.default_rng(3)
     values = draw.random((3, 4))  # (runs, matrices)
     values[0] += 2
     random = np.random.default_rng(SEED)
     matrices, runs = (random.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) for n in (4, 3))
-    slow = [
-        values[np.repeat(np.arange(3), k)][:, np.repeat(np.arange(4), m)].mean()
-        for m, k in zip(matrices, runs, strict=True)
-    ]
+    slow = (
+        [values[:, np.repeat(np.arange(4), drawn)].mean() for drawn in matrices],
+        [values[np.repeat(np.arange(3), drawn)].mean() for drawn in runs],
+    )
     many = bootstrap(lambda weights: weights.both("bora") @ values.reshape(-1), 4, {"bora": 3})
-    assert many.interval == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])))
+    over_matrices, over_runs = (np.var(found) * n / (n - 1) for found, n in zip(slow, (4, 3), strict=True))
+    freedom = (over_matrices + over_runs) ** 2 / (over_matrices**2 / 3 + over_runs**2 / 2)
+    reach = student(freedom) * np.sqrt(over_matrices + over_runs)
+    assert many.interval == pytest.approx((values.mean() - reach, values.mean() + reach))
     assert many.statistic == pytest.approx(values.mean())
     assert many.note == "4 matrices, 3 runs of bora"
     one = bootstrap(lambda weights: weights.both("bora") @ values.mean(axis=0), 4, {"bora": 1})
