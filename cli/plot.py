@@ -123,13 +123,23 @@ def _command(name: str, entry: FigureKind) -> click.Command:
         ),
     ]
     for option in entry.options:
-        flags, settings = _OPTIONS[option]
+        flags, settings = _OPTIONS.get(option) or _by_default(option, defaults.get(option))
         shown = {key: "all" if value is None else value for key, value in ({"kind": None} | defaults).items()}
         params.append(click.Option(flags, **(settings | {"help": settings["help"].format(**shown)})))
     if entry.paths == "RUNS":
         params.append(click.Option(["--base"], type=click.Path(), metavar="TEXT", help=BASE_HELP))
     example = f"\b\nExample:\n  deltaw plot {name} {entry.example} -o {name}.{'gif' if entry.movie else 'pdf'}"
     return Command(name, callback=run, params=params, help=f"{entry.help}\n\n{example}", short_help=entry.about)
+
+
+def _by_default(option: str, default: Any) -> tuple[list[str], dict[str, Any]]:
+    """Return flags and type of an option that only a figure from outside has: those that its default tells."""
+    flag = f"--{option.replace('_', '-')}"
+    if isinstance(default, bool):
+        return [f"{flag}/--no-{flag[2:]}", option], {"default": None, "help": f"Default: {{{option}}}."}
+    if isinstance(default, int | float | str):
+        return [flag, option], {"type": type(default), "help": f"Default: {{{option}}}."}
+    return [flag, option], {"help": ""}
 
 
 @click.command("plot", cls=_Figures, what="figure")

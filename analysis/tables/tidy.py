@@ -38,8 +38,10 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str], source: str) ->
         source: What makes such a table, for the message.
 
     Raises:
-        OptionError: A column is missing, or the table has no rows.
+        OptionError: It is no table, a column is missing, or the table has no rows.
     """
+    if not isinstance(frame, pd.DataFrame):
+        raise OptionError(f"the table is {type(frame).__name__}; pass what {source} returns, a pandas.DataFrame")
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise OptionError(f"the table has no column {', '.join(missing)}; pass what {source} returns")
@@ -80,6 +82,8 @@ def of_kind(frame: pd.DataFrame, kind: str | None) -> pd.DataFrame:
     """
     if kind is None:
         return frame
+    if not isinstance(kind, str):
+        raise OptionError(f"kind is {kind!r}; pass one as a string, or None for all")
     rows = frame[frame["kind"] == kind]
     if rows.empty:
         raise OptionError(f"there is no matrix of kind {kind!r}; there are {', '.join(_values(frame['kind']))}")
@@ -95,13 +99,30 @@ def of_methods(frame: pd.DataFrame, methods: Sequence[str] | None) -> list[str]:
     there = in_order(frame["method"])
     if methods is None:
         return there
-    chosen = list(dict.fromkeys([methods] if isinstance(methods, str) else methods))
+    chosen = listed("methods", methods)
     for name in chosen:
         if name not in there:
             raise OptionError(f"the table has no method {name!r}; there are {', '.join(there)}")
     if not chosen:
         raise OptionError(f"methods is empty; there are {', '.join(there)}")
     return chosen
+
+
+def listed(option: str, value: Iterable[str] | str) -> list[str]:
+    """Return strings, each once: one, or several in their order.
+
+    Raises:
+        OptionError: They are something else; names the option.
+
+    Example:
+        >>> listed("methods", "lora"), listed("methods", ["lora", "ft", "lora"])
+        (['lora'], ['lora', 'ft'])
+    """
+    values = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+    for one in values:
+        if not isinstance(one, str):
+            raise OptionError(f"{option} is {value!r}; pass a list of strings, or None")
+    return list(dict.fromkeys(values))
 
 
 def select(frame: pd.DataFrame, kind: str | None, methods: Sequence[str] | None) -> tuple[pd.DataFrame, list[str]]:

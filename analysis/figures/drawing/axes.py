@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, inches
 
 Which = Literal["x", "y"]
 
@@ -79,7 +79,7 @@ def method_columns(count: int, width: float | None, extra: float, *, bars: bool 
     """
     blocks, across = grid_of_panels(count, 5)
     figure = Figure(
-        figsize=(width or max(3.3, width_of(across, 1.7)), 0.3 + extra + 2.7 * blocks), layout="constrained"
+        figsize=(inches(width, max(3.3, width_of(across, 1.7))), 0.3 + extra + 2.7 * blocks), layout="constrained"
     )
     ratios = [1.0] * across + ([0.07] if bars else [])
     grid = figure.add_gridspec(2 * blocks, len(ratios), width_ratios=ratios)

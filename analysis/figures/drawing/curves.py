@@ -20,7 +20,7 @@ from deltaw.analysis.figures.drawing.layer_positions import (
     with_positions,
 )
 from deltaw.analysis.figures.drawing.rows import finite, last_steps, runs_note
-from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, method_styles, paper_style
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, inches, method_styles, paper_style
 from deltaw.analysis.tables.tidy import display_name
 
 MOST_BANDS = 5  # more methods' bands hide each other
@@ -67,7 +67,7 @@ def draw_curves(
         across = PAPER_WIDTH if len(panels) == 2 else 4.5
         legend = in_rows(entries, 5 if len(panels) == 2 else 3)
         height = 0.3 + 0.17 * len(legend) + 0.14 * len(notes) + 1.75 * len(measures)
-        figure = Figure(figsize=(width or across, height), layout="constrained")
+        figure = Figure(figsize=(inches(width, across), height), layout="constrained")
         grid = figure.subplots(len(measures), len(panels), squeeze=False)
         for row, (column, label) in enumerate(measures.items()):
             for number, title in enumerate(panels):

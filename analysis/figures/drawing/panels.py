@@ -16,7 +16,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.methods.registry import METHODS
 from deltaw.analysis.figures.drawing.axes import letter, step_axis
-from deltaw.analysis.figures.drawing.style import BLUE, GREEN, PAPER_WIDTH, SMALLEST, Scale, check_choice, paper_style
+from deltaw.analysis.figures.drawing.style import (
+    BLUE,
+    GREEN,
+    PAPER_WIDTH,
+    SMALLEST,
+    Scale,
+    check_choice,
+    inches,
+    paper_style,
+)
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import display_name, select
 
@@ -151,8 +160,7 @@ def _draw(
     own_scales = len(set(groups.values())) == len(methods)  # every panel has numbers on both sides
     blocks = ceil(len(methods) / (3 if own_scales else 5))  # more go into further pairs of rows below
     across = ceil(len(methods) / blocks)
-    if width is None:
-        width = min(PAPER_WIDTH, 1.6 + (1.8 if own_scales else 1.4) * across)
+    width = inches(width, min(PAPER_WIDTH, 1.6 + (1.8 if own_scales else 1.4) * across))
     figure = Figure(figsize=(width, 0.8 + blocks * (2.9 if end_values else 2.6)), layout="constrained")
     grid = figure.add_gridspec(2 * blocks, across)
     together: dict[tuple[str, str], list[Curve]] = {

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from deltaw.adapters.errors import OptionError
+from deltaw.analysis.figures.drawing.style import check_range
 
 
 def finite(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -48,6 +49,7 @@ def one_value(rows: pd.DataFrame, column: str, wanted: float | None) -> pd.DataF
         if len(there) > 1:
             raise OptionError(f"the table has several values of {column}: {listed}; choose one")
         return rows
+    check_range(column, wanted, 0, float("inf"), f"one of {listed}")
     found = rows[np.isclose(rows[column].astype("float64"), wanted)]
     if found.empty:
         raise OptionError(f"{column} is {wanted:g}; the table has {listed}")

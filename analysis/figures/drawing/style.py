@@ -1,5 +1,6 @@
 """How the figures look: sizes for a paper 7 inches wide, and colours that colour-blind readers tell apart."""
 
+import numbers
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -92,7 +93,29 @@ def paper_style() -> Iterator[None]:
         yield
 
 
+def inches(width: float | None, otherwise: float) -> float:
+    """Return a figure's width: the one asked for, or another where it is ``None``.
+
+    Raises:
+        OptionError: It is no number above 0.
+
+    Example:
+        >>> inches(None, 5.5), inches(7, 5.5)
+        (5.5, 7)
+    """
+    if width is None:
+        return otherwise
+    check_range("width", width, 0, float("inf"), "a number of inches above 0, or None")
+    return width
+
+
+def check_range(option: str, value: Any, low: float, high: float, choices: str) -> None:
+    """Raise an `OptionError` that lists the choices, unless ``value`` is a number above low and at most high."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low < value <= high:
+        raise OptionError(f"{option} is {value!r}; choose {choices}")
+
+
 def check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise an `OptionError` that lists the choices, unless ``value`` is one of them."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise OptionError(f"{option} is {value!r}; choose one of {', '.join(map(repr, choices))}")

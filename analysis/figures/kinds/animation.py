@@ -21,7 +21,7 @@ from deltaw.analysis.figures.drawing.axes import (
 from deltaw.analysis.figures.drawing.layer_positions import layer_entries, position_colors, positions_of
 from deltaw.analysis.figures.drawing.rows import spread_out
 from deltaw.analysis.figures.drawing.saving import Movie
-from deltaw.analysis.figures.drawing.style import check_choice, paper_style
+from deltaw.analysis.figures.drawing.style import check_choice, inches, paper_style
 from deltaw.analysis.figures.kinds.cloud import COLUMNS, EDGE, SOURCE, clean, start_note
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.measures.correlation import correlation
@@ -83,7 +83,7 @@ def animation(
         blocks, across = grid_of_panels(len(chosen))
         legend = layer_entries(positions, colors)
         height = 0.55 + 0.17 * len(legend) + 0.14 * len(notes) + 1.95 * blocks
-        figure = Figure(figsize=(width or width_of(across), height), layout="constrained")
+        figure = Figure(figsize=(inches(width, width_of(across)), height), layout="constrained")
         for index, method in enumerate(chosen):
             ax = figure.add_subplot(blocks, across, index + 1)
             found = rows[rows["method"] == method].sort_values("step_to", kind="stable")

@@ -1,6 +1,6 @@
 """DoRA's Figures 2 and 7: does a matrix that turns more also change more in magnitude?"""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, get_args
 
 import numpy as np
@@ -25,7 +25,7 @@ from deltaw.analysis.figures.drawing.axes import (
 )
 from deltaw.analysis.figures.drawing.layer_positions import layer_entries, position_colors, positions_of, with_positions
 from deltaw.analysis.figures.drawing.rows import finite, spread_out
-from deltaw.analysis.figures.drawing.style import check_choice, paper_style
+from deltaw.analysis.figures.drawing.style import check_choice, inches, paper_style
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.measures.correlation import correlation
 from deltaw.analysis.tables.tidy import display_name, require_columns, require_one_start, select
@@ -98,7 +98,7 @@ def cloud(
         blocks, across = grid_of_panels(len(chosen))
         legend = [*layer_entries(positions, colors), *_step_entries(rows, looks)]
         height = 0.5 + 0.17 * len(legend) + 0.14 * len(notes) + 1.95 * blocks
-        figure = Figure(figsize=(width or width_of(across), height), layout="constrained")
+        figure = Figure(figsize=(inches(width, width_of(across)), height), layout="constrained")
         for index, method in enumerate(chosen):
             ax = figure.add_subplot(blocks, across, index + 1)
             found = rows[rows["method"] == method]
@@ -153,10 +153,10 @@ def _wanted(there: list[int], steps: int | Sequence[int] | None) -> list[int]:
     moved = [step for step in there if step > 0] or there
     if steps is None:
         return moved
-    if not isinstance(steps, int):
+    if isinstance(steps, Sequence | Set) and not isinstance(steps, str):
         return [step for step in there if step in set(steps)]
-    if steps < 1:
-        raise OptionError(f"steps is {steps}; choose 1 or more, or None for all")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise OptionError(f"steps is {steps!r}; choose 1 or more, a list of steps, or None for all")
     marks = [moved[-1] * turn / steps for turn in range(1, steps + 1)]
     return sorted({min(moved, key=lambda step: abs(step - mark)) for mark in marks})
 

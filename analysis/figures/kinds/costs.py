@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, SMALLEST, method_styles, paper_style
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, SMALLEST, inches, method_styles, paper_style
 from deltaw.analysis.tables.tidy import display_name, of_methods, require_columns
 
 SOURCE = "grid_table"
@@ -56,7 +56,7 @@ def costs(
     means = frame.assign(rank=pd.to_numeric(frame["rank"]).astype("Int64")).groupby(["rank", "method"], dropna=False)
     table = means[list(_PANELS)].mean().reset_index()
     with paper_style():
-        figure = Figure(figsize=(width or PAPER_WIDTH, 2.7), layout="constrained")
+        figure = Figure(figsize=(inches(width, PAPER_WIDTH), 2.7), layout="constrained")
         panels = figure.subplots(1, 2)
         for ax, letter, (column, label) in zip(panels, "ab", _PANELS.items(), strict=True):
             _bars(ax, table, column, chosen)

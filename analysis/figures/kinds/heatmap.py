@@ -12,7 +12,7 @@ from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import letter, method_columns, step_name
 from deltaw.analysis.figures.drawing.layer_positions import axis_coordinates, positions_of, with_positions
 from deltaw.analysis.figures.drawing.panels import QUANTITIES
-from deltaw.analysis.figures.drawing.style import paper_style
+from deltaw.analysis.figures.drawing.style import check_range, paper_style
 from deltaw.analysis.figures.kinds.distribution import limits_of, vector_rows
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import display_name
@@ -58,6 +58,7 @@ def heatmap(
         >>> heatmap(pd.DataFrame(rows, columns=list(COLUMNS))).axes[0].collections[0].get_array().data.tolist()
         [[10.0, 20.0], [20.0, 40.0]]
     """
+    check_range("quantile", quantile, -1e-9, 1, "one from 0 to 1, as 0.5, the median")
     rows, chosen, notes = vector_rows(frame, kind, axis, methods)
     there = sorted(rows["quantile"].unique())
     rows = rows[np.isclose(rows["quantile"].astype("float64"), quantile)]

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
+from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.curves import draw_curves
+from deltaw.analysis.figures.drawing.style import check_range
 from deltaw.analysis.tables.tidy import require_columns, select
 
 SOURCE = "intruder_table"
@@ -50,10 +52,9 @@ def intruders(
     """
     require_columns(frame, COLUMNS, SOURCE)
     most = int(frame["index"].max())
-    if k is not None and not 1 <= k <= most:
+    if k is not None and whole_number("k", k, 1, also="None") > most:
         raise OptionError(f"k is {k}; the table has singular vectors 1 to {most}")
-    if not 0 < epsilon <= 1:
-        raise OptionError(f"epsilon is {epsilon!r}; choose a cosine above 0 and at most 1, as 0.5")
+    check_range("epsilon", epsilon, 0, 1, "a cosine above 0 and at most 1, as 0.5")
     rows, chosen = select(frame, kind, methods)
     rows = rows[rows["index"] <= (k or most)]
     keys = ["run", "method", "module", "layer", "step"]

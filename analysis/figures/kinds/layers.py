@@ -12,10 +12,10 @@ from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import in_rows, letter, row_legend, value_axis
 from deltaw.analysis.figures.drawing.layer_positions import axis_coordinates, layer_axis, line_over_layers, positions_of
 from deltaw.analysis.figures.drawing.rows import last_steps, runs_note
-from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, check_choice, method_styles, paper_style
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, check_choice, inches, method_styles, paper_style
 from deltaw.analysis.figures.kinds.cloud import COLUMNS, SOURCE, clean, start_note
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tables.tidy import display_name, of_methods, require_columns, require_one_start
+from deltaw.analysis.tables.tidy import display_name, listed, of_methods, require_columns, require_one_start
 
 KINDS = ("query", "key", "value")
 _SYMBOLS = {"delta_m": "ΔM", "delta_d": "ΔD"}
@@ -79,7 +79,7 @@ def layers(
             (Line2D([], [], color=styles[name][0], marker=styles[name][1]), display_name(name)) for name in chosen
         ]
         legend = in_rows(entries, 5)
-        size = (width or PAPER_WIDTH, 0.45 + 0.17 * len(legend) + 0.14 * len(notes) + 1.5 * len(shown))
+        size = (inches(width, PAPER_WIDTH), 0.45 + 0.17 * len(legend) + 0.14 * len(notes) + 1.5 * len(shown))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(shown), 2, squeeze=False, sharex=True)
         for column, (name, symbol) in enumerate(_SYMBOLS.items()):
@@ -106,7 +106,7 @@ def _kinds(rows: pd.DataFrame, kinds: Sequence[str] | None) -> list[str]:
     there = sorted({str(kind) for kind in rows["kind"].dropna()})
     if kinds is None:
         return [kind for kind in KINDS if kind in there] or there
-    chosen = list(dict.fromkeys([kinds] if isinstance(kinds, str) else kinds))
+    chosen = listed("kinds", kinds)
     for kind in chosen:
         if kind not in there:
             raise OptionError(f"there is no matrix of kind {kind!r}; there are {', '.join(there)}")

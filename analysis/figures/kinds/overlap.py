@@ -19,7 +19,7 @@ from deltaw.analysis.figures.drawing.layer_positions import (
     with_positions,
 )
 from deltaw.analysis.figures.drawing.rows import finite, spread_out
-from deltaw.analysis.figures.drawing.style import paper_style
+from deltaw.analysis.figures.drawing.style import inches, paper_style
 from deltaw.analysis.tables.tidy import of_kind, require_columns
 
 PAIR = ("run_first", "run_second", "step_first", "step_second", "module", "layer", "kind", "side")
@@ -65,7 +65,7 @@ def overlap(
     )
     with paper_style():
         blocks, across = grid_of_panels(len(shown))
-        wide = width or width_of(across, 2.0)
+        wide = inches(width, width_of(across, 2.0))
         height = 0.5 + 0.14 * len(notes) + blocks * ((wide - 0.9) / across + 0.33)
         figure = Figure(figsize=(wide, height), layout="constrained")
         panels = []
@@ -122,7 +122,9 @@ def angles(
     colors = position_colors(positions)
     with paper_style():
         legend = layer_entries(positions, colors)
-        figure = Figure(figsize=(width or 4.5, 2.5 + 0.17 * len(legend) + 0.14 * len(notes)), layout="constrained")
+        figure = Figure(
+            figsize=(inches(width, 4.5), 2.5 + 0.17 * len(legend) + 0.14 * len(notes)), layout="constrained"
+        )
         ax = figure.add_subplot()
         for position in positions:
             found = rows[(rows["stack"] == position[0]) & (rows["layer"] == position[1])]
@@ -148,6 +150,8 @@ def _rows(
     require_columns(frame, columns, source)
     rows, notes = with_positions(of_kind(frame, kind))
     if layers is not None:
+        if not isinstance(layers, Sequence) or isinstance(layers, str):
+            raise OptionError(f"layers is {layers!r}; pass a list of layers, or None")
         there = sorted({int(layer) for layer in rows["layer"]})
         for layer in layers:
             if layer not in there:

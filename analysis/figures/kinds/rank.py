@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.style import Scale, check_choice, method_styles, paper_style
+from deltaw.analysis.figures.drawing.style import Scale, check_choice, inches, method_styles, paper_style
 from deltaw.analysis.tables.tidy import display_name, require_columns, select
 
 SOURCE = "Trajectory.spectra(groups=True)"
@@ -73,7 +73,7 @@ def rank(
         if not (found := rows[(rows["method"] == method) & (rows["group"] == group)]).empty
     }
     with paper_style():
-        figure = Figure(figsize=(width or 5.5, 2.9), layout="constrained")
+        figure = Figure(figsize=(inches(width, 5.5), 2.9), layout="constrained")
         _draw(figure.add_subplot(), rows, lines, notes, scale)
     return figure
 

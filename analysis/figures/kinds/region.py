@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import letter
-from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, paper_style
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, inches, paper_style
 
 POINTS = 256  # more than this many rows or columns are drawn in blocks: a point is above a pixel in a saved file
 UNTOUCHED = "0.78"  # no colour of the map, whose middle is white
@@ -51,13 +51,15 @@ def region(updates: Mapping[str, ArrayLike], *, width: float | None = None) -> F
         untouched rows 0 %,
         columns 50 %
     """
+    if not isinstance(updates, Mapping):
+        raise OptionError(f"updates is {type(updates).__name__}; pass matrices by their titles, as {{'LoRA': ΔW}}")
     if not updates:
         raise OptionError("there is no update to draw; give one or more matrices by their titles")
     matrices = {name: _matrix(name, update) for name, update in updates.items()}
     blocks = ceil(len(matrices) / 4)
     across = ceil(len(matrices) / blocks)
     with paper_style():
-        wide = width or min(PAPER_WIDTH, 0.5 + 1.65 * across)
+        wide = inches(width, min(PAPER_WIDTH, 0.5 + 1.65 * across))
         panel = wide / across - 0.36  # about as wide as a panel comes out
         tallest = max(_aspect(matrix) for matrix in matrices.values())
         size = (wide, 0.3 + blocks * (1.3 + panel * tallest))

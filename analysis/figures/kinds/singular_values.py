@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import grid_of_panels, letter, log_axis, step_axis, width_of
 from deltaw.analysis.figures.drawing.rows import finite, runs_note
-from deltaw.analysis.figures.drawing.style import paper_style
+from deltaw.analysis.figures.drawing.style import inches, paper_style
 from deltaw.analysis.tables.tidy import display_name, require_columns, select
 
 SOURCE = "singular_values"
@@ -74,7 +74,7 @@ def singular_values(
     with paper_style():
         blocks, across = grid_of_panels(len(chosen))
         height = 0.45 + 0.14 * len(notes) + 1.75 * blocks
-        figure = Figure(figsize=(width or width_of(across), height), layout="constrained")
+        figure = Figure(figsize=(inches(width, width_of(across)), height), layout="constrained")
         panels = []
         for number, method in enumerate(chosen):
             ax = figure.add_subplot(blocks, across, number + 1)

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.style import method_styles, paper_style
+from deltaw.analysis.figures.drawing.style import inches, method_styles, paper_style
 from deltaw.analysis.tables.tidy import display_name, in_order, require_columns
 
 SOURCE = "the results of reproduce_dual_lora"
@@ -69,7 +69,7 @@ def sweep(
     if undefined.any():
         notes.append(f"{undefined.sum()} undefined scores left out")
     with paper_style():
-        figure = Figure(figsize=(width or 5.5, 2.7), layout="constrained")
+        figure = Figure(figsize=(inches(width, 5.5), 2.7), layout="constrained")
         ax = figure.add_subplot()
         _draw(ax, rows, dual, score, totals[0])
         ax.set_ylabel(label)

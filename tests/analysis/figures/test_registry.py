@@ -1,6 +1,7 @@
 """The table of figures: read without importing what draws them; a figure from outside is a figure like the others."""
 
 import inspect
+import subprocess
 import sys
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_figure_from_outside_is_offered_and_drawn(monkeypatch, tmp_path, capsy
     """One function that makes its table, one that draws it, one line: no other edit."""
     seen = {}
 
-    def shout(table, *, kind: str | None = "query", scale: str = "log") -> Figure:
+    def shout(table, *, kind: str | None = "query", scale: str = "log", times: int = 1, loud: bool = False) -> Figure:
         """Draw the names of the runs.
 
         Larger ones are `larger`.
@@ -43,7 +44,7 @@ def test_a_figure_from_outside_is_offered_and_drawn(monkeypatch, tmp_path, capsy
         Arguments:
             table: It.
         """
-        seen["drawn"] = (table, kind, scale)
+        seen["drawn"] = (table, kind, scale, times, loud)
         figure = Figure()
         figure.text(0.5, 0.5, table)
         return figure
@@ -52,7 +53,7 @@ def test_a_figure_from_outside_is_offered_and_drawn(monkeypatch, tmp_path, capsy
         seen["made"] = (tuple(paths), kind)
         return " ".join(paths)
 
-    monkeypatch.setitem(FIGURES, "mine", FigureKind(draw=shout, make=names, options=("kind", "scale")))
+    monkeypatch.setitem(FIGURES, "mine", FigureKind(draw=shout, make=names, options=("kind", "scale", "times", "loud")))
     assert main(["plot", "--help"]) == 0
     assert "mine" in capsys.readouterr().out
     assert main(["plot", "mine", "--help"]) == 0
@@ -60,9 +61,39 @@ def test_a_figure_from_outside_is_offered_and_drawn(monkeypatch, tmp_path, capsy
     assert "Draw the names of the runs." in text
     assert "Default: log" in text
     assert "deltaw plot mine runs/ft" in text
-    assert main(["plot", "mine", "a", "b", "--scale", "linear", "-o", str(tmp_path / "mine.svg")]) == 0
-    assert seen == {"made": (("a", "b"), "query"), "drawn": ("a b", "query", "linear")}
+    assert "--times INTEGER" in text
+    options = ["--scale", "linear", "--times", "3", "--loud"]
+    assert main(["plot", "mine", "a", "b", *options, "-o", str(tmp_path / "mine.svg")]) == 0
+    assert seen == {"made": (("a", "b"), "query"), "drawn": ("a b", "query", "linear", 3, True)}
     assert (tmp_path / "mine.svg").stat().st_size > 500
+
+
+def test_nothing_heavy_is_imported_to_read_the_table_of_figures() -> None:
+    program = (
+        "import sys\n"
+        "from deltaw.analysis.figures import FIGURES, FigureKind, check_path\n"
+        "for entry in FIGURES.values():\n"
+        "    assert entry.help and entry.about and entry.draw_defaults and entry.make_defaults\n"
+        "    entry.options\n"
+        "check_path('a.pdf')\n"
+        "print([name for name in ('torch', 'pandas', 'numpy', 'matplotlib', 'seaborn') if name in sys.modules])\n"
+        "FIGURES['rank'].draw\n"
+        "print('matplotlib' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "True"]
+
+
+@pytest.mark.parametrize("arguments", [["plot", "--help"], ["plot", "symmetry", "--help"]])
+def test_help_imports_nothing_heavy(arguments) -> None:
+    program = (
+        "import sys, deltaw.cli\n"
+        f"try: deltaw.cli.main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'pandas', 'matplotlib', 'seaborn') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_what_a_figure_is_made_of_is_checked() -> None:
