@@ -149,7 +149,7 @@ def student(freedom: float) -> float:
 
     Example:
         >>> round(student(2.9), 4), round(student(30), 4)
-        (4.3026, 2.0423)
+        (4.3027, 2.0423)
     """
     n = max(int(freedom + 1e-9), 1)
     if n <= len(_STUDENT):
