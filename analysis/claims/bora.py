@@ -7,18 +7,8 @@ import pandas as pd
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.claims.claim import Claim, Outcome
-from deltaw.analysis.claims.evidence import (
-    ANY,
-    CHANGES,
-    SYMBOLS,
-    Evidence,
-    Quantity,
-    asymmetry_of,
-    change_ratio,
-    ratio_of,
-    score_difference,
-    score_differences,
-)
+from deltaw.analysis.claims.curves import SYMBOLS, Quantity, asymmetry_of, change_ratio
+from deltaw.analysis.claims.evidence import CHANGES, Evidence
 from deltaw.analysis.claims.rules import (
     AS_HIGH,
     ASYMMETRIC,
@@ -32,6 +22,7 @@ from deltaw.analysis.claims.rules import (
     Rule,
     decide,
 )
+from deltaw.analysis.claims.scores import ANY, ratio_of, score_difference, score_differences
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import (
     display_name,

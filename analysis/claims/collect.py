@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 
 from deltaw.adapters.errors import OptionError, RecordError
+from deltaw.analysis.claims.curves import four_of
 from deltaw.analysis.claims.dora import GRANULAR
-from deltaw.analysis.claims.evidence import CHANGES, REGIONS, RUNS, SCORES, SPECTRA, Evidence, four_of
+from deltaw.analysis.claims.evidence import CHANGES, REGIONS, RUNS, SCORES, SPECTRA, Evidence
 from deltaw.analysis.records.results import read_result
 from deltaw.analysis.tables.regions import regions_table
 from deltaw.analysis.tables.run import Step

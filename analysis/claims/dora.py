@@ -13,22 +13,8 @@ from functools import partial
 import pandas as pd
 
 from deltaw.analysis.claims.claim import Claim
-from deltaw.analysis.claims.evidence import (
-    ANY,
-    MEAN,
-    SCORE_NAMES,
-    SYMBOLS,
-    VL_TASKS,
-    Evidence,
-    Quantity,
-    change_ratio,
-    correlation_of,
-    method_name,
-    ratio_of,
-    require_methods,
-    score_difference,
-    score_differences,
-)
+from deltaw.analysis.claims.curves import SYMBOLS, Quantity, change_ratio, correlation_of
+from deltaw.analysis.claims.evidence import Evidence, method_name, require_methods
 from deltaw.analysis.claims.interval import Array, Measured, Undecidable
 from deltaw.analysis.claims.rules import (
     A_LITTLE_MORE,
@@ -42,6 +28,15 @@ from deltaw.analysis.claims.rules import (
     POSITIVE,
     Check,
     below,
+)
+from deltaw.analysis.claims.scores import (
+    ANY,
+    MEAN,
+    SCORE_NAMES,
+    VL_TASKS,
+    ratio_of,
+    score_difference,
+    score_differences,
 )
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.names import stack_of

@@ -10,18 +10,10 @@ from functools import partial
 import pandas as pd
 
 from deltaw.analysis.claims.claim import Claim
-from deltaw.analysis.claims.evidence import (
-    ANY,
-    SCORE_NAMES,
-    Evidence,
-    clear_of,
-    method_name,
-    ratios_by_rank,
-    require_methods,
-    score_difference,
-)
+from deltaw.analysis.claims.evidence import Evidence, method_name, require_methods
 from deltaw.analysis.claims.interval import Measured, Undecidable
 from deltaw.analysis.claims.rules import POSITIVE, Check, Parts, Rule, below, mean_over
+from deltaw.analysis.claims.scores import ANY, SCORE_NAMES, clear_of, ratios_by_rank, score_difference
 from deltaw.analysis.tables.tidy import display_name
 
 PAPER = "Dual LoRA"

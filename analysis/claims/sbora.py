@@ -6,17 +6,10 @@ from functools import partial
 import pandas as pd
 
 from deltaw.analysis.claims.claim import Claim
-from deltaw.analysis.claims.evidence import (
-    ANY,
-    Evidence,
-    method_name,
-    ratios_by_rank,
-    require_methods,
-    score_difference,
-    score_differences,
-)
+from deltaw.analysis.claims.evidence import Evidence, method_name, require_methods
 from deltaw.analysis.claims.interval import Measured
 from deltaw.analysis.claims.rules import POSITIVE, Check, Parts, Rule, below
+from deltaw.analysis.claims.scores import ANY, ratios_by_rank, score_difference, score_differences
 from deltaw.analysis.tables.tidy import display_name
 
 PAPER = "SBoRA"

@@ -9,17 +9,11 @@ import pytest
 
 from deltaw.adapters import OptionError
 from deltaw.analysis.claims import PAPERS, Evidence, Outcome, all_checks, claims
+from deltaw.analysis.claims.curves import correlation_of, four_of
 from deltaw.analysis.claims.dora import GRANULAR
-from deltaw.analysis.claims.evidence import (
-    CHANGES,
-    VL_TASKS,
-    correlation_of,
-    four_of,
-    method_name,
-    score_difference,
-    standard_error,
-)
+from deltaw.analysis.claims.evidence import CHANGES, method_name
 from deltaw.analysis.claims.rules import Undecidable, Weights, pearson
+from deltaw.analysis.claims.scores import VL_TASKS, score_difference, standard_error
 
 STEPS = (100, 200, 300, 400)
 

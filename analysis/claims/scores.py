@@ -1,0 +1,191 @@
+"""Numbers made of results: differences of scores with their errors, ratios of times, memories and parameters."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from deltaw.analysis.claims.evidence import of_equal_rank, require_methods
+from deltaw.analysis.claims.interval import Measured, Undecidable, Z
+from deltaw.analysis.claims.rules import Parts, count_of
+
+ANY, MEAN = "any", "mean"  # names of scores: the run's own, whatever it is; the mean of its tasks
+SCORE_NAMES = {
+    "mcc": "best Matthews correlation",
+    "vqa": "VQA accuracy",
+    "gqa": "GQA accuracy",
+    "nlvr": "NLVR² accuracy",
+    "caption": "CIDEr of the captions",
+    MEAN: "mean of the four scores",
+    ANY: "score",
+}
+VL_TASKS = ("vqa", "gqa", "nlvr", "caption")
+
+
+def ratio_of(runs: pd.DataFrame, column: str, over: str, under: str) -> Measured:
+    """Return the ratio of two methods' medians of a number of their runs."""
+    rows = of_equal_rank(runs, [over, under], "result")
+    top, bottom = (number_of(rows[rows["method"] == method], column, method) for method in (over, under))
+    form = ",.0f" if column == "trainable" else ",.4g"
+    return Measured(top / bottom, None, f"{top:{form}} / {bottom:{form}}")
+
+
+def number_of(rows: pd.DataFrame, column: str, method: str) -> float:
+    """Return the median of a positive number over runs.
+
+    Raises:
+        Undecidable: A run lacks it.
+    """
+    numbers = pd.to_numeric(rows[column]).astype("float64")
+    if not np.isfinite(numbers).all() or (numbers <= 0).any():
+        raise Undecidable(f"missing: {column} of {method}")
+    if column == "peak_megabytes" and not rows["on_gpu"].fillna(False).astype(bool).all():
+        raise Undecidable("memory was not measured on a GPU, or the runs do not say so")
+    return float(numbers.median())
+
+
+def ratios_by_rank(runs: pd.DataFrame, column: str, over: str, under: str, times: float = 1.0) -> Parts:
+    """Return the ratio of two methods' medians by the rank of the first, of all ranks that can be compared.
+
+    Arguments:
+        times: The rank of the second over that of the first.
+    """
+    require_methods(runs, [over, under])
+    parts: dict[str, Measured] = {}
+    for rank in pairs_of_ranks(runs, over, under, times):
+        top = number_of(_at_rank(runs, over, rank), column, over)
+        bottom = number_of(_at_rank(runs, under, rank * times), column, under)
+        parts[f"rank {rank:g}"] = Measured(top / bottom, None)
+    if not parts:
+        raise Undecidable(f"missing: runs of {over} and {under} {_relation(times)}")
+    return Parts(parts)
+
+
+def pairs_of_ranks(frame: pd.DataFrame, first: str, second: str, times: float = 1.0) -> list[float]:
+    """Return the ranks of the first method for which the second was run at ``times`` that rank, in order."""
+    one, other = (set(frame.loc[frame["method"] == method, "rank"].dropna()) for method in (first, second))
+    return sorted(float(rank) for rank in one if any(math.isclose(rank * times, o) for o in other))
+
+
+def score_difference(
+    scores: pd.DataFrame, name: str, better: str, worse: str, times: float | None = 1.0, paper: float | None = None
+) -> Measured:
+    """Return how much higher one method scores than another, with its interval.
+
+    Arguments:
+        scores: See ``Evidence``.
+        name: The score's name, ``MEAN`` or ``ANY``.
+        better, worse: The methods.
+        times: The rank of the second over that of the first; the lowest such rank counts. ``None`` for whatever rank.
+        paper: The paper's difference, for a note where it would be too small to tell.
+    """
+    (ranks, *_) = _rank_pairs(scores, better, worse, times)
+    over, under = (_at_rank(scores, method, rank) for method, rank in zip((better, worse), ranks, strict=True))
+    return _difference(over, under, name, better, worse, paper)
+
+
+def score_differences(scores: pd.DataFrame, name: str, better: str, worse: str, times: float = 1.0) -> Parts:
+    """Return the differences at every rank at which the two methods can be compared."""
+    parts = {}
+    for one, other in _rank_pairs(scores, better, worse, times):
+        over, under = _at_rank(scores, better, one), _at_rank(scores, worse, other)
+        label = "no rank" if one is None else f"rank {one:g}"
+        parts[label] = _difference(over, under, name, better, worse, None)
+    return clear_of(parts)
+
+
+def clear_of(parts: Mapping[str, Measured]) -> Parts:
+    """Return differences as parts of one claim, with how many of them are clear."""
+    intervals = [found.interval for found in parts.values() if found.interval is not None]
+    above, under = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
+    higher = sum(found.statistic > 0 for found in parts.values())
+    note = f"above at {higher} of {len(parts)}, beyond the standard error above at {above}, below at {under}"
+    return Parts(parts, one_breaks=True, note=note)
+
+
+def _rank_pairs(
+    scores: pd.DataFrame, better: str, worse: str, times: float | None
+) -> list[tuple[float | None, float | None]]:
+    """The ranks at which two methods can be compared, in order; ``None`` stands for a method without a rank."""
+    require_methods(scores, [better, worse], "result")
+    first, second = (
+        sorted(float(rank) for rank in set(scores.loc[scores["method"] == method, "rank"].dropna()))
+        for method in (better, worse)
+    )
+    if not first or not second or times is None:
+        return [(first[0] if first else None, second[0] if second else None)]
+    ranks = pairs_of_ranks(scores, better, worse, times)
+    if not ranks:
+        raise Undecidable(f"missing: results of {better} and {worse} {_relation(times)}")
+    return [(rank, rank * times) for rank in ranks]
+
+
+def _relation(times: float) -> str:
+    if times == 1:
+        return "of the same rank"
+    return f"of {times:g} times that rank" if times > 1 else f"of 1/{1 / times:g} of that rank"
+
+
+def _at_rank(frame: pd.DataFrame, method: str, rank: float | None) -> pd.DataFrame:
+    rows = frame[frame["method"] == method]
+    if rank is None or rows["rank"].isna().all():
+        return rows
+    return rows[np.isclose(rows["rank"].astype("float64"), rank)]
+
+
+def _difference(
+    over: pd.DataFrame, under: pd.DataFrame, name: str, better: str, worse: str, paper: float | None
+) -> Measured:
+    (high, one), (low, other) = (_score(rows, name, method) for rows, method in ((over, better), (under, worse)))
+    if name == ANY and set(over["score"]) != set(under["score"]):
+        raise Undecidable(f"the runs of {better} and {worse} were scored on different things")
+    reach = Z * math.hypot(one, other)
+    note = ""
+    if paper is not None and abs(paper) < reach:
+        note = f"the paper's own difference would be unclear with so few examples (±{reach:.3f})"
+    return Measured(high - low, (high - low - reach, high - low + reach), note)
+
+
+def _score(rows: pd.DataFrame, name: str, method: str) -> tuple[float, float]:
+    """The mean of a score over runs, and its standard error; see the rules."""
+    names = list(dict.fromkeys(rows["score"]))
+    if name == ANY:
+        wanted = names
+    elif name == MEAN:
+        wanted = list(VL_TASKS)
+    else:
+        wanted = [name]
+    missing = [one for one in wanted if one not in names]
+    if missing or not wanted:
+        named = [SCORE_NAMES.get(one, one) for one in missing] or ["a score"]
+        raise Undecidable(f"missing: {count_of(named)} of {method}")
+    values, errors = [], []
+    for one in wanted:
+        found = rows[rows["score"] == one]
+        numbers = pd.to_numeric(found["value"]).to_numpy(dtype=np.float64)
+        examples = pd.to_numeric(found["n"]).to_numpy(dtype=np.float64)
+        if not (np.isfinite(numbers).all() and np.isfinite(examples).all() and (examples > 0).all()):
+            raise Undecidable(f"missing: {SCORE_NAMES.get(one, one)} of {method}, or its number of examples")
+        values.append(numbers)
+        errors.append(standard_error(one, float(numbers.mean()), float(examples.min())))
+    if len({len(numbers) for numbers in values}) > 1:
+        raise Undecidable(f"not every run of {method} has every score")
+    means = np.mean(values, axis=0)  # (runs,)
+    between = float(means.var(ddof=1)) / len(means) if len(means) > 1 else 0.0
+    return float(means.mean()), math.sqrt(math.fsum(e**2 for e in errors) / len(errors) ** 2 + between)
+
+
+def standard_error(name: str, value: float, n: float) -> float:
+    """Return the standard error of a score on n examples; see the rules.
+
+    Example:
+        >>> [round(standard_error(name, 0.5, 100), 4) for name in ("mcc", "vqa", "caption")]
+        [0.075, 0.05, 0.2179]
+    """
+    if name == "mcc":
+        return (1 - value**2) / math.sqrt(n)
+    if name == "caption":
+        return math.sqrt(max(value * (10 - value), 0.0) / n)
+    p = (value * n + 2) / (n + 4)
+    return math.sqrt(max(p * (1 - p), 0.0) / n)
