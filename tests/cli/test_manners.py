@@ -105,7 +105,7 @@ def speaking(monkeypatch):
         print("progress" if progress else "no progress", file=sys.stderr)
         return pd.DataFrame({"delta_m": [1.0]})
 
-    monkeypatch.setattr("deltaw.analysis.tables.runs.table", table)
+    monkeypatch.setattr("deltaw.analysis.runs.table", table)
 
 
 SAID = ["opened", "watch out", "mind the gap"]
@@ -137,6 +137,12 @@ def test_quiet_and_verbose(flags, said, told, where, run, capsys, tmp_path, monk
     assert logging.getLogger("deltaw").handlers == []
 
 
+def test_quiet_hides_the_progress_of_a_figure(run, capsys, tmp_path):
+    words = ["plot", "symmetry", run, "-o", tmp_path / "a.png"]
+    assert call(capsys, *words, "--quiet") == (0, "", "")
+    assert "changes of" in call(capsys, *words)[2]
+
+
 def test_quiet_still_prints_errors(capsys):
     code, out, err = call(capsys, "--quiet", "inspect", "/no/where")
     assert (code, out) == (1, "")
@@ -154,7 +160,7 @@ def never(monkeypatch):
     def opened(*args, **given):
         raise AssertionError("something was opened before the paths were checked")
 
-    monkeypatch.setattr("deltaw.analysis.tables.runs.open_runs", opened)
+    monkeypatch.setattr("deltaw.analysis.runs.open_runs", opened)
     monkeypatch.setattr("deltaw.analysis.trajectory.Trajectory.open", opened)
 
 
@@ -210,8 +216,7 @@ def test_ctrl_c_promises_what_is_so(kept, said, capsys, tmp_path, monkeypatch):
     def interrupted(*args, **given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deltaw.trainers.cola.experiment.train_cola", interrupted)
-    monkeypatch.setattr("deltaw.trainers.cola.train_cola", interrupted, raising=False)
+    monkeypatch.setattr("deltaw.trainers.cola.train_cola", interrupted)
     code, _, err = call(capsys, "train", "cola", "--method", "lora", "-o", tmp_path / "run")
     assert code == 130
     assert err.splitlines()[-1] == f"deltaw: interrupted; {said}"
@@ -221,7 +226,7 @@ def test_ctrl_c_elsewhere_promises_nothing(run, capsys, monkeypatch):
     def interrupted(*args, **given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deltaw.analysis.tables.runs.table", interrupted)
+    monkeypatch.setattr("deltaw.analysis.runs.table", interrupted)
     code, _, err = call(capsys, "changes", run)
     assert code == 130
     assert err.splitlines()[-1] == "deltaw: interrupted"
