@@ -56,6 +56,8 @@ def _page(found: dict[str, Any]) -> str:
     steps = found["steps"]
     options = "; ".join(f"{k}={v}" for entry in found.get("options", {}).values() for k, v in entry.items())
     span = f"{len(steps)}, from {steps[0]} to {steps[-1]}" if steps else "none yet"
+    if not found["steps_known"]:
+        span = "1, the files do not say of which step"
     named = f"; the adapter names {found['base_named']}" if found["base_named"] else ""
     checked = "sizes" if found["verified"] is None else f"checksums of {found['verified']} files"
     rows = [
@@ -72,6 +74,8 @@ def _page(found: dict[str, Any]) -> str:
     rows.append(("whole", f"yes ({checked})"))
     if "findings" in found:
         shown = ", ".join(map(str, found["checked"]))
+        if not found["steps_known"]:
+            shown = "unknown"
         what = f"steps {shown}" if len(found["checked"]) <= 4 else f"{len(found['checked'])} steps"
         count = len(found["findings"])
         rows.append(("sound", f"yes ({what})" if not count else f"{count} findings ({what})"))

@@ -84,6 +84,7 @@ def soundness(
       of PiSSA or OLoRA are not made of W₀; a run of deltaw has not the base that its checksum was taken of; whole
       matrices are not near it, by ``why_foreign``. A warning, where one whole matrix that no training touched is not
       W₀ (another version of the model, or a layer that was started anew), or the base lacks some modules.
+      Where the files do not say which step they are, none of what holds at step 0 is asked.
     - "exploding": ‖W_t‖ is more than ten times ‖W₀‖.
     - "repeated step": no tensor differs from the step before.
 
@@ -128,7 +129,7 @@ def soundness(
             findings = [finding for finding in findings if finding.check != check]
             whole = Finding("broken", check, "", found[0].step, f"{text}: did the optimizer get these parameters?")
             findings.insert(0, whole)
-    if given is None and steps and steps[0] != 0 and all(found.untouched for found in near.values()):
+    if given is None and steps and not _is_start(run, steps[0]) and all(found.untouched for found in near.values()):
         near = {}  # all stood still, perhaps after training
     where, at = (run.base_from, steps[0] if steps else None) if given is None else (given.where, None)
     findings += _check_base(run, at, where, lacking, near)
@@ -150,7 +151,7 @@ def _near(
         return nearness(own, other, untouched=True)
     if run.source.rebuilt(module) or run.source.keeps_base or run.source.format == "pair":
         return None
-    return nearness(run.weight(module, step), own, untouched=step == 0 or frozen)
+    return nearness(run.weight(module, step), own, untouched=_is_start(run, step) or frozen)
 
 
 def _check_base(
@@ -222,7 +223,7 @@ def _check_adapter(
         yield Finding("warning", "zero update", module, steps[-1], f"its update is still zero{because}")
     base = run.base(module).double()
     away = _norm(run.update(module, steps[0])) / max(_norm(base), 1e-300)
-    if steps[0] == 0 and away > STARTED and _starts_at_base(run, module):
+    if _is_start(run, steps[0]) and away > STARTED and _starts_at_base(run, module):
         text = f"at the start of training W' is {away:.3g} of ‖W₀‖ away from W₀: this is another base"
         yield Finding("broken", "base", module, 0, text)
         return
@@ -237,7 +238,7 @@ def _check_adapter(
 
 def _check_start(run: Trajectory, module: str, steps: Sequence[int], first: dict[str, Tensor]) -> Iterator[Finding]:
     start = str(run.info.get("peft", {}).get("init_lora_weights")).split("_niter_")[0]
-    if steps[0] != 0 or start not in MADE_AGAIN or not {"lora_A", "lora_B"} <= first.keys():
+    if not _is_start(run, steps[0]) or start not in MADE_AGAIN or not {"lora_A", "lora_B"} <= first.keys():
         return
     base = run.base(module)
     if first["lora_A"].ndim == 2 and first["lora_B"].shape[0] == base.shape[0]:
@@ -261,6 +262,11 @@ def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def _norm(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix.double()))
+
+
+def _is_start(run: Trajectory, step: int) -> bool:
+    """Whether a step is known to be the one before training."""
+    return step == 0 and run.source.steps_known
 
 
 def _starts_at_base(run: Trajectory, module: str) -> bool:

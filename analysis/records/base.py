@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deltaw.adapters.errors import OptionError, RecordError
-from deltaw.adapters.peft.names import BASE_LAYER, PREFIX
+from deltaw.adapters.peft.names import BASE_LAYER, CONFIG, PREFIX
+from deltaw.analysis.names import is_embedding
+from deltaw.analysis.records.file_names import is_readable, weights_file
 from deltaw.analysis.records.layout import StoredMatrix, matrices, module_name
-from deltaw.analysis.records.location import storage_of
+from deltaw.analysis.records.location import Folder, listed, storage_of
+from deltaw.analysis.records.model_reader import model_reader
 from deltaw.analysis.records.source import Shape, fitting
 from deltaw.analysis.records.storage import is_address
-from deltaw.analysis.records.tensors import InMemory, Tensors, read_weights, weights_file
+from deltaw.analysis.records.tensors import InMemory, Tensors, read_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,6 +85,16 @@ class Base:
                 return self._matrices[found[0]]
         found = [name for name in self._matrices if name.endswith("." + module)]
         return self._matrices[found[0]] if len(found) == 1 else None
+
+    def shape(self, module: str) -> Shape | None:
+        """Return (out, in) of a module's matrix, ``None`` where there is none."""
+        found = self._pieces(module)
+        return (sum(piece.shape[0] for piece in found), found[0].shape[1]) if found else None
+
+    def without(self, modules: Collection[str]) -> list[str]:
+        """Return the modules of linear layers, by the base's names, that are none of these."""
+        used = {piece.tensor for module in modules for piece in self._pieces(module)}
+        return [name for name, own in self._matrices.items() if own.tensor not in used and not is_embedding(name)]
 
     def stack(self, parameter: str) -> Stack | None:
         """Return what is known of a parameter, ``None`` where it is no matrix and no stack of matrices."""
@@ -169,10 +182,12 @@ def open_base(base: BaseLike) -> Base | None:
             )
         where = cached
     storage, file = storage_of(where)
+    names = [file] if file is not None else listed(storage)
+    if file is None and weights_file(names) is None and is_readable(names) and CONFIG not in names:
+        return Base(model_reader(Folder(storage, names))(), storage.mapping("config.json"))
+    file = file or weights_file(names)
     if file is None:
-        file = weights_file(storage.names()) or weights_file([n for n in CANDIDATES if storage.has(n)])
-    if file is None:
-        raise RecordError(f"{storage.where}: holds no model (no {CANDIDATES[0]}); give the folder of the base model")
+        raise RecordError(f"{storage.where}: holds no model (no model.safetensors); give the folder of the base model")
     return Base(read_weights(storage, file), storage.mapping("config.json"))
 
 
@@ -189,9 +204,6 @@ def _base_in_memory(base: nn.Module | Mapping[str, Tensor]) -> Base:
             raise OptionError("base: a mapping must be a state dict, from names to tensors")
         return Base(InMemory(_plain(base), "base (state dict)"), {})
     raise OptionError(f"base is a {type(base).__name__}; give a folder, a name, a model or its state dict")
-
-
-CANDIDATES = ("model.safetensors", "model.safetensors.index.json")  # tried where a server lists nothing
 
 
 def cached_model(name: str, revision: str | None = None) -> Path | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
-from deltaw.analysis.records.model_reader import DCP_METADATA
+from deltaw.analysis.records.file_names import DCP_METADATA
 from deltaw.analysis.records.storage import Storage, plain_name
 from deltaw.analysis.records.tensors import Tensors
 

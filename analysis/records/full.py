@@ -10,12 +10,13 @@ from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.base import GIVE, Base, BaseError, BaseLike, open_base
+from deltaw.analysis.records.file_names import has_model, is_sharded, weights_file
 from deltaw.analysis.records.layout import matrices
 from deltaw.analysis.records.location import Location
-from deltaw.analysis.records.model_reader import has_model, is_sharded, model_reader
+from deltaw.analysis.records.model_reader import model_reader
 from deltaw.analysis.records.source import Shape, Source, State, fitting
 from deltaw.analysis.records.storage import Storage
-from deltaw.analysis.records.tensors import Tensors, weights_file
+from deltaw.analysis.records.tensors import Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -79,16 +80,6 @@ class FullModelSource(Source):
         tensors, stored = self._tensors(step), self._matrices[module]
         weight = fitting(tensors.where, module, stored.read(tensors), stored.shape)
         return weight if dtype is None else weight.to(dtype)
-
-    def shape_at(self, module: str, step: int) -> Shape | None:
-        """Return (out, in) as the checkpoint of a step has it, ``None`` where it lacks the module."""
-        tensors, stored = self._tensors(step), self._matrices[module]
-        if stored.tensor not in tensors.names():
-            return None
-        shape = tensors.shape(stored.tensor)
-        if len(shape) < 2:
-            return None
-        return (shape[-1], shape[-2]) if stored.turned else (shape[-2], shape[-1])
 
     @override
     def state(self, module: str, step: int) -> State:

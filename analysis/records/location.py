@@ -1,16 +1,15 @@
 """What a path or an address leads to: a folder or a file, the names there, and the folders of its checkpoints."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.peft.names import CONFIG
+from deltaw.analysis.records.file_names import folder_step, is_readable
 from deltaw.analysis.records.remote import NotListedError, RemoteStorage
 from deltaw.analysis.records.storage import FILES, LocalStorage, Storage, is_address
 
-CHECKPOINT = re.compile(r"(?:checkpoint|ckpt|step|iter|global_step|epoch)[-_=]?(\d{1,18})")
 TRIED = (
     "manifest.json",
     CONFIG,
@@ -18,6 +17,9 @@ TRIED = (
     "model.safetensors.index.json",
     ".metadata",
 )  # where nothing is listed
+
+
+INNER = ("model", "actor", "lora_adapter", "policy", "huggingface")  # where trainers put the model in a step's folder
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,27 @@ def locate(path: str | Path) -> Location:
     names = listed(storage)
     steps: dict[int, str] = {}
     for name in names:
-        found = CHECKPOINT.fullmatch(name)
-        if found is None or not storage.has_folder(name):
+        step = folder_step(name)
+        if step is None or not storage.has_folder(name):
             continue
-        step = int(found.group(1))
         if step in steps:
             raise RecordError(
                 f"{storage.where}: {steps[step]} and {name} are folders of the same step; move one of them away"
             )
         steps[step] = name
-    folders = {step: storage.folder(name) for step, name in sorted(steps.items())}
-    return Location(storage, names, None, {step: Folder(inner, inner.names()) for step, inner in folders.items()})
+    return Location(storage, names, None, {step: _model_in(storage.folder(steps[step])) for step in sorted(steps)})
+
+
+def _model_in(storage: Storage) -> Folder:
+    """The folder of a step, or the one in it that holds its model, as in epoch_0_step_20/model."""
+    folder = Folder(storage, storage.names())
+    while not is_readable(folder.names):
+        inner = [name for name in INNER if name in folder.names and folder.storage.has_folder(name)]
+        if len(inner) != 1:
+            break
+        inside = folder.storage.folder(inner[0])
+        folder = Folder(inside, inside.names())
+    return folder
 
 
 def storage_of(where: str | Path) -> tuple[Storage, str | None]:

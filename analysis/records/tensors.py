@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
+from deltaw.analysis.records.file_names import SHARDED
 from deltaw.analysis.records.safetensors_file import Entry, read_header, read_tensor, torch_dtype
 from deltaw.analysis.records.storage import LocalStorage, Storage, plain_name
 
@@ -18,13 +20,16 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# The names under which transformers, diffusers and accelerate save a model's weights, the preferred one first.
-SAFE = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.safetensors")
-PICKLED = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
-SHARDED = ".index.json"
 CONVERT = (
-    "if you trust it, convert it where it was made: safetensors.torch.save_file(torch.load(FILE), 'model.safetensors')"
+    "if you trust it, save its tensors alone where it was made, as with safetensors.torch.save_file(STATE_DICT, "
+    "'model.safetensors'), where STATE_DICT is in torch.load(FILE, weights_only=False)"
 )
+# Under which key of a file of torch.save a model stands, the preferred ones first.
+MODEL_KEYS = ("state_dict", "model_state_dict", "model", "module", "state", "params", "net", "network", "weights")
+NO_MODEL = re.compile(r"optim|sched|scaler|rng|random|loss|metric|config|args|hyper|callback|loop|epoch", re.IGNORECASE)
+NESTING = 4  # of mappings around the model's own tensors
+# What torch.compile, checkpointing and FSDP put into the names of the modules that they wrap.
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
 class Tensors(ABC):
@@ -74,13 +79,15 @@ class SafeTensors(Tensors):
         self._headers: dict[str, dict[str, Entry]] = {}
         if isinstance(files, str):
             self.where = storage.file(files)
-            self._files = dict.fromkeys(self._header(files), files)
+            found = dict.fromkeys(self._header(files), files)
         else:
             self.where = storage.where
-            self._files = dict(files)
+            found = dict(files)
             for name in sorted(set(files.values())):
                 if not storage.has(name):
                     raise RecordError(f"{storage.file(name)}: is missing, though the index names it")
+        self._names = unwrapped(found, self.where)
+        self._files = {name: found[stored] for name, stored in self._names.items()}
 
     def _header(self, file: str) -> dict[str, Entry]:
         if file not in self._headers:
@@ -90,9 +97,10 @@ class SafeTensors(Tensors):
     def _entry(self, name: str) -> Entry:
         self.need(name)
         file = self._files[name]
-        if name not in self._header(file):
+        stored = self._names[name]
+        if stored not in self._header(file):
             raise RecordError(f"{self._storage.file(file)}: lacks the tensor {name!r}, though the index puts it there")
-        return self._header(file)[name]
+        return self._header(file)[stored]
 
     @override
     def names(self) -> Collection[str]:
@@ -170,19 +178,6 @@ class Several(Tensors):
         return self._tensors[name].read(name, index)
 
 
-def weights_file(names: Collection[str]) -> str | None:
-    """Return under which name a model's weights, or the index of their shards, stand in a folder; ``None`` if none do.
-
-    Raises:
-        Nothing; see ``read_weights``.
-    """
-    for stem in (*SAFE, *PICKLED):
-        for name in (stem, stem + SHARDED):
-            if name in names:
-                return name
-    return None
-
-
 def read_weights(storage: Storage, file: str) -> Tensors:
     """Return the tensors of a model: of one file, or of the shards that an index names.
 
@@ -223,15 +218,66 @@ def read_pickled(storage: Storage, file: str) -> Tensors:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever the unpickler makes of damaged bytes
-        reason = str(error).strip().split("\n", 1)[0][:200]
-        raise RecordError(f"{where}: holds more than tensors, or is damaged ({reason}); {CONVERT}") from None
-    for key in ("state_dict", "model"):  # Lightning's name for it, and that of many loops
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    tensors = _flat(found) if isinstance(found, dict) else {}
+        raise RecordError(f"{where}: holds more than tensors, or is damaged ({_reason(error)}); {CONVERT}") from None
+    tensors = _model_in(found, where, NESTING)
     if not tensors:
-        raise RecordError(f"{where}: holds no tensors by name; {CONVERT}")
-    return InMemory(tensors, where)
+        raise RecordError(f"{where}: holds no tensors by name ({_described(found)}); {CONVERT}")
+    return InMemory({name: tensors[stored] for name, stored in unwrapped(tensors, where).items()}, where)
+
+
+def _reason(error: Exception) -> str:
+    """What stopped the unpickler: the class that is no tensor, or the first line of what it says."""
+    text = str(error).strip()
+    found = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", text)
+    if found:
+        return f"it holds {found.group(1)[:100]}"
+    return "".join(c if c.isprintable() else " " for c in text.split("\n", 1)[0][:200])
+
+
+def unwrapped(names: Collection[str], where: str) -> dict[str, str]:
+    """Return the names without those of wrappers, each with the name in the file.
+
+    Raises:
+        RecordError: Two names are the same then.
+
+    Example:
+        >>> unwrapped(["_orig_mod.layers.0._checkpoint_wrapped_module.q.weight"], "a file")
+        {'layers.0.q.weight': '_orig_mod.layers.0._checkpoint_wrapped_module.q.weight'}
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        plain = WRAPPERS.sub("", name)
+        if plain in found:
+            raise RecordError(f"{where}: {found[plain]} and {name} are the same tensor, wrapped and not")
+        found[plain] = name
+    return found
+
+
+def _model_in(found: Any, where: str, depth: int) -> dict[str, Tensor]:
+    """The model's tensors in what a training loop saved: at the top, or under a key for it."""
+    if not isinstance(found, dict) or depth == 0:
+        return {}
+    own = _flat(found)
+    if any(tensor.ndim > 1 for tensor in own.values()):
+        return own
+    inner = {key: _model_in(found[key], where, depth - 1) for key in found if isinstance(key, str)}
+    inner = {key: tensors for key, tensors in inner.items() if tensors and not NO_MODEL.search(key)}
+    for key in MODEL_KEYS:
+        if key in inner:
+            return inner[key]
+    if len(inner) > 1 and not all(isinstance(found[key], dict) and _flat(found[key]) for key in inner):
+        inner = {}
+    if len(inner) > 1:
+        raise RecordError(
+            f"{where}: holds several models ({', '.join(inner)}); save the one that is meant in a file of its own"
+        )
+    return next(iter(inner.values()), own)
+
+
+def _described(found: Any) -> str:
+    if not isinstance(found, dict):
+        return f"it is a {type(found).__name__}"
+    return f"its keys are {', '.join(repr(key)[:40] for key in list(found)[:8])}" if found else "it is empty"
 
 
 def _flat(found: dict[Any, Any]) -> dict[str, Tensor]:
