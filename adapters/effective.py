@@ -1,14 +1,14 @@
 """W' and W₀ of any linear layer: plain, ours, PEFT's, or parametrized."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deltaw.adapters.errors import ShapeError, TargetError
-from deltaw.adapters.injection import is_conv1d, is_peft
-from deltaw.adapters.layer import WIDENED, AdaptedLayer
+from deltaw.adapters.injection import is_conv1d
+from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.peft.live import is_peft, plain_below, weight_of
+from deltaw.adapters.peft.names import BASE_LAYER
 from deltaw.adapters.quantization import dequantized, is_quantized
 
 
@@ -30,7 +30,7 @@ def effective_weight(module: nn.Module) -> Tensor:
     if isinstance(module, AdaptedLayer):
         return module.effective_weight()
     if is_peft(module):
-        return _peft_weight(module)
+        return weight_of(module, _stored(module.get_submodule(BASE_LAYER)))
     return _stored(module)
 
 
@@ -44,9 +44,7 @@ def base_weight(module: nn.Module) -> Tensor:
     if isinstance(module, AdaptedLayer):
         return module.base.detach()
     if is_peft(module):
-        if getattr(module, "merged", False):
-            raise TargetError("this PEFT layer is merged into its base; call model.unmerge_adapter() first")
-        return _stored(module.get_submodule("base_layer"))
+        return _stored(plain_below(module))
     if parametrize.is_parametrized(module, "weight"):
         original = getattr(module.parametrizations.weight, "original", None)  # type: ignore[union-attr]
         if not isinstance(original, Tensor):
@@ -64,42 +62,3 @@ def _stored(module: nn.Module) -> Tensor:
     if weight.ndim != 2:
         raise ShapeError(f"the weight of this {type(module).__name__} has shape {tuple(weight.shape)}, not [out, in]")
     return weight.detach().T if is_conv1d(module) else weight.detach()
-
-
-def _peft_weight(layer: Any) -> Tensor:
-    """W' of a PEFT layer from its factors (LoRA, DoRA), else from its forward."""
-    weight = _stored(layer.base_layer)
-    if layer.merged or layer.disable_adapters:
-        return weight
-    wide = weight.to(WIDENED.get(weight.dtype, weight.dtype))
-    dora = getattr(layer, "use_dora", {})
-    variants = getattr(layer, "lora_variant", {})
-    active = list(layer.active_adapters)
-    pairs = getattr(layer, "lora_A", {})  # AdaLoRA's are parameters, and it has singular values between them
-    if not all(
-        name in pairs and isinstance(pairs[name], nn.Module) and (name not in variants or dora.get(name))
-        for name in active
-    ):
-        return _probe(layer, wide)
-    result = wide
-    for name in active:
-        A, B = layer.lora_A[name].weight.to(wide.dtype), layer.lora_B[name].weight.to(wide.dtype)
-        update = layer.scaling[name] * (B @ A)
-        if dora.get(name):
-            V = wide + update
-            magnitude = layer.lora_magnitude_vector[name].weight.to(wide.dtype)
-            update = V * (magnitude / torch.linalg.vector_norm(V, dim=1))[:, None] - wide
-        result = result + update
-    return result
-
-
-def _probe(module: nn.Module, weight: Tensor) -> Tensor:
-    """W' column by column: what the layer makes of the identity, less what it makes of zero."""
-    training = module.training
-    try:
-        module.eval()
-        identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        result: Tensor = (module(identity) - module(torch.zeros_like(identity[:1]))).T
-    finally:
-        module.train(training)
-    return result.detach()

@@ -16,6 +16,8 @@ from deltaw.adapters.constants import identity, share
 from deltaw.adapters.errors import DataError, NonFiniteError, OptionError, ShapeError, TargetError
 from deltaw.adapters.layer import WIDENED, AdaptedLayer
 from deltaw.adapters.method import Method, Shape, State
+from deltaw.adapters.peft.live import is_peft
+from deltaw.adapters.peft.names import BASE_LAYER
 from deltaw.adapters.quantization import QuantizedLayer, compute_dtype, is_quantized, quantized_shape
 
 FILE_FORMAT = "deltaw-adapters-1"
@@ -339,7 +341,7 @@ def is_adaptable(module: object) -> bool:
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """Return (out, in) of a linear layer."""
-    module = module.get_submodule("base_layer") if is_peft(module) else module
+    module = module.get_submodule(BASE_LAYER) if is_peft(module) else module
     if is_quantized(module):
         return quantized_shape(module)
     rows, columns = module.get_parameter("weight").shape
@@ -386,8 +388,3 @@ def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
         elif isinstance(module, (nn.Linear, AdaptedLayer)) or is_conv1d(module):
             yield name, module
-
-
-def is_peft(module: nn.Module) -> bool:
-    """Whether the module is a PEFT layer over another; told by its class, so that PEFT need not be there."""
-    return hasattr(module, "base_layer") and any(c.__module__.startswith("peft.") for c in type(module).__mro__)

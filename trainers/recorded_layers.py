@@ -12,13 +12,12 @@ from torch.nn.utils import parametrize
 
 from deltaw.adapters.effective import base_weight, effective_weight
 from deltaw.adapters.errors import RecordError, TargetError
-from deltaw.adapters.injection import is_conv1d, is_peft, linear_modules, matching
-from deltaw.adapters.layer import WIDENED, AdaptedLayer
+from deltaw.adapters.injection import is_conv1d, linear_modules, matching
+from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.method import Method
-from deltaw.adapters.methods.dora import DoRA
-from deltaw.adapters.methods.lora import LoRA
 from deltaw.adapters.methods.pissa import PiSSA
-from deltaw.adapters.peft.names import LEAVES_THE_BASE
+from deltaw.adapters.peft.live import adapter_of, adapter_tensors, attentions, is_peft
+from deltaw.adapters.peft.names import BASE_LAYER
 from deltaw.adapters.quantization import is_quantized
 from deltaw.adapters.sharded import full
 from deltaw.analysis.records.format import ModuleEntry
@@ -74,13 +73,18 @@ def recorded_layers(model: nn.Module, patterns: Sequence[str] | None) -> dict[st
     """Return by name what the patterns choose; ``None``: our adapters, or else PEFT's, or else all linear layers.
 
     Raises:
-        TargetError: A pattern matches nothing, or there is no linear layer.
+        TargetError: A pattern matches nothing, there is no linear layer, or PEFT's LoRA is on ``nn.MultiheadAttention``
+            and the patterns do not say that it is to be left out.
     """
-    modules = {name: m for name, m in linear_modules(model) if not is_peft(m) or _is_linear(m.get_submodule(BELOW))}
+    modules = {
+        name: m for name, m in linear_modules(model) if not is_peft(m) or _is_linear(m.get_submodule(BASE_LAYER))
+    }
     if patterns is not None:
         names = matching(modules, [patterns] if isinstance(patterns, str) else patterns, "module")
     else:
         names = [name for name, module in modules.items() if isinstance(module, AdaptedLayer)]
+        if not names:
+            _refuse_attentions(model)
         names = names or [name for name, module in modules.items() if is_peft(module)] or list(modules)
     if not names:
         raise TargetError("the model has no linear layer to record")
@@ -108,7 +112,7 @@ def checkpoint_tensors(layer: Layer) -> dict[str, Tensor]:
         module.method.observe(module)
         return module.state()
     if layer.method is not None:
-        return _peft_tensors(layer)
+        return adapter_tensors(module, layer.method, layer.adapter)
     return {"weight": _whole(module)}
 
 
@@ -119,7 +123,7 @@ def base_and_constants(layer: Layer) -> tuple[Tensor, dict[str, Tensor]]:
     if isinstance(module, AdaptedLayer):
         return base_weight(module), {key: module.tensor(key) for key in module.constants()}
     if isinstance(layer.method, PiSSA):
-        tensors = {key: full(value) for key, value in _peft_tensors(layer).items()}
+        tensors = {key: full(value) for key, value in adapter_tensors(module, layer.method, layer.adapter).items()}
         A, B = tensors["lora_A"], tensors["lora_B"]
         residual = full(base_weight(module))
         base = residual.to(A.dtype) + layer.method.scaling * (B @ A)
@@ -155,7 +159,14 @@ def module_entry(layer: Layer, base: Tensor) -> ModuleEntry:
     return ModuleEntry((rows, columns), dtype, layer.method.name, json.loads(json.dumps(layer.method.options())))
 
 
-BELOW = "base_layer"
+def _refuse_attentions(model: nn.Module) -> None:
+    name = next(attentions(model), None)
+    if name is not None:
+        raise TargetError(
+            f"{name!r} is PEFT's LoRA on nn.MultiheadAttention, which is not recorded: it is no linear layer, and PEFT "
+            "counts the update of its out_proj twice; record the others by name, modules=['*.fc'], and read this one "
+            "from the folders of model.save_pretrained"
+        )
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -167,52 +178,8 @@ def _layer(model: nn.Module, name: str, module: nn.Module) -> Layer:
         return Layer(module, module.method)
     if not is_peft(module):
         return Layer(module)
-    peft: Any = module
-    names = list(peft.active_adapters)
-    rewritten = any(_start_of(model, name, adapter) not in LEAVES_THE_BASE for adapter in names)
-    # By all its classes: FSDP2 derives one of its own from each.
-    lora = any(c.__module__.startswith("peft.tuners.lora.") for c in type(module).__mro__)
-    if len(names) != 1 or not lora or names[0] not in peft.lora_A:
-        return Layer(module, rewritten=rewritten)
-    adapter = names[0]
-    rank, alpha, scaling = peft.r[adapter], peft.lora_alpha[adapter], peft.scaling[adapter]
-    dora = bool(peft.use_dora.get(adapter))
-    stabilized = bool(peft.use_rslora.get(adapter))
-    method: Method
-    if adapter in peft.lora_variant and not dora:
-        return Layer(module, rewritten=rewritten)
-    if rewritten and dora:
-        return Layer(module, rewritten=True)
-    if rewritten:
-        method = PiSSA(rank=rank, alpha=scaling * rank)
-    elif dora:
-        method = DoRA(axis="row", rank=rank, alpha=alpha, rank_stabilized=stabilized)
-    else:
-        method = LoRA(rank=rank, alpha=alpha, rank_stabilized=stabilized)
-    if getattr(method, "scaling", None) != scaling:  # set by hand
-        return Layer(module, rewritten=rewritten)
-    return Layer(module, method, adapter, rewritten)
-
-
-def _start_of(model: nn.Module, name: str, adapter: str) -> Any:
-    """Return ``init_lora_weights`` from the configuration that stands on a module above."""
-    parts_of_name = name.split(".")
-    for k in range(len(parts_of_name) - 1, -1, -1):
-        configs = getattr(model.get_submodule(".".join(parts_of_name[:k])), "peft_config", None)
-        if isinstance(configs, dict) and adapter in configs:
-            return getattr(configs[adapter], "init_lora_weights", True)
-    return True
-
-
-def _peft_tensors(layer: Layer) -> dict[str, Tensor]:
-    module: Any = layer.module
-    if module.scaling[layer.adapter] != getattr(layer.method, "scaling", None):
-        raise RecordError(f"the scaling of PEFT's adapter {layer.adapter!r} was changed; start another record")
-    tensors = {"lora_A": module.lora_A[layer.adapter].weight, "lora_B": module.lora_B[layer.adapter].weight}
-    if isinstance(layer.method, DoRA):
-        tensors["magnitude"] = module.lora_magnitude_vector[layer.adapter].weight
-    # Widened, as W' is computed from them; no digit is lost.
-    return {key: value.detach().to(WIDENED.get(value.dtype, value.dtype)) for key, value in tensors.items()}
+    adapter = adapter_of(model, name)
+    return Layer(module, adapter.method, adapter.name, adapter.rewritten)
 
 
 def _whole(module: nn.Module) -> Tensor:

@@ -1,0 +1,151 @@
+"""PEFT's layers in a living model: which they are, what the active adapter holds, and W' of them.
+
+They are told by their classes, so PEFT need not be there. ``effective.py`` and ``injection.py`` call this file, so it
+stands below them: it imports methods, and of PEFT's room the names alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.adapters.errors import RecordError, TargetError
+from deltaw.adapters.layer import WIDENED
+from deltaw.adapters.method import Method
+from deltaw.adapters.methods.dora import DoRA
+from deltaw.adapters.methods.lora import LoRA
+from deltaw.adapters.methods.pissa import PiSSA
+from deltaw.adapters.peft.names import BASE_LAYER, LEAVES_THE_BASE
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The active adapter of a PEFT layer, as far as it is one of our methods.
+
+    Arguments:
+        method: The method; ``None`` where only W' tells what the layer does.
+        name: PEFT's name for the adapter.
+        rewritten: Whether PEFT has changed the weight below it at the start (PiSSA, OLoRA, CorDA).
+    """
+
+    method: Method | None = None
+    name: str = ""
+    rewritten: bool = False
+
+
+def is_peft(module: nn.Module) -> bool:
+    """Whether the module is a PEFT layer over another."""
+    return hasattr(module, BASE_LAYER) and any(c.__module__.startswith("peft.") for c in type(module).__mro__)
+
+
+def plain_below(module: nn.Module) -> nn.Module:
+    """Return the layer that a PEFT layer stands over.
+
+    Raises:
+        TargetError: An adapter is merged into it, so that it no longer holds W₀.
+    """
+    if getattr(module, "merged", False):
+        raise TargetError("this PEFT layer is merged into its base; call model.unmerge_adapter() first")
+    return module.get_submodule(BASE_LAYER)
+
+
+def attentions(model: nn.Module) -> Iterator[str]:
+    """Yield the names of all ``nn.MultiheadAttention`` that carry an adapter of PEFT's."""
+    for name, module in model.named_modules():
+        if is_peft(module) and isinstance(module.get_submodule(BASE_LAYER), nn.MultiheadAttention):
+            yield name
+
+
+def adapter_of(model: nn.Module, name: str) -> Adapter:
+    """Return the active adapter of a PEFT layer, by its name in the model."""
+    layer: Any = model.get_submodule(name)
+    names = list(layer.active_adapters)
+    rewritten = any(_start(model, name, adapter) not in LEAVES_THE_BASE for adapter in names)
+    # By all its classes: FSDP2 derives one of its own from each.
+    lora = any(c.__module__.startswith("peft.tuners.lora.") for c in type(layer).__mro__)
+    if len(names) != 1 or not lora or names[0] not in layer.lora_A:
+        return Adapter(rewritten=rewritten)
+    adapter = names[0]
+    rank, alpha, scaling = layer.r[adapter], layer.lora_alpha[adapter], layer.scaling[adapter]
+    dora, stabilized = bool(layer.use_dora.get(adapter)), bool(layer.use_rslora.get(adapter))
+    if (adapter in layer.lora_variant and not dora) or (rewritten and dora):
+        return Adapter(rewritten=rewritten)
+    method: LoRA | DoRA | PiSSA
+    if rewritten:
+        method = PiSSA(rank=rank, alpha=scaling * rank)
+    elif dora:
+        method = DoRA(axis="row", rank=rank, alpha=alpha, rank_stabilized=stabilized)
+    else:
+        method = LoRA(rank=rank, alpha=alpha, rank_stabilized=stabilized)
+    if method.scaling != scaling:  # set by hand
+        return Adapter(rewritten=rewritten)
+    return Adapter(method, adapter, rewritten)
+
+
+def adapter_tensors(layer: Any, method: Method, adapter: str) -> dict[str, Tensor]:
+    """Return the tensors of an adapter under the names of our method, widened; no digit is lost.
+
+    Raises:
+        RecordError: Its scaling is no longer that of the method.
+    """
+    if layer.scaling[adapter] != getattr(method, "scaling", None):
+        raise RecordError(f"the scaling of PEFT's adapter {adapter!r} was changed; start another record")
+    tensors = {"lora_A": layer.lora_A[adapter].weight, "lora_B": layer.lora_B[adapter].weight}
+    if isinstance(method, DoRA):
+        tensors["magnitude"] = layer.lora_magnitude_vector[adapter].weight
+    # Widened, as W' is computed from them.
+    return {key: value.detach().to(WIDENED.get(value.dtype, value.dtype)) for key, value in tensors.items()}
+
+
+def weight_of(layer: Any, base: Tensor) -> Tensor:
+    """Return W' (out, in) from the factors of LoRA and DoRA, else from the layer's own forward.
+
+    Arguments:
+        layer: A PEFT layer over a linear one.
+        base: What the layer below holds, (out, in).
+    """
+    if layer.merged or layer.disable_adapters:
+        return base
+    wide = base.to(WIDENED.get(base.dtype, base.dtype))
+    dora, variants = getattr(layer, "use_dora", {}), getattr(layer, "lora_variant", {})
+    active = list(layer.active_adapters)
+    pairs = getattr(layer, "lora_A", {})  # AdaLoRA's are parameters, and it has singular values between them
+    if not all(
+        name in pairs and isinstance(pairs[name], nn.Module) and (name not in variants or dora.get(name))
+        for name in active
+    ):
+        return _probed(layer, wide)
+    result = wide
+    for name in active:
+        A, B = layer.lora_A[name].weight.to(wide.dtype), layer.lora_B[name].weight.to(wide.dtype)
+        update = layer.scaling[name] * (B @ A)
+        if dora.get(name):
+            V = wide + update
+            magnitude = layer.lora_magnitude_vector[name].weight.to(wide.dtype)
+            update = V * (magnitude / torch.linalg.vector_norm(V, dim=1))[:, None] - wide
+        result = result + update
+    return result
+
+
+def _probed(layer: nn.Module, weight: Tensor) -> Tensor:
+    """W' column by column: what the layer makes of the identity, less what it makes of zero."""
+    training = layer.training
+    try:
+        layer.eval()
+        identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        result: Tensor = (layer(identity) - layer(torch.zeros_like(identity[:1]))).T
+    finally:
+        layer.train(training)
+    return result.detach()
+
+
+def _start(model: nn.Module, name: str, adapter: str) -> Any:
+    """``init_lora_weights`` from the configuration that stands on a module above."""
+    parts = name.split(".")
+    for k in range(len(parts) - 1, -1, -1):
+        configs = getattr(model.get_submodule(".".join(parts[:k])), "peft_config", None)
+        if isinstance(configs, dict) and adapter in configs:
+            return getattr(configs[adapter], "init_lora_weights", True)
+    return True
