@@ -35,6 +35,7 @@ from deltaw.adapters.peft.names import (
     BASE_LAYER,
     LEAVES_THE_BASE,
     MODULES_TO_SAVE,
+    OUT_PROJ,
     PREFIX,
     ROOT,
     SHARED,
@@ -116,6 +117,8 @@ def _read(model: nn.Module, folder: Path, where: str) -> _Read:
         raise DataError(f"{where}: {WEIGHTS} has no tensor of a {kind} adapter on a linear layer")
     plain: dict[str, nn.Module] = {}
     for name in states:
+        if name.endswith(f".{BASE_LAYER}.{OUT_PROJ}"):
+            raise TargetError(f"{where}: {name!r} is LoRA on an nn.MultiheadAttention; only linear layers can be read")
         plain[name] = find_module(model, name, where)
         if not is_adaptable(plain[name]):
             raise TargetError(f"{where}: {name!r} is a {type(plain[name]).__name__}; only linear layers can be read")

@@ -8,7 +8,7 @@ back-references, atomic groups) is refused by name.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,6 +24,7 @@ MEMORY = 2**20  # bytes of a pattern's program
 PLAIN = re.compile(r"\w+", re.ASCII)
 # What RE2 reads otherwise than ``re``: classes of POSIX and Unicode, quotes, inline flags, an open lower end.
 OTHERWISE = re.compile(r"\[\[:|\\[CpPQEz]|\(\?[aimsUuxL-]|\{,")
+LAYER = re.compile(r"((?:model\.)*(?:bert\.)?(?:layers|encoder\.layer|h)\.)(\d{1,9})(\..*)")  # what PEFT can replicate
 LOOK = re.compile(r"\(\?[=!]")
 
 
@@ -108,6 +109,36 @@ def targeted(config: Mapping[str, Any], names: Iterable[str], where: str) -> lis
         ):
             found.append(name)
     return found
+
+
+def copied_layers(settings: Mapping[str, Any], where: str) -> Callable[[str], str]:
+    """Return which module of the base a module is a copy of: by ``layer_replication``, else it is its own.
+
+    The ranges say which layers of the base stand one after the other: [[0, 4], [2, 5]] is 0, 1, 2, 3, 2, 3, 4.
+
+    Raises:
+        RecordError: They are no ranges.
+    """
+    ranges = settings.get("layer_replication") if settings["peft_type"] == "LORA" else None
+    if not ranges:
+        return lambda module: module
+    if not isinstance(ranges, list) or not all(
+        isinstance(r, list) and len(r) == 2 and all(type(end) is int and end >= 0 for end in r) for r in ranges
+    ):
+        raise RecordError(f"{where}: layer_replication = {ranges!r:.60} is no list of ranges of layers")
+
+    def original(module: str) -> str:
+        found = LAYER.fullmatch(module)
+        if found is None:
+            return module
+        left = int(found[2])
+        for start, end in ranges:
+            if left < max(0, end - start):
+                return f"{found[1]}{start + left}{found[3]}"
+            left -= max(0, end - start)
+        raise RecordError(f"{where}: layer_replication makes no layer of {module}")
+
+    return original
 
 
 def with_parents(names: Iterable[str]) -> set[str]:

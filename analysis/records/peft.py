@@ -1,8 +1,7 @@
 """Adapters that PEFT saved: one folder, or one a ``checkpoint-*/``."""
 
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,21 +15,22 @@ from deltaw.adapters.peft.names import (
     BASE_LAYER,
     CONFIG,
     FIXED,
+    IN_PROJ,
     MODULES_TO_SAVE,
+    OUT_PROJ,
     PICKLE,
     PREFIX,
     ROOT,
     SHARED_THETA,
     WEIGHTS,
 )
-from deltaw.adapters.peft.targets import targeted
+from deltaw.adapters.peft.targets import copied_layers, targeted
 from deltaw.analysis.records.base import GIVE, Base, BaseError, BaseLike, base_named, open_base
 from deltaw.analysis.records.peft_experts import Parameter, parameters
 from deltaw.analysis.records.source import Shape, Source, State, fitting
 from deltaw.analysis.records.storage import Storage
 from deltaw.analysis.records.tensors import SafeTensors, Tensors, read_pickled
 
-LAYER = re.compile(r"((?:model\.)*(?:bert\.)?(?:layers|encoder\.layer|h)\.)(\d{1,9})(\..*)")  # what PEFT can replicate
 OPEN_AT_ONCE = 2  # checkpoints whose headers are kept
 
 # Options of LoRA with which no one W' belongs to a layer.
@@ -67,6 +67,7 @@ class Adapters(Source):
         self.info = {"peft": self._settings}
         self._base: Base | None = open_base(base if base is not None else base_named(self._settings))
         self.config = {} if self._base is None else self._base.config
+        self._attention: dict[str, str] = {}  # the nn.MultiheadAttention that a matrix is a part of
         self._copies = copied_layers(self._settings, where)
         tensors, modules = self._checkpoint(self.steps[0])
         if not modules:
@@ -134,6 +135,9 @@ class Adapters(Source):
             modules = _by_module(tensors, self._formula.prefix)
             if not modules and self._settings["peft_type"] == "UNILORA" and ROOT + SHARED_THETA in tensors.names():
                 modules = {module: {SHARED_THETA: ROOT + SHARED_THETA} for module in self._meant()}
+            parts = _of_attention(modules)
+            self._attention |= dict(parts.values())
+            modules = {parts[holder][0] if holder in parts else holder: names for holder, names in modules.items()}
             self._open[step] = tensors, modules
             while len(self._open) > OPEN_AT_ONCE:
                 self._open.popitem(last=False)
@@ -206,8 +210,9 @@ class Adapters(Source):
         def bias() -> Tensor | None:
             return None if self._base is None else self._base.bias(module)
 
+        name = self._parameters[module].name if module in self._parameters else self._attention.get(module, module)
         settings = Settings(
-            tensors.where, self._parameters[module].name if module in self._parameters else module, self._settings,
+            tensors.where, name, self._settings,
             self.shapes[module], lambda: self.base(module).to(dtype), shared, start, len(modules),
             [] if self._base is None else [m for m in self._base.order if m in modules],
             {name: shape for name, shape in self.shapes.items() if name not in self._saved}, bias,
@@ -220,6 +225,8 @@ class Adapters(Source):
             # Tensors of a damaged or foreign file do not multiply.
             reason = str(error).split("\n", 1)[0][:200]
             raise RecordError(f"{tensors.where}: the tensors of {module} do not go together ({reason})") from None
+        if module in self._attention and module.endswith(f".{OUT_PROJ}"):
+            found = (2 * found[0], found[1]) if isinstance(found, tuple) else 2 * found  # PEFT's layer adds it twice
         if isinstance(found, tuple) and (found[0].ndim, found[1].ndim, found[0].shape[-1]) != (2, 2, len(found[1])):
             shapes = f"{tuple(found[0].shape)} and {tuple(found[1].shape)}"
             raise RecordError(f"{tensors.where}: the tensors of {module} do not go together ({shapes})")
@@ -309,36 +316,6 @@ def read_settings(place: Storage) -> dict[str, Any]:
     return settings
 
 
-def copied_layers(settings: Mapping[str, Any], where: str) -> Callable[[str], str]:
-    """Return which module of the base a module is a copy of: by ``layer_replication``, else it is its own.
-
-    The ranges say which layers of the base stand one after the other: [[0, 4], [2, 5]] is 0, 1, 2, 3, 2, 3, 4.
-
-    Raises:
-        RecordError: They are no ranges.
-    """
-    ranges = settings.get("layer_replication") if settings["peft_type"] == "LORA" else None
-    if not ranges:
-        return lambda module: module
-    if not isinstance(ranges, list) or not all(
-        isinstance(r, list) and len(r) == 2 and all(type(end) is int and end >= 0 for end in r) for r in ranges
-    ):
-        raise RecordError(f"{where}: layer_replication = {ranges!r:.60} is no list of ranges of layers")
-
-    def original(module: str) -> str:
-        found = LAYER.fullmatch(module)
-        if found is None:
-            return module
-        left = int(found[2])
-        for start, end in ranges:
-            if left < max(0, end - start):
-                return f"{found[1]}{start + left}{found[3]}"
-            left -= max(0, end - start)
-        raise RecordError(f"{where}: layer_replication makes no layer of {module}")
-
-    return original
-
-
 def _read(place: Storage) -> Tensors:
     if place.has(WEIGHTS):
         return SafeTensors(place, WEIGHTS)
@@ -358,6 +335,19 @@ def _by_module(tensors: Tensors, prefix: str) -> dict[str, dict[str, str]]:
         if at:
             key = ".".join(parts[at:]).removesuffix(".weight")
             found.setdefault(".".join(parts[:at]), {})[key] = name
+    return found
+
+
+def _of_attention(holders: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return, of what stands for a matrix of ``nn.MultiheadAttention``, the name of this matrix and of the module.
+
+    PEFT has the adapter of in_proj under the module's own name, that of out_proj below its base layer.
+    """
+    found = {}
+    for module in holders:
+        below = f"{module}.{BASE_LAYER}.{OUT_PROJ}"
+        if below in holders:
+            found |= {module: (f"{module}.{IN_PROJ}", module), below: (f"{module}.{OUT_PROJ}", module)}
     return found
 
 
