@@ -161,6 +161,22 @@ def hidden() -> Iterator[None]:
         _hidden.reset(token)
 
 
+def tell(text: str, *, enabled: bool = True) -> None:
+    """Write a line on stderr, beside the bars that are there.
+
+    Example:
+        >>> tell("runs/bora: goes on from step 50 of 268", enabled=False)
+    """
+    if not enabled:
+        return
+    if shows_bars():
+        from tqdm.auto import tqdm
+
+        tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
 def shows_bars() -> bool:
     """Whether stderr is a terminal or a notebook, where a line can be drawn over."""
     return bool(sys.stderr.isatty()) or type(sys.stderr).__module__.startswith("ipykernel.")

@@ -152,7 +152,8 @@ def going_on(out: Path) -> Iterator[None]:
 
 def _kept(out: Path) -> bool:
     """Whether a finished run or the state of an unfinished one lies below a folder."""
-    from deltaw.trainers.fine_tuning import RESULT, TRAINING
+    from deltaw.analysis.records.results import RESULT
+    from deltaw.trainers.finished import TRAINING
 
     return any(next(out.rglob(pattern), None) for pattern in (RESULT, f"{TRAINING}/checkpoint-*"))
 

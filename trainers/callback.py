@@ -1,6 +1,9 @@
 """The recorder as a callback of Hugging Face's Trainer."""
 
 import inspect
+import logging
+import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,16 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from transformers import TrainingArguments as Arguments
 from transformers.trainer_callback import CallbackHandler
 
+from deltaw.adapters.errors import OptionError, WriteError
 from deltaw.adapters.sharded import is_spread
+from deltaw.trainers.arguments import check_names, checked_path
 from deltaw.trainers.live import Numbers
 from deltaw.trainers.recorder import Recorder
-from deltaw.trainers.schedules import Schedule, every
+from deltaw.trainers.schedules import Schedule, checked_schedule, with_steps
 
+# The callbacks that record now, by thread and folder.
+_open: "weakref.WeakValueDictionary[tuple[int, Path], RecorderCallback]" = weakref.WeakValueDictionary()
+logger = logging.getLogger(__name__)
 # What the Trainer logs under other names; everything else that is a number is kept under its own.
 NAMES = {"eval_loss": "evaluation_loss"}
 ENDS = "train_runtime"  # is in what the Trainer logs last
@@ -32,16 +40,22 @@ class RecorderCallback(TrainerCallback):
         path, modules, when, options: As ``Recorder``'s; a run that the Trainer resumes from one of its checkpoints is
             resumed here as well, and ``total_steps`` is the Trainer's.
 
+    A training that begins anew by itself after an out-of-memory (``auto_find_batch_size``) goes on in the same record,
+    from step 0 with the weights as they are then.
+
     Raises:
+        OptionError: An argument cannot be used.
         RecordError: As ``Recorder``, when the training begins.
     """
 
     def __init__(
         self, path: str | Path, modules: Sequence[str] | None = None, when: Schedule | None = None, **options: Any
     ) -> None:
-        self.path, self.modules, self.when, self.options = path, modules, when, options
+        check_names(options, Recorder)
+        self.path, self.modules, self.when, self.options = checked_path(path), modules, checked_schedule(when), options
         self.recorder: Recorder | None = None
         self._handler: Any = None
+        self._broke_off = False  # the Trainer began anew without coming to an end
 
     def on_train_begin(
         self,
@@ -53,16 +67,18 @@ class RecorderCallback(TrainerCallback):
     ) -> None:
         """Open the record, and record the step that training starts from where it is new."""
         if model is None:
-            raise TypeError("the Trainer handed no model to the callback")
+            raise OptionError("on_train_begin needs the model; call it as the Trainer does, with model=…")
+        self._close_abandoned()
         if not (state.is_world_process_zero or any(is_spread(parameter) for parameter in model.parameters())):
             return
         self._handler = _handler()
-        scheduled, last = self.when or every(1), state.max_steps
+        last = state.max_steps
         options = {"resume": state.global_step > 0, "total_steps": last} | self.options
-        recorder = Recorder(
-            model, self.path, self.modules, lambda step: step in (0, last) or scheduled(step), **options
-        )
+        if self._broke_off and args.auto_find_batch_size:
+            options["resume"] = True  # out of memory, it has begun anew with a smaller batch: the run is our own
+        recorder = Recorder(model, self.path, self.modules, with_steps(self.when, [0, last]), **options)
         self.recorder = recorder.__enter__()
+        _open[threading.get_ident(), self.path.resolve()] = self
         if state.global_step == 0:
             self._report(args, state, control, self.recorder.record(0))
 
@@ -105,9 +121,23 @@ class RecorderCallback(TrainerCallback):
 
     def close(self) -> None:
         """Release the folder; only needed where training ends in an error and the process goes on."""
+        self._broke_off = False
         if self.recorder is not None:
             recorder, self.recorder, self._handler = self.recorder, None, None
             recorder.close()
+
+    def _close_abandoned(self) -> None:
+        """Close what a training left open that ended in an error, which the Trainer tells no callback.
+
+        A thread trains one model at a time, so whatever this one left open has ended.
+        """
+        other = _open.pop((threading.get_ident(), self.path.resolve()), None)
+        for callback in {id(c): c for c in (self, other) if c is not None and c.recorder is not None}.values():
+            try:
+                callback.close()
+            except WriteError as error:
+                logger.warning("%s: the record of the training that broke off is not whole: %s", self.path, error)
+            self._broke_off |= callback is self
 
     def _before_a_save(self, control: TrainerControl) -> None:
         """A run that is resumed from what is saved now must find every checkpoint up to here."""

@@ -8,9 +8,10 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from deltaw.trainers.arguments import check_names, checked_path
 from deltaw.trainers.live import PREFIXES, Numbers
 from deltaw.trainers.recorder import Recorder
-from deltaw.trainers.schedules import Schedule, every
+from deltaw.trainers.schedules import Schedule, checked_schedule, with_steps
 
 
 class LightningRecorder(pl.Callback):
@@ -26,13 +27,15 @@ class LightningRecorder(pl.Callback):
             well, and ``total_steps`` is the Trainer's.
 
     Raises:
+        OptionError: An argument cannot be used.
         RecordError: As ``Recorder``, when the training begins.
     """
 
     def __init__(
         self, path: str | Path, modules: Sequence[str] | None = None, when: Schedule | None = None, **options: Any
     ) -> None:
-        self.path, self.modules, self.when, self.options = path, modules, when, options
+        check_names(options, Recorder)
+        self.path, self.modules, self.when, self.options = checked_path(path), modules, checked_schedule(when), options
         self.recorder: Recorder | None = None
         self._step = -1
 
@@ -40,11 +43,8 @@ class LightningRecorder(pl.Callback):
         """Open the record, and record the step that training starts from where it is new."""
         steps = trainer.estimated_stepping_batches
         last = int(steps) if math.isfinite(steps) else None
-        scheduled = self.when or every(1)
         options = {"resume": trainer.global_step > 0, "total_steps": last} | self.options
-        recorder = Recorder(
-            pl_module, self.path, self.modules, lambda step: step in (0, last) or scheduled(step), **options
-        )
+        recorder = Recorder(pl_module, self.path, self.modules, with_steps(self.when, [0, last]), **options)
         self.recorder = recorder.__enter__()
         self._step = trainer.global_step
         if trainer.global_step == 0:

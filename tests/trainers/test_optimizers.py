@@ -76,9 +76,9 @@ def test_lora_plus_in_the_trainer_follows_the_schedule(small, tmp_path, monkeypa
         def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
             rates.append({group["lr"] for group in optimizer.param_groups})
 
-    trainer = experiment._Trainer
+    trainer = experiment.MethodTrainer
     monkeypatch.setattr(
-        experiment, "_Trainer", lambda *, callbacks, **kwargs: trainer(callbacks=[*callbacks, Spy()], **kwargs)
+        experiment, "MethodTrainer", lambda *, callbacks, **kwargs: trainer(callbacks=[*callbacks, Spy()], **kwargs)
     )
     chosen = settings(small, "lora+", options={"lr_ratio": 4.0}, warmup_ratio=0.0)
     train_cola(chosen, tmp_path / "run", progress=False)

@@ -15,18 +15,11 @@ from deltaw.adapters.injection import linear_modules, matching
 from deltaw.analysis.names import kind_of
 from deltaw.trainers.cola.data import BUILTIN, Corpus, load_corpus
 from deltaw.trainers.cola.settings import ColaSettings
-from deltaw.trainers.fine_tuning import (
-    Task,
-    Trained,
-    check_library,
-    check_shapes,
-    fine_tune,
-    finish,
-    finished,
-    first_line,
-    quiet,
-)
+from deltaw.trainers.fine_tuning import check_library, check_shapes, fine_tune
+from deltaw.trainers.finished import finish, finished
+from deltaw.trainers.loading import first_line, quiet
 from deltaw.trainers.schedules import every
+from deltaw.trainers.task import Task, Trained
 
 
 @dataclass(frozen=True)

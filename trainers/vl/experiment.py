@@ -12,17 +12,11 @@ from transformers import set_seed
 from deltaw.adapters.errors import OptionError, TargetError
 from deltaw.adapters.injection import linear_modules, matching
 from deltaw.analysis.names import kind_of, stack_of
-from deltaw.trainers.fine_tuning import (
-    Task,
-    Trained,
-    check_library,
-    check_shapes,
-    fine_tune,
-    finish,
-    finished,
-    quiet,
-)
+from deltaw.trainers.fine_tuning import check_library, check_shapes, fine_tune
+from deltaw.trainers.finished import finish, finished
+from deltaw.trainers.loading import quiet
 from deltaw.trainers.schedules import at, every
+from deltaw.trainers.task import Task, Trained
 from deltaw.trainers.vl.data import VLCorpus, load_vl_corpus
 from deltaw.trainers.vl.examples import TASKS, Example, prompt
 from deltaw.trainers.vl.features import Features, load_features

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, BartForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from deltaw.adapters.errors import DataError
-from deltaw.trainers.fine_tuning import first_line, quiet
+from deltaw.trainers.loading import first_line, quiet
 
 BUILTIN = Path(__file__).parent / "builtin"
 BART, ENCODER, VISUAL = "bart", "encoder.safetensors", "visual.safetensors"

@@ -9,7 +9,7 @@ import torch
 
 from deltaw.adapters import METHODS, DataError, OptionError, RecordError, TargetError
 from deltaw.analysis import Trajectory
-from deltaw.trainers import fine_tuning as experiment
+from deltaw.trainers import method_trainer as experiment
 from deltaw.trainers.cola import ColaSettings, train_cola
 from deltaw.trainers.cola.data import BUILTIN
 
@@ -73,7 +73,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(method, small, tmp_path,
             raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment._Watch, "on_step_end", stop)
+        patch.setattr(experiment.Watch, "on_step_end", stop)
         with pytest.raises(StopError):
             train_cola(chosen, tmp_path / "broken", progress=False)
     assert Trajectory.open(tmp_path / "broken").steps[-1] == 5
@@ -144,7 +144,7 @@ def test_defaults_are_given_to_methods_that_have_them():
 def test_interrupted_before_the_first_state_it_begins_again(small, tmp_path, monkeypatch):
     chosen = settings(small, save_every=2)
     with monkeypatch.context() as patch:
-        patch.setattr(experiment._Watch, "on_epoch_end", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(experiment.Watch, "on_epoch_end", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train_cola(chosen, tmp_path / "run", progress=False)
     train_cola(chosen, tmp_path / "run", progress=False)

@@ -14,6 +14,7 @@ from deltaw.adapters import DataError, OptionError, RecordError, TargetError
 from deltaw.analysis import Trajectory
 from deltaw.analysis.names import stack_of
 from deltaw.trainers import fine_tuning as shared
+from deltaw.trainers import method_trainer
 from deltaw.trainers.vl import VLSettings, train_vl
 from deltaw.trainers.vl.examples import TASKS, Example
 from deltaw.trainers.vl.experiment import (
@@ -143,7 +144,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(method, scenes, data, tm
             raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(shared._Watch, "on_step_end", stop)
+        patch.setattr(method_trainer.Watch, "on_step_end", stop)
         with pytest.raises(StopError):
             train_vl(chosen, tmp_path / "broken", progress=False, data=data)
     assert Trajectory.open(tmp_path / "broken").steps[-1] == 6
