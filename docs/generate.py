@@ -19,8 +19,30 @@ PARAMETERS = Path(__file__).with_name("parameters.md")
 WIDTH = 100
 HEAD = """# The command line
 
-`deltaw` and `python -m deltaw.cli` are the same command. Exit codes: 0 done, 1 failed, 2 wrong call. An error is one
-line on stderr; `deltaw --debug` adds the traceback.
+`deltaw`, `python -m deltaw` and `python -m deltaw.cli` are the same command. Exit codes: 0 done, 1 failed, 2 wrong
+call, 130 interrupted. An error is one line on stderr; `deltaw --debug` adds the traceback. A group without a command,
+as `deltaw plot`, prints its help. Paths and libraries are checked before anything is computed, and a missing folder of
+`--out` is made.
+
+**Output.** The answer goes to stdout; progress, warnings and errors go to stderr. Progress is a bar on a terminal, and
+elsewhere a line at the start, at most one a minute, and one at the end. `--quiet` leaves the answer and errors,
+`--verbose` adds the library's log. Both stand before or after the command's name.
+
+**Names from files.** Names of modules, files and methods may come from strangers. What a terminal would obey instead of
+showing it (control characters, line breaks, marks that turn the direction of writing) is printed as an escape, such as
+`\\x1b`. In a CSV file a text cell is escaped in the same way, and one that begins with `=`, `+`, `-`, `@`, a tab or a
+line break gets an apostrophe before it, so that no spreadsheet takes it for a formula; numbers stay numbers. JSON and
+Parquet hold every name as it is.
+
+**Completion.** To complete commands, options, methods, figures and paths with the tab key, put this line into
+`~/.bashrc`:
+
+```bash
+eval "$(_DELTAW_COMPLETE=bash_source deltaw)"
+```
+
+In `~/.zshrc` it is `eval "$(_DELTAW_COMPLETE=zsh_source deltaw)"`, and in `~/.config/fish/completions/deltaw.fish`
+`_DELTAW_COMPLETE=fish_source deltaw | source`. Bash must be 4.4 or newer.
 
 This page is made from the commands' own help by `make docs`; a test fails where it is out of date.
 """

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -135,3 +136,14 @@ def test_the_list_of_verbs_says_what_each_verbs_help_says():
         said = " ".join((command.help or "").split())
         assert said.startswith(about.removesuffix(".")), name
         assert len(about) < 90
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_page_shows_how_a_shell_completes(shell, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert f"_DELTAW_COMPLETE={shell}_source deltaw" in page
+    monkeypatch.setenv("_DELTAW_COMPLETE", f"{shell}_source")
+    with pytest.raises(SystemExit) as left:
+        main([])
+    assert left.value.code == 0
+    assert f"_DELTAW_COMPLETE={shell}_complete" in capsys.readouterr().out
