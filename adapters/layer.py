@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from deltaw.adapters.clock import follow, version
+from deltaw.adapters.clock import StepCounter, version
 from deltaw.adapters.constants import SharedConstant
 from deltaw.adapters.method import Method, State
 from deltaw.adapters.residual import PRECISE, residual_of
@@ -67,11 +67,7 @@ class AdaptedLayer(nn.Module):
                 self.register_buffer(name, value)
         self._names = tuple(trainable) + tuple(method.frozen_shapes(self.out_features, self.in_features))
         self._trainable = tuple(trainable)
-        self._told = 0  # optimizer steps that the method has not taken note of
-        self._has_optimizer = False
-        self._read: tuple[int, int] | None = None  # the parameter's, at the last pass that can lead to a step
-        if method.moving:
-            follow(self)
+        self._steps = StepCounter(self, self._trainable) if method.moving else None
         self._shared: dict[str, SharedConstant] = {}
         self._residual: Tensor | None = None
         self._residual_of: tuple[int, int] | None = None  # the ``version`` of the weight that it was made of
@@ -127,59 +123,35 @@ class AdaptedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W'ᵀ + b."""
-        self.method.observe(self)
+        self.observe()
         return self.method.forward(self, x)
 
     @torch.no_grad()
     def effective_weight(self) -> Tensor:
         """Return W' (out, in), in float32 where the base is of lower precision."""
-        self.method.observe(self)
+        self.observe()
         with torch.autocast(self.weight.device.type, enabled=False):
             return self.method.weight(self._wide_base(), self.state())
 
     @torch.no_grad()
     def update(self) -> Tensor:
         """Return ΔW = W' − W₀, (out, in)."""
-        self.method.observe(self)
+        self.observe()
         with torch.autocast(self.weight.device.type, enabled=False):
             return self.method.update(self._wide_base(), self.state())
 
     @torch.no_grad()
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where the method has no such form."""
-        self.method.observe(self)
+        self.observe()
         return self.method.factors(self._wide_base(), self.state())
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def steps_taken(self) -> int:
-        """Return how many optimizer steps the method's parameters went through since the last call.
+        """Return how many optimizer steps the method's parameters went through since the last call."""
+        return 0 if self._steps is None else self._steps.taken()
 
-        As long as no optimizer has made one, a change by hand counts: one between two looks, after a forward pass with
-        gradients. What changes parameters before the training begins, such as loading or DDP's first broadcast, is no
-        step.
-
-        Never compiled: compiled code takes the count for a constant, and would not see a step.
-        """
-        told, self._told = self._told, 0
-        if self._has_optimizer:
-            return told
-        before, now = self._read, version(self.tensor(self._trainable[0]))
-        changed = before is not None and before[0] == now[0] and before != now
-        if torch.is_grad_enabled():
-            self._read = now
-        elif changed:
-            self._read = None
-        return int(changed)
-
-    def counted_parameter(self) -> Tensor | None:
-        """Return the parameter whose optimizer's steps count: the method's first that is trained."""
-        parameters = (self._parameters.get(name) for name in self._trainable)
-        return next((p for p in parameters if p is not None and p.requires_grad), None)
-
-    def optimizer_stepped(self) -> None:
-        """Hear of a step, at once: now the parameters are what the step has made of them, and whole in precision."""
-        self._has_optimizer = True
-        self._told += 1
+    def observe(self) -> None:
+        """Let the method take note of the layer's state, before that is used or read, and at every step."""
         self.method.observe(self)
 
     def extra_repr(self) -> str:
@@ -230,7 +202,7 @@ class AdaptedLayer(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         with torch.no_grad():
-            self.method.observe(self)  # what is saved is what the next forward would use
+            self.observe()  # what is saved is what the next forward would use
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -238,10 +210,11 @@ class AdaptedLayer(nn.Module):
         self._make_residual()
         own = self._shared.items()  # ``assign=True`` gives every layer a tensor of its own
         self._shared = {name: constant for name, constant in own if constant.tensor is self.tensor(name)}
-        self._read = None  # loading writes to the parameters, but is no step
+        if self._steps is not None:
+            self._steps.loaded()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._residual_of = version(self.weight)  # a copy's is of the copy
-        if self.method.moving:
-            follow(self)  # a copy counts for itself
+        if self._steps is not None:
+            self._steps.follow(self)  # a copy counts for itself

@@ -227,7 +227,7 @@ class QuantizedLayer(AdaptedLayer):
         """The dtype that the layer computes in."""
         return self._dtype
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo  # imports the compiler at the first call; ``uncompiled`` is not for tensors
     def forward(self, x: Tensor) -> Tensor:
         """Return x W'ᵀ + b, in the dtype of x; never compiled, for what is noted cannot be."""
         with self._held():
