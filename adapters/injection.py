@@ -63,6 +63,8 @@ def inject(
         >>> list(adapted(model))
         ['query']
     """
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"model must be a torch.nn.Module, not {model!r}")
     modules = dict(model.named_modules())
     chosen = methods_by_module(modules, method, targets, is_adaptable)
     kept = matching({**modules, **dict(model.named_parameters())}, _patterns(trainable), "trainable", lambda _: True)

@@ -21,6 +21,28 @@ from deltaw.analysis.trajectory import Trajectory
 Paths = str | Path | Trajectory | Sequence[str | Path | Trajectory]
 
 
+def open(
+    path: str | Path,
+    *,
+    base: BaseLike = None,
+    modules: Sequence[str] | None = None,
+    split: bool | None = None,
+    pattern: str | None = None,
+) -> Trajectory:
+    """Open a run, whoever wrote it: ``deltaw.open``. The same as ``Trajectory.open``, which see.
+
+    Example:
+        >>> import tempfile, deltaw, torch
+        >>> lora, plain = deltaw.METHODS["lora"](rank=2), torch.nn.Sequential(torch.nn.Linear(6, 4))
+        >>> model, folder = deltaw.inject(plain, lora, targets=["0"]), tempfile.mkdtemp()
+        >>> with deltaw.Recorder(model, folder) as recorder:
+        ...     recorder.step(0)
+        >>> deltaw.open(folder).steps
+        [0]
+    """
+    return Trajectory.open(path, base=base, modules=modules, split=split, pattern=pattern)
+
+
 def open_runs(paths: Paths, *, base: BaseLike = None) -> list[Trajectory]:
     """Open runs, and name those that share a folder name by as much of their path as tells them apart.
 

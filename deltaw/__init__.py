@@ -4,8 +4,8 @@
 ``__init__.pyi``, where type checkers read it, too.
 
 Example:
-    >>> import deltaw, torch
-    >>> deltaw.change(torch.eye(3), 2 * torch.eye(3), axis="row").delta_m
+    >>> import deltaw, numpy
+    >>> deltaw.change(numpy.eye(3), 2 * numpy.eye(3), axis="row").delta_m
     1.0
 """
 
@@ -13,8 +13,12 @@ from typing import Any
 
 import lazy_loader
 
-_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_attribute, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ += ["__version__"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:
