@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +18,13 @@ R = TypeVar("R")
 TRAINING = "training"  # the folder with the Trainer's states, in the run's
 
 
-def finish(settings: Settings, out: Path, result: Any) -> None:
-    """Keep the result in the run folder, and drop the states to go on from."""
-    write_result(out, settings.plain(), asdict(result))
+def finish(settings: Settings, out: Path, result: Any, dev: Mapping[str, str] | None = None) -> None:
+    """Keep the result in the run folder, and drop the states to go on from.
+
+    Arguments:
+        dev: Labels and predictions of the development set, for the error of a score.
+    """
+    write_result(out, settings.plain(), asdict(result), dev)
     shutil.rmtree(out / TRAINING, ignore_errors=True)
 
 

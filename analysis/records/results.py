@@ -1,14 +1,17 @@
 """``result.json``: what an experiment came to, beside the manifest of the run it belongs to.
 
-    {"settings": {"method": "bora", "options": {"rank": 8}, …}, "result": {"method": "bora", "best_mcc": 0.6, …}}
+    {"settings": {"method": "bora", "options": {"rank": 8}, …}, "result": {"method": "bora", "best_mcc": 0.6, …},
+     "dev": {"labels": "0110…", "predictions": "0100…"}}
 
-JSON has no NaN: a number that was not measured is null.
+JSON has no NaN: a number that was not measured is null. ``dev`` has the labels of the development set and what was
+predicted, a digit an example, where the score is one of zeros and ones: with them two runs are compared example by
+example. Earlier versions did not keep it.
 """
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ NUMBERS = (
 )  # fmt: skip
 TEXTS = ("method", "out", "device")
 BY_TASK = ("scores", "prior")  # a number for each task
+ANSWERS = ("labels", "predictions")
 UNMEASURED = "seconds_per_epoch"  # NaN in results of earlier versions where no epoch was left to train
 
 
@@ -35,10 +39,12 @@ class Result:
     Arguments:
         settings: The settings of the experiment, as plain values.
         values: What it came to: numbers, and texts, by the names of the experiment's result.
+        dev: "labels" and "predictions" of the development set, zeros and ones; empty where they were not kept.
     """
 
     settings: dict[str, Any]
     values: dict[str, Any]
+    dev: dict[str, str] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -73,13 +79,15 @@ def read_result(folder: Path) -> Result | None:
         raise RecordError(f"{where}: is damaged ({str(error)[:200]})") from None
 
 
-def write_result(folder: Path, settings: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+def write_result(
+    folder: Path, settings: Mapping[str, Any], values: Mapping[str, Any], dev: Mapping[str, str] | None = None
+) -> None:
     """Write the result of a run; a number that is not finite becomes null.
 
     Raises:
         WriteError: The disk is full or cannot be written to.
     """
-    plain = {"settings": _without_nan(settings), "result": _without_nan(values)}
+    plain = {"settings": _without_nan(settings), "result": _without_nan(values)} | ({"dev": dict(dev)} if dev else {})
     write_text(folder / RESULT, json.dumps(plain, indent=1, allow_nan=False))
 
 
@@ -103,7 +111,17 @@ def _checked(raw: Any) -> Result:
             raise ValueError(f"{name} is {values[name]!r:.40}, it should be numbers by task")
     if "n_dev" in values and not (_is_number(values["n_dev"]) or _are_numbers(values["n_dev"])):
         raise ValueError(f"n_dev is {values['n_dev']!r:.40}, it should be a number, or numbers by task")
-    return Result(settings, values)
+    return Result(settings, values, _answers(raw.get("dev", {})))
+
+
+def _answers(dev: Any) -> dict[str, str]:
+    """Labels and predictions, as many zeros and ones."""
+    if dev == {}:
+        return {}
+    texts = [dev.get(name) if isinstance(dev, dict) else None for name in ANSWERS]
+    if not all(isinstance(text, str) and set(text) <= {"0", "1"} for text in texts) or len(set(map(len, texts))) > 1:
+        raise ValueError("dev must have labels and predictions, as many zeros and ones")
+    return dict(zip(ANSWERS, texts, strict=True))
 
 
 def _plain(raw: Any, depth: int, name: str) -> None:

@@ -1,6 +1,6 @@
 """Fine-tune a model on CoLA with any method, and record how its weights move."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True
         progress: Show a progress bar.
 
     Returns:
-        The result, also kept as ``result.json`` in the run folder.
+        The result, also kept as ``result.json`` in the run folder, with the labels of the development set and the best
+        epoch's predictions: two runs' scores are compared sentence by sentence.
 
     Raises:
         RecordError: The folder holds another run.
@@ -82,8 +83,9 @@ def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True
     check_library(settings.make_method(), settings)
     task = _task(settings)
     trained = fine_tune(settings, task, out, progress=progress)
-    result = _result(settings, out, trained, len(task.evaluation["eval_dataset"]))
-    finish(settings, out, result)
+    sentences = task.evaluation["eval_dataset"]
+    result = _result(settings, out, trained, len(sentences))
+    finish(settings, out, result, _answers(sentences, trained, result.best_epoch))
     return result
 
 
@@ -195,10 +197,27 @@ def _encode(tokenizer: Any, part: tuple[list[str], list[int]], max_length: int) 
     ]
 
 
-def _matthews(prediction: Any) -> dict[str, float]:
+def _matthews(prediction: Any) -> dict[str, float | str]:
     from sklearn.metrics import matthews_corrcoef
 
-    return {"mcc": float(matthews_corrcoef(prediction.label_ids, np.argmax(prediction.predictions, axis=-1)))}
+    found = np.argmax(prediction.predictions, axis=-1)
+    return {"mcc": float(matthews_corrcoef(prediction.label_ids, found)), "predictions": _digits(found)}
+
+
+def _digits(classes: Iterable[int]) -> str:
+    """Zeros and ones as a text, one digit a sentence: a list of them would be a line each in result.json."""
+    return "".join(str(int(one)) for one in classes)
+
+
+def _answers(sentences: Sequence[dict[str, Any]], trained: Trained, epoch: int) -> dict[str, str] | None:
+    """The labels and an epoch's predictions; None where an earlier version, which kept none, had evaluated it."""
+    for entry in trained.log:
+        if "eval_predictions" in entry and round(entry["epoch"]) == epoch:
+            return {
+                "labels": _digits(sentence["labels"] for sentence in sentences),
+                "predictions": entry["eval_predictions"],
+            }
+    return None
 
 
 def _result(settings: ColaSettings, out: Path, trained: Trained, n_dev: int) -> ColaResult:

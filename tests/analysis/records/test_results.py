@@ -21,6 +21,15 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
     assert found.values["scores"] == {"vqa": 0.5}
 
 
+def test_answers_are_kept_and_may_be_missing(tmp_path):
+    answers = {"labels": "0110", "predictions": "0100"}
+    write_result(tmp_path, SETTINGS, VALUES, answers)
+    assert read_result(tmp_path).dev == answers
+    write_result(tmp_path, SETTINGS, VALUES)
+    assert set(json.loads((tmp_path / RESULT).read_text())) == {"settings", "result"}
+    assert read_result(tmp_path).dev == {}
+
+
 def test_what_was_not_measured_is_null_in_the_file(tmp_path):
     write_result(tmp_path, SETTINGS, VALUES | {"seconds_per_epoch": math.nan})
     assert "NaN" not in (tmp_path / RESULT).read_text()
@@ -48,6 +57,10 @@ def nested(depth):
         ('{"settings": {}, "result": {"method": 3}}', "method is 3, it should be a text"),
         ('{"settings": {}, "result": {"scores": [1]}}', "scores is"),
         ('{"settings": {}, "result": {"n_dev": {"vqa": "x"}}}', "n_dev is"),
+        ('{"settings": {}, "result": {}, "dev": {"labels": "01"}}', "as many zeros and ones"),
+        ('{"settings": {}, "result": {}, "dev": {"labels": "01", "predictions": "0"}}', "as many zeros and ones"),
+        ('{"settings": {}, "result": {}, "dev": {"labels": "01", "predictions": "02"}}', "as many zeros and ones"),
+        ('{"settings": {}, "result": {}, "dev": 3}', "as many zeros and ones"),
         ('{"settings": {"a": ' + nested(40) + '}, "result": {}}', "nested more than 20 deep"),
         ('{"settings": {"a": ' + nested(100_000) + '}, "result": {}}', "damaged"),
         ('{"settings": {}, "result": {"seed": 1' + "0" * 30 + "}}", "seed is too large"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sklearn.metrics import matthews_corrcoef
 
 from deltaw.adapters import METHODS, DataError, OptionError, RecordError, TargetError
 from deltaw.analysis import Trajectory
@@ -53,8 +54,12 @@ def test_every_method_trains_and_is_recorded(method, small, tmp_path):
     assert result.n_dev == 16
     assert result.seconds_per_epoch > 0
     assert result.peak_megabytes > 50
-    kept = json.loads((tmp_path / "run" / "result.json").read_text())["result"]
+    whole = json.loads((tmp_path / "run" / "result.json").read_text())
+    kept = whole["result"]
     assert kept["best_mcc"] == result.best_mcc
+    labels, predictions = ([int(digit) for digit in whole["dev"][name]] for name in ("labels", "predictions"))
+    assert len(labels) == result.n_dev
+    assert matthews_corrcoef(labels, predictions) == pytest.approx(result.best_mcc)
     assert not (tmp_path / "run" / "training").exists()
     again = train_cola(settings(small, method), tmp_path / "run", progress=False)
     assert again == result  # read, not trained
