@@ -112,6 +112,8 @@ def name_reader(pattern: str | None) -> Callable[[str], tuple[int | None, str]]:
     """
     if pattern is None:
         return lambda module: (layer_of(module), kind_of(module))
+    if not isinstance(pattern, str):
+        raise OptionError(f"pattern is {pattern!r}; pass a regular expression with a group layer or kind, as a text")
     try:
         compiled = re.compile(pattern)
     except re.error as error:

@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.rows import spread_out
 from deltaw.analysis.figures.drawing.style import SMALLEST
 from deltaw.analysis.names import stack_of
+from deltaw.analysis.tables.walk import spread_out
 
 STACKS = ("", "encoder", "decoder", "cross")
 # One ramp per stack, light to dark; blue, orange and grey stay apart for colour-blind readers.

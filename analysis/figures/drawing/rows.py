@@ -54,15 +54,3 @@ def one_value(rows: pd.DataFrame, column: str, wanted: float | None) -> pd.DataF
     if found.empty:
         raise OptionError(f"{column} is {wanted:g}; the table has {listed}")
     return found
-
-
-def spread_out(values: Sequence[int], count: int) -> list[int]:
-    """Return at most ``count`` of sorted values, evenly spread, the first and the last among them.
-
-    Example:
-        >>> spread_out([0, 1, 2, 3, 4, 5, 6], 3), spread_out([4, 5], 3)
-        ([0, 3, 6], [4, 5])
-    """
-    if len(values) <= count:
-        return list(values)
-    return [values[round(place)] for place in np.linspace(0, len(values) - 1, count)]

@@ -19,13 +19,13 @@ from deltaw.analysis.figures.drawing.axes import (
     width_of,
 )
 from deltaw.analysis.figures.drawing.layer_positions import layer_entries, position_colors, positions_of
-from deltaw.analysis.figures.drawing.rows import spread_out
 from deltaw.analysis.figures.drawing.saving import Movie
 from deltaw.analysis.figures.drawing.style import check_choice, inches, paper_style
 from deltaw.analysis.figures.kinds.cloud import COLUMNS, EDGE, SOURCE, clean, start_note
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.measures.correlation import correlation
 from deltaw.analysis.tables.tidy import display_name, require_columns, require_one_start, select
+from deltaw.analysis.tables.walk import spread_out
 
 MOST_FRAMES = 120
 

@@ -24,11 +24,12 @@ from deltaw.analysis.figures.drawing.axes import (
     width_of,
 )
 from deltaw.analysis.figures.drawing.layer_positions import layer_entries, position_colors, positions_of, with_positions
-from deltaw.analysis.figures.drawing.rows import finite, spread_out
+from deltaw.analysis.figures.drawing.rows import finite
 from deltaw.analysis.figures.drawing.style import check_choice, inches, paper_style
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.measures.correlation import correlation
 from deltaw.analysis.tables.tidy import display_name, require_columns, require_one_start, select
+from deltaw.analysis.tables.walk import spread_out
 
 SOURCE = 'Trajectory.changes("base")'
 COLUMNS = ("run", "method", "module", "layer", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d")

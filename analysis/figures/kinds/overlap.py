@@ -18,9 +18,10 @@ from deltaw.analysis.figures.drawing.layer_positions import (
     positions_of,
     with_positions,
 )
-from deltaw.analysis.figures.drawing.rows import finite, spread_out
+from deltaw.analysis.figures.drawing.rows import finite
 from deltaw.analysis.figures.drawing.style import inches, paper_style
 from deltaw.analysis.tables.tidy import of_kind, require_columns
+from deltaw.analysis.tables.walk import spread_out
 
 PAIR = ("run_first", "run_second", "step_first", "step_second", "module", "layer", "kind", "side")
 OVERLAP_COLUMNS = (*PAIR, "i", "j", "overlap")
