@@ -177,9 +177,10 @@ def chosen_steps(run: Run, steps: Steps) -> list[int]:
         if not run.steps:
             raise OptionError(f"{run.source.where}: no step was recorded")
         return run.steps[-1:]
-    if isinstance(steps, str) or not isinstance(steps, Sequence | range | np.ndarray):
-        raise OptionError(f"steps is {steps!r}; give a list of steps, 'last', or None for all")
-    return [whole_number("a step", step, 0) for step in steps]
+    return [
+        whole_number("a step", step, 0)
+        for step in _several(steps, f"steps is {steps!r}; give a list of steps, 'last', or None for all")
+    ]
 
 
 def chosen_pairs(run: Run, pairs: Pairs) -> list[tuple[Step, int]]:
@@ -198,16 +199,24 @@ def chosen_pairs(run: Run, pairs: Pairs) -> list[tuple[Step, int]]:
     }
     if isinstance(pairs, str) and pairs in named:
         return named[pairs]
-    several = isinstance(pairs, Sequence) and not isinstance(pairs, str)
-    if not several or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in pairs):
-        raise OptionError(
-            f"pairs is {pairs!r}; choose one of {', '.join(PAIRS)}, or give a list of pairs of steps (from, to), "
-            "with None for the base"
-        )
+    wrong = (
+        f"pairs is {pairs!r}; choose one of {', '.join(PAIRS)}, or give a list of pairs of steps (from, to), "
+        "with None for the base"
+    )
+    given = [_several(pair, wrong) for pair in _several(pairs, wrong)]
+    if any(len(pair) != 2 for pair in given):
+        raise OptionError(wrong)
     return [
         (None if start is None else whole_number("a step", start, 0, also="None"), whole_number("a step", end, 0))
-        for start, end in pairs
+        for start, end in given
     ]
+
+
+def _several(values: object, wrong: str) -> list[Any]:
+    """Return a list or an array as a list; of anything else, a text too, say what is wrong."""
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+        raise OptionError(wrong)
+    return list(values)
 
 
 def chosen_modules(modules: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
