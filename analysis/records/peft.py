@@ -343,7 +343,7 @@ def _of_attention(holders: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
     PEFT has the adapter of in_proj under the module's own name, that of out_proj below its base layer.
     """
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for module in holders:
         below = f"{module}.{BASE_LAYER}.{OUT_PROJ}"
         if below in holders:
