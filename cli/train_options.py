@@ -91,7 +91,7 @@ def run_options(rank: str) -> Decorator:
     Arguments:
         rank: The help's default for --rank.
     """
-    options = [
+    options: list[Decorator] = [
         click.option(
             "--method", "methods", cls=ListOption, kind=METHOD, required=True, help="One or several of: {names}."
         ),

@@ -10,7 +10,8 @@ from deltaw.cli.commands import ListOption, OneOf
 from deltaw.cli.options import Decorator, with_default
 from deltaw.cli.train_options import handing_on, rate_option, rates_in_words
 from deltaw.trainers.settings import BASES
-from deltaw.trainers.vl.settings import BATCH_SIZES, BLOCKS, KINDS, LEARNING_RATES, RANKS, TASKS, VLSettings
+from deltaw.trainers.vl.examples import TASKS
+from deltaw.trainers.vl.settings import BATCH_SIZES, BLOCKS, KINDS, LEARNING_RATES, RANKS, VLSettings
 
 PICTURES = ("PIL",)
 

@@ -89,7 +89,7 @@ class Methods(MutableMapping[str, "Factory"]):
                 where = f" of {entry.package}" if isinstance(entry, _Installed) else ""
                 raise DataError(f"the method {name!r}{where} cannot be loaded ({error})") from None
             self._entries[name] = entry
-        return entry  # type: ignore[return-value]
+        return entry
 
     def __setitem__(self, name: str, factory: "Factory") -> None:
         if not callable(factory):

@@ -82,7 +82,7 @@ def inspect_run(
         "verified": source.verify() if verify and source.manifest is not None else None,
     }
     if check:
-        # Checks read weights, which takes torch and pandas; names and sizes do not.
+        # Checks read weights, which takes torch; names and sizes do not.
         from deltaw.analysis.inspection.soundness import DTYPES, soundness
         from deltaw.analysis.trajectory import Trajectory
 
@@ -93,7 +93,7 @@ def inspect_run(
             "checked": sound.steps,
             "findings": [asdict(finding) for finding in sound.findings],
             "broken": sound.broken,
-            "precision": sound.precision.to_dict(orient="records"),
+            "precision": sound.survivals,
         }
     return found
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -16,11 +15,15 @@ from deltaw.analysis.records.base import BaseError, BaseLike, open_base
 from deltaw.analysis.records.format import BASE
 from deltaw.analysis.trajectory import Trajectory
 
+if TYPE_CHECKING:  # one table is made with pandas, when it is asked for; the checks need none
+    import pandas as pd
+
 Level = Literal["broken", "warning"]
 
 EXPLODED = 10.0  # ‖W_t‖ / ‖W₀‖ from which on weights have left what they were
 DTYPES = (torch.bfloat16, torch.float16)  # what the last update is merged into by default
 STARTED = 1e-3  # ‖W'−W₀‖ / ‖W₀‖ up to which an untrained adapter counts as the identity
+_SURVIVAL = ("module", "layer", "kind", "step", "dtype", "entries", "error")
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,20 @@ class Soundness:
     Arguments:
         findings: What is wrong; empty where nothing is.
         steps: The steps that were looked at.
-        precision: One row a module and dtype at the last step, with the columns module, layer, kind, step, dtype,
-            entries, error; see `survival`. Empty where the base is not known.
+        survivals: How much of the last step's update survives merging, a row a module and dtype: module, layer, kind,
+            step, dtype, entries, error; see `survival`. Empty where the base is not known.
     """
 
     findings: list[Finding]
     steps: list[int]
-    precision: pd.DataFrame
+    survivals: list[dict[str, Any]]
+
+    @property
+    def precision(self) -> "pd.DataFrame":
+        """``survivals`` as a table."""
+        import pandas as pd
+
+        return pd.DataFrame(self.survivals, columns=list(_SURVIVAL)).astype({"layer": "Int64"})
 
     @property
     def broken(self) -> bool:
@@ -133,8 +143,7 @@ def soundness(
         near = {}  # all stood still, perhaps after training
     where, at = (run.base_from, steps[0] if steps else None) if given is None else (given.where, None)
     findings += _check_base(run, at, where, lacking, near)
-    columns = ["module", "layer", "kind", "step", "dtype", "entries", "error"]
-    return Soundness(findings, list(steps), pd.DataFrame(survived, columns=columns).astype({"layer": "Int64"}))
+    return Soundness(findings, list(steps), survived)
 
 
 def _check_sum(run: Trajectory) -> Iterator[Finding]:

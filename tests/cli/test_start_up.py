@@ -147,3 +147,19 @@ def test_the_page_shows_how_a_shell_completes(shell, monkeypatch, capsys):
         main([])
     assert left.value.code == 0
     assert f"_DELTAW_COMPLETE={shell}_complete" in capsys.readouterr().out
+
+
+def test_inspect_needs_no_pandas_and_quick_no_torch(tmp_path):
+    make = (
+        "from torch import nn\nfrom deltaw.adapters import LoRA, inject\nfrom deltaw.trainers import Recorder\n"
+        "model = inject(nn.ModuleDict({'query': nn.Linear(6, 6)}), LoRA(rank=2), targets=['query'])\n"
+        "with Recorder(model, 'run') as recorder:\n    recorder.step(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", make], check=True, cwd=tmp_path)
+    calls = [["inspect", "run", "--quick"], ["inspect", "run", "--quick", "--json"]]
+    assert [code for _, code, _, _, _ in called(calls, tmp_path)] == [0, 0]
+    program = "import sys\nfrom deltaw.cli import main\nmain(['inspect', 'run', '-q'])\nprint('LOADED', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    loaded = set(done.stdout.partition("LOADED")[2].split())
+    assert "torch" in loaded
+    assert not loaded & {"pandas", "matplotlib", "numba", "transformers"}

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from deltaw.analysis import Trajectory
 from deltaw.cli import main
 from deltaw.trainers.vl import experiment
-from deltaw.trainers.vl.settings import BLOCKS, KINDS, TASKS
+from deltaw.trainers.vl.examples import TASKS
+from deltaw.trainers.vl.settings import BLOCKS, KINDS
 
 SMALL = ["--epochs", 1, "--batch-size", 12, "--answer-length", 6]
 
