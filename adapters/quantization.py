@@ -58,7 +58,8 @@ def quantize(
         >>> quantize(model, "0")[0].weight.nbytes  # 2048 entries in float32 were 8192 bytes
         1024
     """
-    from deltaw.adapters.injection import is_conv1d, matching, replace_module
+    from deltaw.adapters.injection import is_conv1d, replace_module
+    from deltaw.adapters.patterns import matching
 
     library = load_bitsandbytes()
     if block_size not in BLOCK_SIZES:

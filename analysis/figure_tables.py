@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.injection import matching
+from deltaw.adapters.patterns import matching
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.measures.subspace import Side
 from deltaw.analysis.runs import Paths, open_runs, table

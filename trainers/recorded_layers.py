@@ -12,10 +12,11 @@ from torch.nn.utils import parametrize
 
 from deltaw.adapters.effective import base_weight, effective_weight
 from deltaw.adapters.errors import RecordError, TargetError
-from deltaw.adapters.injection import is_conv1d, linear_modules, matching
+from deltaw.adapters.injection import is_conv1d, linear_modules
 from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.method import Method
 from deltaw.adapters.methods.pissa import PiSSA
+from deltaw.adapters.patterns import matching
 from deltaw.adapters.peft.live import adapter_of, adapter_tensors, attentions, is_peft
 from deltaw.adapters.peft.names import BASE_LAYER
 from deltaw.adapters.quantization import is_quantized

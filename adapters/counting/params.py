@@ -9,8 +9,9 @@ from torch import nn
 
 from deltaw.adapters.counting.configs import CONFIGS, complete, named_config
 from deltaw.adapters.errors import DataError, OptionError
-from deltaw.adapters.injection import linear_modules, linear_shape, matching, methods_by_module, owners
+from deltaw.adapters.injection import linear_modules, linear_shape, methods_by_module, owners
 from deltaw.adapters.method import Method
+from deltaw.adapters.patterns import matching
 
 
 def count_trainable(

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.injection import linear_modules, matching
+from deltaw.adapters.injection import linear_modules
 from deltaw.adapters.method import State
 from deltaw.adapters.methods.pissa import ResidualPair
+from deltaw.adapters.patterns import matching
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from deltaw.adapters.errors import OptionError
 from deltaw.adapters.peft.names import MADE_AGAIN
 from deltaw.analysis.inspection.base_check import FOREIGN, ROUNDED, Nearness, nearness, start_agrees, why_foreign
 from deltaw.analysis.measures.survival import survival
@@ -107,7 +108,10 @@ def soundness(
 
     Raises:
         RecordError: A file is damaged.
+        OptionError: ``dtypes`` are no floating dtypes.
     """
+    if not isinstance(dtypes, (list, tuple)) or not all(isinstance(one, torch.dtype) for one in dtypes):
+        raise OptionError(f"dtypes is {dtypes!r:.80}; give a list of floating dtypes, as [torch.bfloat16]")
     steps = run.steps if every_step else sorted({*run.steps[:1], *run.steps[-2:]})
     given = open_base(base)
     findings: list[Finding] = list(_check_sum(run))

@@ -1,5 +1,6 @@
 """What a path or an address leads to: a folder or a file, the names there, and the folders of its checkpoints."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,11 +107,16 @@ def storage_of(where: str | Path) -> tuple[Storage, str | None]:
             return RemoteStorage(head), last
         return RemoteStorage(where), None
     path = Path(where)
-    if path.is_file():
+    if os.path.isfile(path):
         return LocalStorage(path.parent), path.name
-    if not path.is_dir():
+    if not is_folder(path):
         raise RecordError(f"{path}: there is no such folder")
     return LocalStorage(path), None
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is such a folder; a name that no file system could have is none."""
+    return os.path.isdir(path)
 
 
 def listed(storage: Storage) -> list[str]:

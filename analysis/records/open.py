@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deltaw.adapters.errors import RecordError
+from deltaw.adapters.errors import OptionError, RecordError
+from deltaw.adapters.patterns import matching
 from deltaw.adapters.peft.names import CONFIG
 from deltaw.analysis.records import full, recorded, step_files
 from deltaw.analysis.records.base import BaseLike
-from deltaw.analysis.records.location import Location, listed, locate, storage_of
+from deltaw.analysis.records.location import Location, is_folder, listed, locate, storage_of
 from deltaw.analysis.records.pair import PairSource
 from deltaw.analysis.records.source import Source
 from deltaw.analysis.records.split import SplitSource
@@ -83,6 +84,7 @@ def glance(
     Raises:
         As ``open_source``, except that an unknown method is noticed only when a matrix is read.
     """
+    modules = _patterns(modules)
     location = locate(path)
     for form in FORMATS:
         if form.recognises(location):
@@ -95,7 +97,7 @@ def glance(
 
 def is_own(path: str | Path) -> bool:
     """Return whether it is the folder, or its address, of a run that deltaw recorded."""
-    if not (isinstance(path, str) and is_address(path)) and not Path(path).is_dir():
+    if not (isinstance(path, str) and is_address(path)) and not is_folder(Path(path)):
         return False
     storage, file = storage_of(path)
     return file is None and recorded.recognises(Location(storage, listed(storage)))
@@ -117,15 +119,23 @@ def open_pair(
     Raises:
         RecordError: One of them is no model, or they are not of one model.
     """
+    modules = _patterns(modules)
     return _shown(PairSource(before, after, everything=modules is not None), modules, split)
+
+
+def _patterns(modules: Sequence[str] | str | None) -> list[str] | None:
+    given = [modules] if isinstance(modules, str) else modules
+    if given is None:
+        return None
+    if not isinstance(given, (list, tuple, set, frozenset)) or not all(isinstance(one, str) for one in given):
+        raise OptionError(f"modules is {modules!r:.80}; give glob patterns over module names, or None for all")
+    return list(given)
 
 
 def _shown(source: Source, modules: Sequence[str] | None, split: bool | None) -> Source:
     if split or (split is None and not source.keeps_base):
         source = SplitSource(source)
     if modules is not None:
-        from deltaw.adapters.injection import matching
-
-        kept = matching(source.shapes, [modules] if isinstance(modules, str) else modules, "module")
+        kept = matching(source.shapes, modules, "module")
         source.shapes = {name: source.shapes[name] for name in kept}
     return source

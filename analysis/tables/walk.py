@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import DeltawWarning, NonFiniteError, OptionError, RecordError, ShapeError
-from deltaw.adapters.injection import matching
+from deltaw.adapters.patterns import matching
 from deltaw.analysis.progress import progress as shown
 from deltaw.analysis.records.base import BaseError
 from deltaw.analysis.tables.frame import ABOUT, frame_of

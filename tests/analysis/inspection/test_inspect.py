@@ -24,7 +24,7 @@ def recorded(tmp_path):
 QUICK = """
 import sys
 from deltaw.analysis.inspection import inspect_run
-found = inspect_run(sys.argv[1], check=False)
+found = inspect_run(sys.argv[1], check=False, modules=["*"])
 heavy = [name for name in ("torch", "pandas", "matplotlib", "numba", "numpy") if name in sys.modules]
 print(found["method"], found["steps"], found["modules"][0]["method"], found["options"]["lora"]["rank"], heavy)
 """
@@ -52,3 +52,15 @@ def test_an_opened_run_is_taken(recorded):
     assert inspect_run(run)["findings"] == inspect_run(recorded)["findings"]
     with pytest.raises(DeltawError, match="leave base and modules out"):
         inspect_run(run, modules=["0"])
+
+
+@pytest.mark.parametrize("options", [{"modules": 3}, {"modules": [3]}, {"dtypes": torch.float32}, {"dtypes": ["bf16"]}])
+def test_options_of_a_wrong_type_are_named(recorded, options):
+    with pytest.raises(DeltawError, match=f"{next(iter(options))} is .*; give "):
+        inspect_run(recorded, **options)
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "nowhere"])
+def test_a_path_that_no_file_has(path):
+    with pytest.raises(DeltawError, match="no such folder"):
+        inspect_run(path)
