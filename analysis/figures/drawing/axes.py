@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, inches
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, inches, method_styles
+from deltaw.analysis.tables.tidy import display_name
 
 Which = Literal["x", "y"]
 
@@ -202,6 +203,14 @@ def row_legend(figure: Figure, rows: Sequence[Sequence[tuple[Artist, str]]]) -> 
         handletextpad=0.3,
         columnspacing=0.9,
     )
+
+
+def method_entries(methods: Sequence[str]) -> list[tuple[Artist, str]]:
+    """Return the legend's entries of methods: a line in each one's colour with its marker."""
+    styles = method_styles(methods)
+    return [
+        (Line2D([], [], color=color, marker=marker), display_name(name)) for name, (color, marker) in styles.items()
+    ]
 
 
 def in_rows(entries: Sequence[tuple[Artist, str]], across: int) -> list[list[tuple[Artist, str]]]:

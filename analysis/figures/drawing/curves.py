@@ -5,13 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.axes import in_rows, letter, row_legend, step_axis, value_axis
+from deltaw.analysis.figures.drawing.axes import in_rows, letter, method_entries, row_legend, step_axis, value_axis
 from deltaw.analysis.figures.drawing.layer_positions import (
     axis_coordinates,
     layer_axis,
@@ -61,11 +59,8 @@ def draw_curves(
     if banded:
         notes = ["bands: one standard deviation over the matrices", *notes]
     with paper_style():
-        entries: list[tuple[Artist, str]] = [
-            (Line2D([], [], color=styles[name][0], marker=styles[name][1]), display_name(name)) for name in methods
-        ]
         across = PAPER_WIDTH if len(panels) == 2 else 4.5
-        legend = in_rows(entries, 5 if len(panels) == 2 else 3)
+        legend = in_rows(method_entries(methods), 5 if len(panels) == 2 else 3)
         height = 0.3 + 0.17 * len(legend) + 0.14 * len(notes) + 1.75 * len(measures)
         figure = Figure(figsize=(inches(width, across), height), layout="constrained")
         grid = figure.subplots(len(measures), len(panels), squeeze=False)
@@ -139,7 +134,7 @@ def _deviation(values: "pd.Series[float]") -> tuple[float, float]:
 def _drawn(panels: Iterable[Axes]) -> "pd.Series[float]":
     """Return the heights of all lines and bands in the panels, which their axes have to hold."""
     lines = [np.asarray(line.get_ydata(), dtype=float) for ax in panels for line in ax.lines]
-    bands = [path.vertices[:, 1] for ax in panels for band in ax.collections for path in band.get_paths()]
+    bands = [np.asarray(path.vertices)[:, 1] for ax in panels for band in ax.collections for path in band.get_paths()]
     return pd.Series(np.concatenate([*lines, *bands])).dropna()
 
 

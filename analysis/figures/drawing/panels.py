@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.methods.registry import METHODS
 from deltaw.analysis.figures.drawing.axes import letter, step_axis
+from deltaw.analysis.figures.drawing.rows import runs_note
 from deltaw.analysis.figures.drawing.style import (
     BLUE,
     GREEN,
@@ -109,11 +110,9 @@ def scale_group(method: str, share: Share) -> str:
 
 def _clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Keep the pairs of steps that all runs of a method share, drop NaN and infinity, and say what was left out."""
-    notes = []
+    notes = runs_note(rows)
     runs = rows.groupby("method")["run"].nunique()
-    most = int(runs.max())
-    if most > 1:
-        notes.append(f"mean of {most} runs" if (runs == most).all() else f"mean of up to {most} runs per method")
+    if runs.max() > 1:
         start = pd.to_numeric(rows["step_from"]).astype("Float64").fillna(-1.0)  # missing: the base
         having = rows.groupby(["method", start, "step_to"])["run"].transform("nunique")
         shared = having == rows["method"].map(runs)

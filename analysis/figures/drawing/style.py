@@ -1,9 +1,9 @@
 """How the figures look: sizes for a paper 7 inches wide, and colours that colour-blind readers tell apart."""
 
-import numbers
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from math import dist
 from typing import Any, Literal
 
 import matplotlib.style
@@ -45,13 +45,14 @@ def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
 @cache
 def _colors_apart(taken: tuple[str, ...]) -> list[str]:
     """Return the colours of a palette, each as far as can be from those taken and from those before it."""
-    left = [np.array(color) for color in sns.husl_palette(_CANDIDATES, s=0.8, l=0.55)]
-    near = [np.array(to_rgb(color)) for color in taken]
+    left: list[tuple[float, float, float]] = list(sns.husl_palette(_CANDIDATES, s=0.8, l=0.55))
+    near = [to_rgb(color) for color in taken]
     chosen = []
     while left:
-        distances = [min((float(np.linalg.norm(color - other)) for other in near), default=0.0) for color in left]
-        near.append(left.pop(int(np.argmax(distances))))
-        chosen.append(to_hex(near[-1]))
+        farthest = max(left, key=lambda color: min((dist(color, other) for other in near), default=0.0))
+        left.remove(farthest)
+        near.append(farthest)
+        chosen.append(to_hex(farthest))
     return chosen
 
 
@@ -111,7 +112,11 @@ def inches(width: float | None, otherwise: float) -> float:
 
 def check_range(option: str, value: Any, low: float, high: float, choices: str) -> None:
     """Raise an `OptionError` that lists the choices, unless ``value`` is a number above low and at most high."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low < value <= high:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | np.integer | np.floating)
+        or not low < value <= high
+    ):
         raise OptionError(f"{option} is {value!r}; choose {choices}")
 
 

@@ -154,7 +154,7 @@ def _wanted(there: list[int], steps: int | Sequence[int] | None) -> list[int]:
     moved = [step for step in there if step > 0] or there
     if steps is None:
         return moved
-    if isinstance(steps, Sequence | Set) and not isinstance(steps, str):
+    if isinstance(steps, Sequence | Set):
         return [step for step in there if step in set(steps)]
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise OptionError(f"steps is {steps!r}; choose 1 or more, a list of steps, or None for all")

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from typing import get_args
 
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.axes import in_rows, letter, row_legend, value_axis
+from deltaw.analysis.figures.drawing.axes import in_rows, letter, method_entries, row_legend, value_axis
 from deltaw.analysis.figures.drawing.layer_positions import axis_coordinates, layer_axis, line_over_layers, positions_of
 from deltaw.analysis.figures.drawing.rows import last_steps, runs_note
 from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, check_choice, inches, method_styles, paper_style
@@ -75,10 +73,7 @@ def layers(
     means = rows.groupby(["kind", "method", "stack", "layer"])[list(_SYMBOLS)].mean()
     found = {(kind, method) for kind, method, *_ in means.index}
     with paper_style():
-        entries: list[tuple[Artist, str]] = [
-            (Line2D([], [], color=styles[name][0], marker=styles[name][1]), display_name(name)) for name in chosen
-        ]
-        legend = in_rows(entries, 5)
+        legend = in_rows(method_entries(chosen), 5)
         size = (inches(width, PAPER_WIDTH), 0.45 + 0.17 * len(legend) + 0.14 * len(notes) + 1.5 * len(shown))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(shown), 2, squeeze=False, sharex=True)

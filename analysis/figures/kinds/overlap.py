@@ -151,7 +151,7 @@ def _rows(
     require_columns(frame, columns, source)
     rows, notes = with_positions(of_kind(frame, kind))
     if layers is not None:
-        if not isinstance(layers, Sequence) or isinstance(layers, str):
+        if not isinstance(layers, Sequence):
             raise OptionError(f"layers is {layers!r}; pass a list of layers, or None")
         there = sorted({int(layer) for layer in rows["layer"]})
         for layer in layers:

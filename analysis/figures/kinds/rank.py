@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from deltaw.adapters.errors import OptionError
+from deltaw.analysis.figures.drawing.layer_positions import with_positions
+from deltaw.analysis.figures.drawing.rows import last_steps
 from deltaw.analysis.figures.drawing.style import Scale, check_choice, inches, method_styles, paper_style
 from deltaw.analysis.tables.tidy import display_name, require_columns, select
 
@@ -79,22 +80,13 @@ def rank(
 
 
 def _clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Keep the last step of every run, drop what has no place in the figure, and say what was left out."""
-    rows = rows[rows["step"] == rows.groupby(["run", "method"])["step"].transform("max")]
-    notes = []
-    unnumbered = rows["layer"].isna()
-    if unnumbered.all():
-        raise OptionError(
-            f"no matrix has a layer number in its name (there are {', '.join(sorted(set(rows['module']))[:3])}); "
-            "this figure is by layer, see the table instead"
-        )
-    if unnumbered.any():
-        notes.append(f"{rows.loc[unnumbered, 'module'].nunique()} matrices without a layer number left out")
-    undefined = ~np.isfinite(rows["rank"].astype("float64").to_numpy(na_value=np.nan))
+    """Keep the last step of every run, drop what cannot stand in the figure, and say what was left out."""
+    rows, notes = with_positions(last_steps(rows))
+    rows = rows.astype({"rank": "Float64", "full_rank": float})
+    undefined = ~np.isfinite(rows["rank"].to_numpy(dtype=float, na_value=np.nan))
     if undefined.any():
         notes.append(f"{undefined.sum()} undefined ranks left out")
-    rows = rows[~unnumbered & ~undefined]
-    return rows.astype({"layer": int, "rank": float, "full_rank": float}), notes
+    return rows[~undefined].astype({"rank": float}), notes
 
 
 def _draw(
