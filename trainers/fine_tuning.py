@@ -12,6 +12,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.injection import inject, linear_shape
 from deltaw.adapters.method import Method
+from deltaw.adapters.methods.corda import input_covariances
 from deltaw.adapters.quantization import load_bitsandbytes, quantize
 from deltaw.analysis.progress import tell
 from deltaw.trainers.callback import RecorderCallback
@@ -131,8 +132,6 @@ def _trainable_parameters(model: nn.Module, method: Method, heads: Sequence[str]
 
 def _context(task: Task, count: int) -> dict[str, torch.Tensor]:
     """The covariance of every target's inputs over training examples, under the model as it is."""
-    from deltaw.adapters.methods.corda import input_covariances
-
     device = next(task.model.parameters()).device
     batches = ({name: value.to(device) for name, value in batch.items()} for batch in task.context(count))
     return input_covariances(task.model, task.targets, batches)

@@ -19,6 +19,7 @@ from deltaw.adapters.sharded import full, is_spread
 from deltaw.analysis.records.format import checkpoint_path, finite_or_none
 from deltaw.analysis.records.run_writer import RunWriter
 from deltaw.trainers.arguments import check_options, checked_numbers, checked_path, checked_patterns, number
+from deltaw.trainers.base_guard import BaseGuard
 from deltaw.trainers.budget import Budget, amount, file_bytes, planned
 from deltaw.trainers.distributed import is_writer, local, reshard, together
 from deltaw.trainers.live import Log, Numbers, live_changes
@@ -136,6 +137,7 @@ class Recorder:
         self._constants: dict[str, str] = {}  # what the base's file holds and no checkpoint
         self._before: dict[str, Tensor] | None = None  # the last checkpoint, for the live numbers
         self._rewind = False
+        self._guard: BaseGuard | None = None
 
     def __repr__(self) -> str:
         modules, steps = len(self.layers), len(self._steps)
@@ -170,6 +172,7 @@ class Recorder:
                 self.close()
                 raise
             self._thinning.resume(self._steps)
+            self._guard = BaseGuard(self.layers)
         self._process = os.getpid()
         return self
 
@@ -253,6 +256,8 @@ class Recorder:
         if self._sharded:
             reshard(self.model)
         before = self._checkpoint_before() if self._live and self._writes else None
+        if self._guard is not None:
+            self._guard.check(self._together, self._base_of)
         copies = self._copied(self._checkpoint_tensors())
         dropped = self._thinning.dropped(self._steps, step)
         self._unsure = self._writes

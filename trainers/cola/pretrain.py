@@ -24,9 +24,9 @@ import click
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from deltaw.adapters.errors import DataError
+from deltaw.analysis.progress import progress as shown_progress
 from deltaw.trainers.cola.grammar import grammatical, paradigms, splits, to_tsv, vocabulary
 from deltaw.trainers.pretraining import wrapped, written_anew
 
@@ -159,7 +159,7 @@ def pretrain(sentences: list[str], *, epochs: int, seed: int, progress: bool = T
             optimizer, lambda step: min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
         )
         losses: list[float] = []
-        with tqdm(total=steps, desc="pretrain", unit="step", disable=not progress) as bar:
+        with shown_progress(steps, "pretrain", "step", progress) as bar:
             for _ in range(epochs):
                 for ids in _batches(encoded, order):
                     corrupted, words = corrupt(ids, rivals, generator), ids != padding
@@ -172,7 +172,7 @@ def pretrain(sentences: list[str], *, epochs: int, seed: int, progress: bool = T
                     schedule.step()
                     losses.append(loss.item())
                     bar.update()
-                bar.set_postfix(loss=f"{sum(losses[-200:]) / len(losses[-200:]):.3f}")
+                bar.note(loss=f"{sum(losses[-200:]) / len(losses[-200:]):.3f}")
     last = losses[-max(1, steps // 20) :]
     return model.eval(), tokenizer, sum(last) / len(last)
 

@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from deltaw.adapters.errors import DataError
+from deltaw.analysis.progress import progress as shown_progress
 from deltaw.analysis.records.atomic import atomic_write
 from deltaw.trainers.vl.data import VLCorpus
 from deltaw.trainers.vl.encoders import WANTED, Encoder, load_encoder
@@ -137,7 +137,7 @@ def encode(
         batch.clear()
 
     encoder.to(device)
-    for key, opener in tqdm(pictures.items(), desc="pictures", unit="", disable=not progress):
+    for key, opener in shown_progress(pictures.items(), "pictures", "picture", progress):
         try:
             picture = opener()
         except FileNotFoundError as error:

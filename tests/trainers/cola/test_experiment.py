@@ -10,6 +10,7 @@ from sklearn.metrics import matthews_corrcoef
 
 from deltaw.adapters import METHODS, DataError, OptionError, RecordError, TargetError
 from deltaw.analysis import Trajectory
+from deltaw.trainers import fine_tuning
 from deltaw.trainers import method_trainer as experiment
 from deltaw.trainers.cola import ColaSettings, train_cola
 from deltaw.trainers.cola.data import BUILTIN
@@ -105,7 +106,7 @@ def test_a_method_that_starts_from_data_gets_the_first_batches(small, tmp_path, 
         seen.extend(batches)
         return covariances(model, targets, batches)
 
-    monkeypatch.setattr(deltaw.adapters, "input_covariances", spy)
+    monkeypatch.setattr(fine_tuning, "input_covariances", spy)
     chosen = settings(small, "corda", epochs=1, context_batches=2)
     train_cola(chosen, tmp_path / "run", progress=False)
     assert [len(batch["input_ids"]) for batch in seen] == [16, 16]

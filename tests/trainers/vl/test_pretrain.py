@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 
 from deltaw.adapters.errors import DataError
-from deltaw.trainers.vl import pretrain
+from deltaw.trainers.vl import infilling, pretrain
 from deltaw.trainers.vl.language import inventory, true_remarks
 from deltaw.trainers.vl.model import load_bart, load_picture_encoder, load_vl_bart
 from deltaw.trainers.vl.scene import draw
@@ -94,15 +94,15 @@ def test_infilling_masks_the_share_it_is_told_and_keeps_the_rest_in_order():
     for share in (0.0, 0.15, 0.5, 1.0):
         for _ in range(50):
             masked = pretrain.infill(ids, share, random)
-            kept = [token for token in masked if token != pretrain.MASK]
+            kept = [token for token in masked if token != infilling.MASK]
             assert kept == [token for token in ids if token in kept]
             assert len(ids) - len(kept) == max(1, round(share * len(ids)))
-            assert all(a != b for a, b in itertools.pairwise(masked) if a == pretrain.MASK)
+            assert all(a != b for a, b in itertools.pairwise(masked) if a == infilling.MASK)
             lengths.append(len(masked))
     assert len(set(lengths)) > 5
-    assert pretrain.infill(ids, 1.0, random) == [pretrain.MASK]
+    assert pretrain.infill(ids, 1.0, random) == [infilling.MASK]
     first = [pretrain.infill([10, 11], 0.5, random, light={10}) for _ in range(400)]
-    assert 0.75 < first.count([10, pretrain.MASK]) / 400 < 0.92  # 1 / 1.2
+    assert 0.75 < first.count([10, infilling.MASK]) / 400 < 0.92  # 1 / 1.2
 
 
 def test_samples_say_what_is_so_and_ask_without_a_picture():
@@ -135,7 +135,7 @@ def test_a_batch_masks_the_text_and_keeps_the_labels_whole():
         labels = batch["labels"][row]
         wanted = sample.text if sample.fits is None else str(sample.fits).lower()
         assert tokenizer.decode(labels[labels >= 0], skip_special_tokens=True).strip() == wanted
-        assert (batch["input_ids"][row] == pretrain.MASK).any() == (sample.fits is None)
+        assert (batch["input_ids"][row] == infilling.MASK).any() == (sample.fits is None)
         assert batch["picture_mask"][row].sum() == len(sample.pictures)
         for place, picture in enumerate(sample.pictures):
             assert torch.equal(batch["features"][row, place], features[picture])

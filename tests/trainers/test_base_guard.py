@@ -1,0 +1,59 @@
+"""A base that moves under a PEFT adapter is refused; one that a merge has only rounded is recorded right."""
+
+import pytest
+import torch
+from torch import nn
+
+from deltaw.adapters import RecordError
+from deltaw.analysis.trajectory import Trajectory
+from deltaw.trainers import Recorder
+
+peft = pytest.importorskip("peft")
+
+
+def made(start=False, dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 24), nn.Linear(24, 2)).to(dtype)
+    config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=start, **options)
+    model = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    return model, model.base_model.model[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"start": "pissa"}], ids=str)
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_a_base_that_moves_is_refused(options, size, tmp_path):
+    model, layer = made(**options)
+    with Recorder(model, tmp_path / "run") as recorder:
+        recorder.step(0)
+        with torch.no_grad():
+            layer.lora_B["default"].weight.mul_(size)
+        recorder.step(1)
+        layer.merge()
+        layer.merged_adapters.clear()
+        nn.init.zeros_(layer.lora_B["default"].weight)
+        with pytest.raises(RecordError, match=r"'base_model\.model\.0' has moved .* \(ReLoRA\)"):
+            recorder.step(2)
+    assert Trajectory.open(tmp_path / "run").steps == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("start", [False, "pissa"])
+def test_an_adapter_that_is_merged_for_a_while_is_recorded_right(start, dtype, tmp_path):
+    if start == "pissa" and dtype == torch.bfloat16:
+        pytest.skip("PEFT makes PiSSA from wider weights only")
+    model, _ = made(start, dtype)
+    state = {key: value.clone() for key, value in model.state_dict().items() if "lora" in key}
+    with Recorder(model, tmp_path / "run") as recorder:
+        model.merge_adapter()
+        recorder.step(0)
+        model.unmerge_adapter()
+        recorder.step(1)
+        model.merge_adapter()
+        model.unmerge_adapter()
+        recorder.step(2)
+    run = Trajectory.open(tmp_path / "run")
+    (module,) = run.modules
+    for step in (0, 1, 2):
+        tensors = run.state(module, step)
+        for key in ("lora_A", "lora_B"):
+            assert torch.equal(tensors[key].to(dtype), state[f"{module}.{key}.default.weight"])

@@ -1,0 +1,80 @@
+"""Notices where the weight below a PEFT adapter moves, so that the adapter's tensors no longer tell ΔW."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaw.adapters.effective import base_weight
+from deltaw.adapters.errors import RecordError
+from deltaw.adapters.peft.names import BASE_LAYER
+from deltaw.adapters.sharded import full, is_spread
+from deltaw.trainers.distributed import local
+from deltaw.trainers.recorded_layers import Layer
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class BaseGuard:
+    """Holds every PEFT layer that is recorded as its adapter against the record's W₀.
+
+    ReLoRA adds the adapter to the weight below it and begins the adapter anew: recorded by its tensors alone, the run
+    would have ΔW = 0. The check is a sum over the bits of the weight, which takes one pass over it. Only where that has
+    changed the weights are compared: an adapter that was merged and taken out again (TRL merges it to generate) leaves
+    a rounding behind, which is none of ReLoRA's steps.
+
+    Arguments:
+        layers: The recorded layers by name.
+    """
+
+    def __init__(self, layers: Mapping[str, Layer]) -> None:
+        self._layers = {name: layer for name, layer in layers.items() if layer.adapter and layer.method is not None}
+        self._sums = {name: _sum_of_bits(layer) for name, layer in self._layers.items()}
+
+    def check(self, together: Callable[[Callable[[], Any]], Any], base_of: Callable[[str], dict[str, Tensor]]) -> None:
+        """Raise where a weight has moved; collective where weights are sharded.
+
+        Arguments:
+            together: Has something done by the process that writes, with its result in all.
+            base_of: Reads by module W₀ under "", and the method's constants.
+
+        Raises:
+            RecordError: It has moved by more than the rounding of its dtype; names the module.
+        """
+        for name, layer in self._moved():
+            held = full(base_weight(layer.module)).detach()
+            together(lambda name=name, held=held: _compare(name, self._layers[name], held.cpu(), base_of(name)))
+
+    def _moved(self) -> Iterator[tuple[str, Layer]]:
+        for name, layer in self._layers.items():
+            if not getattr(layer.module, "merged", False) and _sum_of_bits(layer) != self._sums[name]:
+                yield name, layer
+
+
+def _sum_of_bits(layer: Layer) -> int:
+    """Return the sum of a weight's entries read as integers, which every change of one entry changes."""
+    weight: Any = getattr(layer.module.get_submodule(BASE_LAYER), "weight", None)
+    if not isinstance(weight, Tensor):
+        return 0  # of a quantized layer that holds it in other tensors, into which nothing is merged
+    part = local(weight.detach())
+    total = part.contiguous().view(_INTEGERS[part.element_size()]).sum(dtype=torch.int64)
+    if is_spread(weight):
+        torch.distributed.all_reduce(total)
+    return int(total)
+
+
+def _compare(name: str, layer: Layer, held: Tensor, record: Mapping[str, Tensor]) -> None:
+    expected = record[""].double()
+    if "start_A" in record:  # PiSSA: below the adapter is what it was not given
+        scaling: float = getattr(layer.method, "scaling", 1.0)
+        expected = expected - scaling * (record["start_B"].double() @ record["start_A"].double())
+    weight: Any = layer.module.get_submodule(BASE_LAYER).weight
+    rounding = torch.finfo(weight.dtype).eps if weight.dtype.is_floating_point else 0.0
+    moved, size = float((held.double() - expected).norm()), float(expected.norm())
+    if not moved <= rounding * size:
+        raise RecordError(
+            f"the weight below PEFT's adapter of {name!r} has moved by {moved / (size or 1):.1e} of its size since the "
+            "record began, as where an adapter is merged and begun anew (ReLoRA); its tensors no longer tell ΔW. Start "
+            "another record after each merge"
+        )
