@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.methods.lora_fa import FrozenDown
 
@@ -30,6 +31,7 @@ class AsyLoRA(FrozenDown):
     counts = "r·out"
     look = ("#56B4E9", "^")
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """B zero, A with orthonormal rows."""
         A = orthonormal_rows(self.rank, base.shape[1], generator).to(base.dtype)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.linear.low_rank import low_rank_linear
 from deltaw.adapters.linear.norms import constant_norms_of_both, ratio, row_norms, starting_norms, weighted_column_norms
@@ -46,11 +47,13 @@ class BoRA(LowRankPair):
 
     scales_base: ClassVar[bool] = True
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """LoRA's, m_r (out,) and m_c (in,)."""
         magnitudes = {"magnitude_row": (out_features,), "magnitude_column": (in_features,)}
         return super().shapes(out_features, in_features) | magnitudes
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """LoRA's, the row norms of W₀, and the column norms of what they leave."""
         state = super().initial(base, generator)
@@ -59,14 +62,16 @@ class BoRA(LowRankPair):
         state["magnitude_column"] = starting_norms(base, "column")
         return state
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
-        """Equation 3, dense."""
+        """Return W' by equation 3, dense."""
         V = base + self.product(state)
         row_norm = torch.linalg.vector_norm(V.detach() if self.detach_norm else V, dim=1)
         H = V * ratio(state["magnitude_row"], row_norm)[:, None]
         column_norm = torch.linalg.vector_norm(H.detach() if self.detach_norm else H, dim=0)
         return H * ratio(state["magnitude_column"], column_norm)
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """Scale LoRA's input by m_c / ‖H‖ and its output by m_r / ‖V‖."""
         state = layer.state()

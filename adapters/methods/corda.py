@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.injection import linear_modules
@@ -59,11 +60,13 @@ class CorDA(ResidualPair):
         if not 0 < self.damping < float("inf"):
             raise OptionError(f"damping must be above 0, not {self.damping!r}")
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """There is none without data."""
         del base, generator
         raise OptionError("corda starts from data: pass context=input_covariances(model, targets, batches) to inject")
 
+    @override
     def start(self, base: Tensor, generator: torch.Generator, given: State) -> dict[str, Tensor]:
         """The chosen pair, twice: to train and to subtract."""
         if "covariance" not in given:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.low_rank import low_rank_linear
@@ -58,24 +59,28 @@ class DeltaLoRA(LowRankPair):
             raise OptionError(f"ratio must be a number above 0, not {self.ratio!r}")
         self.take_whole_numbers(start_step=0)
 
+    @override
     def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """A and B at step K, and the count of optimizer steps up to K."""
         return {"anchor_A": (self.rank, in_features), "anchor_B": (out_features, self.rank), "steps": ()}
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """LoRA's, which is also the first anchor."""
         state = super().initial(base, generator)
         anchors = {"anchor_A": state["lora_A"].clone(), "anchor_B": state["lora_B"].clone()}
         return state | anchors | {"steps": torch.zeros((), dtype=torch.int64)}
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
-        """W_t + s·B A; W_t is a constant."""
+        """Return W_t + s·B A; W_t is a constant."""
         moved = state["lora_B"].detach() @ state["lora_A"].detach() - state["anchor_B"] @ state["anchor_A"]
         ratio = self.ratio if int(state["steps"]) >= self.start_step else 0.0
         return base + ratio * self.scaling * moved + self.product(state)
 
+    @override
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """U = s·[(1 + λ) B, −λ B_K] and V = [A; A_K]; before step K, and without an anchor, U = s·(1 + λ)·B, V = A."""
+        """Return U = s·[(1 + λ) B, −λ B_K] and V = [A; A_K]; without an anchor s·(1 + λ)·B and A."""
         del base
         A, B = state["lora_A"], self.scaling * state["lora_B"]
         if int(state["steps"]) < self.start_step:
@@ -85,6 +90,7 @@ class DeltaLoRA(LowRankPair):
             return B, A
         return torch.cat((B, -self.ratio * self.scaling * state["anchor_B"]), dim=1), torch.cat((A, state["anchor_A"]))
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """LoRA's forward with the pair [A; A; A_K], [B, λ B, −λ B_K], of which only the first is differentiated."""
         state = layer.state()
@@ -97,6 +103,7 @@ class DeltaLoRA(LowRankPair):
         dropout = self.dropout if layer.training else 0.0
         return low_rank_linear(x, layer.base, layer.bias, stacked, wide, self.scaling, dropout)
 
+    @override
     def observe(self, layer: Layer) -> None:
         """Count the optimizer steps up to K, and keep A and B as they are at K."""
         if not self.start_step or not (taken := layer.steps_taken()):

@@ -86,24 +86,28 @@ class DoRA(LowRankPair):
     def look(self) -> tuple[str, str]:
         return ("#009E73", "D") if self.axis == "column" else ("#E69F00", "v")
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """LoRA's, and the magnitudes."""
         length = in_features if self.axis == "column" else out_features
         return super().shapes(out_features, in_features) | {"magnitude": (length,)}
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """LoRA's, and m = ‖W₀‖ along the axis."""
         state = super().initial(base, generator)
         norm = starting_norms(base, self.axis)
         return state | {"magnitude": norm}
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
-        """M V / ‖V‖, dense."""
+        """Return m V / ‖V‖, dense."""
         V = base + self.product(state)
         dim = 0 if self.axis == "column" else 1
         norm = torch.linalg.vector_norm(V.detach() if self.detach_norm else V, dim=dim)
         return V * ratio(state["magnitude"], norm).unsqueeze(dim)
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """Scale the input (column) or the output (row) of LoRA's forward by m / ‖V‖."""
         state = layer.state()

@@ -96,10 +96,12 @@ class DualLoRA(RankedMethod):
         return self.rank if self.direction_rank is None else self.direction_rank
 
     @property
+    @override
     def scaling(self) -> float:
         """s = α/√(r₁ r₂); 1 where no alpha is given."""
         return 1.0 if self.alpha is None else self.alpha / math.sqrt(self.rank * self.second_rank)
 
+    @override
     def check_shape(self, out_features: int, in_features: int, where: str) -> None:
         """Raise where one of the ranks is above the smaller side of the matrix."""
         super().check_shape(out_features, in_features, where)
@@ -109,6 +111,7 @@ class DualLoRA(RankedMethod):
                 f"{where!r}; choose a lower one"
             )
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """A (r₁, in) and B (out, r₁), C (r₂, in) and D (out, r₂)."""
         first: dict[str, Shape] = {"lora_A": (self.rank, in_features), "lora_B": (out_features, self.rank)}
@@ -116,10 +119,12 @@ class DualLoRA(RankedMethod):
             return first
         return first | {"lora_C": (self.second_rank, in_features), "lora_D": (out_features, self.second_rank)}
 
+    @override
     def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """The count of optimizer steps, a scalar; and the fixed signs (out, in)."""
         return ({"signs": (out_features, in_features)} if self.sign == "fixed" else {}) | {"steps": ()}
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Four Gaussians, and no step taken."""
         state = {
@@ -165,18 +170,21 @@ class DualLoRA(RankedMethod):
             return torch.ones((), dtype=dtype, device=state["lora_A"].device)
         return (state["steps"].to(dtype) / self.warmup_steps).clamp(max=1.0)
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
-        """Equation 9, with the ramp."""
+        """Return W' by equation 9, with the ramp."""
         return base + self.update(base, state)
 
+    @override
     def update(self, base: Tensor, state: State) -> Tensor:
-        """Ramp·s·W_m ⊙ W_d."""
+        """Return ramp·s·W_m ⊙ W_d."""
         del base
         scale = self.ramp(state) * self.scaling
         return scale * (self.magnitude_group(state) * self.direction_group(state))
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
-        """X W'ᵀ + b; the one dense matrix kept for the backward pass is W_m ⊙ W_d."""
+        """Return x W'ᵀ + b; the one dense matrix kept for the backward pass is W_m ⊙ W_d."""
         state = layer.state()
         scale = self.ramp(state) * self.scaling
         if (self.activation, self.sign) != ("relu", "ste"):
@@ -193,6 +201,7 @@ class DualLoRA(RankedMethod):
             result = _DualLinear.apply(x, layer.base, *groups, scale)  # type: ignore[no-untyped-call]
         return result if layer.bias is None else result + layer.bias.to(result.dtype)
 
+    @override
     def observe(self, layer: Layer) -> None:
         """Count the optimizer steps since the last look."""
         if self.warmup_steps and (taken := layer.steps_taken()):

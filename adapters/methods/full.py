@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.method import Layer, Method, Shape, State
 
@@ -26,20 +27,24 @@ class FullFineTuning(Method):
 
     injects: ClassVar[bool] = False
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """The matrix itself."""
         return {"weight": (out_features, in_features)}
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """W₀."""
+        """Return W₀."""
         del generator
         return {"weight": base.clone()}
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
         """The matrix itself."""
         del base
         return state["weight"]
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """Of the plain layer; full fine-tuning has no layer of its own."""
         return torch.nn.functional.linear(x, layer.base, layer.bias)

@@ -61,6 +61,7 @@ class GaLore(FullFineTuning):
         if self.proj_type not in PROJECTIONS:
             raise OptionError(f"proj_type must be one of {', '.join(PROJECTIONS)}, not {self.proj_type!r}")
 
+    @override
     def check_shape(self, out_features: int, in_features: int, where: str) -> None:
         """Raise where the rank is above the smaller side of the matrix."""
         # With reverse_std the library tells the sides apart by their sizes; equal ones it multiplies the wrong way.

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from typing_extensions import override
 
 from deltaw.adapters.linear.blocks import row_blocks
 from deltaw.adapters.linear.low_rank import kaiming_uniform
@@ -40,25 +41,30 @@ class HiRA(RankedMethod):
     counts = "r·(out + in)"
     look = ("#661100", "8")
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """A (r, in), B (out, r)."""
         return {"hira_A": (self.rank, in_features), "hira_B": (out_features, self.rank)}
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """A uniform, B zero."""
         A = kaiming_uniform(self.rank, base.shape[1], base, generator)
         return {"hira_A": A, "hira_B": base.new_zeros(base.shape[0], self.rank)}
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
-        """W₀ + s·W₀ ⊙ (B A)."""
+        """Return W₀ + s·W₀ ⊙ (B A)."""
         return base + self.update(base, state)
 
+    @override
     def update(self, base: Tensor, state: State) -> Tensor:
         """s·W₀ ⊙ (B A)."""
         return self.scaling * base * (state["hira_B"] @ state["hira_A"])
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
-        """X W'ᵀ + b; W' is made a block of rows at a time, and again in the backward pass: none is kept."""
+        """Return x W'ᵀ + b; W' is made a block of rows at a time, and again in the backward pass: none is kept."""
         A, B = layer.tensor("hira_A"), layer.tensor("hira_B")
         if layer.training and self.dropout:
             path = F.dropout(x, self.dropout)

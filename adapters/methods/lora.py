@@ -25,15 +25,18 @@ class LowRankPair(RankedMethod):
     rank_stabilized: bool = False
 
     @property
+    @override
     def scaling(self) -> float:
         """s = α / r, or α / √r for rsLoRA."""
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """A (r, in), B (out, r)."""
         return {"lora_A": (self.rank, in_features), "lora_B": (out_features, self.rank)}
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """A uniform, B zero."""
         return {
@@ -96,22 +99,26 @@ class LoRA(LowRankPair):
     def look(self) -> tuple[str, str]:
         return ("#56B4E9", "p") if self.rank_stabilized else ("#0072B2", "o")
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
-        """W₀ + s·B A."""
+        """Return W₀ + s·B A."""
         return base + self.product(state)
 
+    @override
     def update(self, base: Tensor, state: State) -> Tensor:
         """s·B A."""
         del base
         return self.product(state)
 
+    @override
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
-        """U = s·B and V = A."""
+        """Return U = s·B and V = A."""
         del base
         return self.scaling * state["lora_B"], state["lora_A"]
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
-        """X W₀ᵀ + b + s·(x Aᵀ) Bᵀ."""
+        """Return x W₀ᵀ + b + s·(x Aᵀ) Bᵀ."""
         dropout = self.dropout if layer.training else 0.0
         return low_rank_linear(
             x, layer.base, layer.bias, layer.tensor("lora_A"), layer.tensor("lora_B"), self.scaling, dropout

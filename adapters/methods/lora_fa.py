@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.linear.low_rank import kaiming_uniform, low_rank_linear
 from deltaw.adapters.method import Layer, RankedMethod, Shape, State
@@ -16,27 +17,32 @@ class FrozenDown(RankedMethod):
     Only x Aᵀ (tokens, r) is kept for the backward pass, not x (tokens, in): nothing else needs a gradient.
     """
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """B (out, r)."""
         del in_features
         return {"lora_B": (out_features, self.rank)}
 
+    @override
     def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """A (r, in)."""
         del out_features
         return {"lora_A": (self.rank, in_features)}
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
-        """W₀ + s·B A."""
+        """Return W₀ + s·B A."""
         return base + self.update(base, state)
 
+    @override
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """U = s·B and V = A."""
+        """Return U = s·B and V = A."""
         del base
         return self.scaling * state["lora_B"], state["lora_A"]
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
-        """X W₀ᵀ + b + s·(x Aᵀ) Bᵀ."""
+        """Return x W₀ᵀ + b + s·(x Aᵀ) Bᵀ."""
         dropout = self.dropout if layer.training else 0.0
         A, B = layer.tensor("lora_A"), layer.tensor("lora_B")
         return low_rank_linear(x, layer.base, layer.bias, A, B, self.scaling, dropout)
@@ -64,6 +70,7 @@ class LoRAFA(FrozenDown):
     counts = "r·out"
     look = ("#56B4E9", "v")
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """B zero, A uniform."""
         A = kaiming_uniform(self.rank, base.shape[1], base, generator)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.injection import adapted
@@ -49,6 +50,7 @@ class LoRAPlus(LoRA):
         if not 0 < self.lr_ratio < math.inf:
             raise OptionError(f"lr_ratio must be a number above 0, not {self.lr_ratio!r}")
 
+    @override
     def rate_factors(self) -> dict[str, float]:
         """λ for B."""
         return {"lora_B": self.lr_ratio}

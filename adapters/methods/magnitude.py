@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.norms import ratio
@@ -50,24 +51,29 @@ class Magnitude(Method):
         if self.axis not in ("row", "column"):
             raise OptionError(f"axis must be 'row' or 'column', not {self.axis!r}")
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """The magnitudes."""
         return {"magnitude": (in_features if self.axis == "column" else out_features,)}
 
+    @override
     def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """The norms of W₀."""
         return {"norm": self.shapes(out_features, in_features)["magnitude"]}
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The norms of W₀, to train and to divide by."""
         del generator
         norm = torch.linalg.vector_norm(base, dim=0 if self.axis == "column" else 1)
         return {"magnitude": norm, "norm": norm.clone()}
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
         """M W₀ / ‖W₀‖."""
         return base * ratio(state["magnitude"], state["norm"]).unsqueeze(0 if self.axis == "column" else 1)
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """Scale the input (column) or the output (row) of the linear map."""
         scale = ratio(layer.tensor("magnitude"), layer.tensor("norm"))

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.method import Layer, RankedMethod, Shape, State
@@ -62,6 +63,7 @@ class MoRA(RankedMethod):
         side = math.isqrt((out_features + in_features) * self.rank)
         return side - side % 2 if self.variant == "rotation" else side
 
+    @override
     def check_shape(self, out_features: int, in_features: int, where: str) -> None:
         """Raise where no chunk is whole."""
         super().check_shape(out_features, in_features, where)
@@ -74,20 +76,24 @@ class MoRA(RankedMethod):
                 f"({out_features} × {in_features}), which is above its smaller side; {advice}"
             )
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """M (r̂, r̂)."""
         side = self.side(out_features, in_features)
         return {"mora_M": (side, side)}
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """M zero."""
         del generator
         return {"mora_M": base.new_zeros(self.shapes(*base.shape)["mora_M"])}
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
-        """W₀ + ΔW."""
+        """Return W₀ + ΔW."""
         return base + self.update(base, state)
 
+    @override
     def update(self, base: Tensor, state: State) -> Tensor:
         """ΔW, dense, from P, M, the rotations and Q written out."""
         M, (rows, columns) = state["mora_M"], base.shape
@@ -101,6 +107,7 @@ class MoRA(RankedMethod):
             outputs = torch.cat([M @ (_rotation(k, side, M) @ chunk) for k, chunk in enumerate(Q)])
         return self.scaling * outputs[torch.arange(rows, device=M.device) % len(outputs)]
 
+    @override
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
         """For "sharing": U = s·P M (out, r̂) and V = Q (r̂, in)."""
         if self.variant != "sharing":
@@ -111,8 +118,9 @@ class MoRA(RankedMethod):
         Q = F.one_hot(places, columns).to(M.dtype).view(-1, side, columns).sum(0)
         return self.scaling * M[torch.arange(rows, device=M.device) % side], Q
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
-        """X W₀ᵀ + b + s·decompress(M compress(x))."""
+        """Return x W₀ᵀ + b + s·decompress(M compress(x))."""
         M = layer.tensor("mora_M")
         result = F.linear(x, layer.base, layer.bias)
         path = (F.dropout(x, self.dropout) if layer.training and self.dropout else x).to(M.dtype)

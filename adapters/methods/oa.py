@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.method import State
@@ -51,6 +52,7 @@ class OrthogonalAdaptation(FrozenDown):
         super().__post_init__()
         self.take_whole_numbers(task=0, basis_seed=0)
 
+    @override
     def check_shape(self, out_features: int, in_features: int, where: str) -> None:
         """Raise where the rank or the number of tasks is too large."""
         super().check_shape(out_features, in_features, where)
@@ -61,6 +63,7 @@ class OrthogonalAdaptation(FrozenDown):
                 "choose a lower rank or task"
             )
 
+    @override
     def start(self, base: Tensor, generator: torch.Generator, given: State) -> dict[str, Tensor]:
         """B zero, A the task's rows."""
         del generator
@@ -69,10 +72,12 @@ class OrthogonalAdaptation(FrozenDown):
             A = self._rows(base.shape[1])
         return {"lora_B": base.new_zeros(base.shape[0], self.rank), "lora_A": A.to(base.dtype)}
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The start without anything given."""
         return self.start(base, generator, {})
 
+    @override
     def shared(self, shapes: Sequence[tuple[int, int]], generator: torch.Generator) -> dict[str, Tensor]:
         """The task's rows for each number of inputs, which all layers with that many inputs have in common."""
         del generator

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.linear.low_rank import low_rank_linear
 from deltaw.adapters.method import Layer, RankedMethod, Shape, State
@@ -21,29 +22,35 @@ class ResidualPair(RankedMethod):
     float32, where a residual would be a coarse one, there is none, and s·B₀ A₀ is subtracted in every forward.
     """
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """A (r, in), B (out, r)."""
         return {"lora_A": (self.rank, in_features), "lora_B": (out_features, self.rank)}
 
+    @override
     def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """What A and B were at the start."""
         return {"start_A": (self.rank, in_features), "start_B": (out_features, self.rank)}
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
         """The residual and s·B A."""
         residual = base - self.scaling * (state["start_B"] @ state["start_A"])
         return residual + self.scaling * (state["lora_B"] @ state["lora_A"])
 
+    @override
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """U = s·[B, −B₀] (out, 2r) and V = [A; A₀] (2r, in)."""
+        """Return U = s·[B, −B₀] (out, 2r) and V = [A; A₀] (2r, in)."""
         del base
         left = torch.cat((state["lora_B"], -state["start_B"]), dim=1)
         return self.scaling * left, torch.cat((state["lora_A"], state["start_A"]))
 
+    @override
     def residual(self, state: State) -> tuple[Tensor, Tensor]:
-        """U = s·B₀ and V = A₀."""
+        """Return U = s·B₀ and V = A₀."""
         return self.scaling * state["start_B"].double(), state["start_A"]
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """LoRA's forward on the residual; or on W₀, less the start's."""
         A, B = layer.tensor("lora_A"), layer.tensor("lora_B")
@@ -96,6 +103,7 @@ class PiSSA(ResidualPair):
         super().__post_init__()
         self.take_whole_numbers(iterations=0)
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The principal pair, twice: to train and to subtract."""
         if self.iterations is None:

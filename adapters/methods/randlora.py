@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from typing_extensions import override
 
 from deltaw.adapters.linear.low_rank import add_product
 from deltaw.adapters.method import Layer, RankedMethod, Shape, State
@@ -50,17 +51,20 @@ class RandLoRA(RankedMethod):
         """Return n."""
         return -(-min(out_features, in_features) // self.rank)
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """λ (n, r) and γ (n, min(out, in))."""
         n = self.bases(out_features, in_features)
         return {"randlora_lambda": (n, self.rank), "randlora_gamma": (n, min(out_features, in_features))}
 
+    @override
     def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """A (r, smaller side) and all B_jᵀ one below the other (n·r, larger side)."""
         smaller, larger = sorted((out_features, in_features))
         n = self.bases(out_features, in_features)
         return {"randlora_A": (self.rank, smaller), "randlora_B": (n * self.rank, larger)}
 
+    @override
     def shared(self, shapes: Sequence[tuple[int, int]], generator: torch.Generator) -> dict[str, Tensor]:
         """A and all B_j, large enough for every layer."""
         smaller, larger = max(min(shape) for shape in shapes), max(max(shape) for shape in shapes)
@@ -71,6 +75,7 @@ class RandLoRA(RankedMethod):
             drawn[name] = uniform / uniform.std() if uniform.numel() > 1 else uniform.sign()
         return drawn
 
+    @override
     def start(self, base: Tensor, generator: torch.Generator, given: State) -> dict[str, Tensor]:
         """The layer's part of the bases, λ zero, γ constant."""
         given = given or self.shared([(base.shape[0], base.shape[1])], generator)
@@ -84,14 +89,17 @@ class RandLoRA(RankedMethod):
             "randlora_B": given["randlora_B"][:stacked, :larger].to(base.dtype),
         }
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The start of a layer that shares with none."""
         return self.start(base, generator, {})
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
-        """W₀ + ΔW."""
+        """Return W₀ + ΔW."""
         return base + self.update(base, state)
 
+    @override
     def update(self, base: Tensor, state: State) -> Tensor:
         """The sum over the bases, dense."""
         A, gamma = state["randlora_A"], state["randlora_gamma"]
@@ -101,8 +109,9 @@ class RandLoRA(RankedMethod):
             total = total + (B_j.T * lambda_j) @ (A * gamma_j)
         return self.scaling * (total if base.shape[0] >= base.shape[1] else total.T)
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
-        """X W₀ᵀ + b + s·(x Xᵀ) Bᵀ with the bases stacked: X_j = Λ_j A Γ_j (n·r, smaller side)."""
+        """Return x W₀ᵀ + b + s·(x Xᵀ) Bᵀ with the bases stacked: X_j = Λ_j A Γ_j (n·r, smaller side)."""
         state = layer.state()
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
         result = F.linear(flat, layer.base, layer.bias)

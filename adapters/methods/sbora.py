@@ -74,17 +74,20 @@ class SBoRA(RankedMethod):
     def look(self) -> tuple[str, str]:
         return ("#882255", "<") if self.variant == "FA" else ("#999933", ">")
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """B (out, r), or A (r, in)."""
         if self.variant == "FA":
             return {"lora_B": (out_features, self.rank)}
         return {"lora_A": (self.rank, in_features)}
 
+    @override
     def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """The r indices."""
         del out_features, in_features
         return {"indices": (self.rank,)}
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Zero, and r different indices in rising order."""
         features = base.shape[1] if self.variant == "FA" else base.shape[0]
@@ -92,18 +95,21 @@ class SBoRA(RankedMethod):
         (name, shape), *_ = self.shapes(*base.shape).items()
         return {name: base.new_zeros(shape), "indices": indices}
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
-        """W₀ + s·B A with the one-hot side written out."""
+        """Return W₀ + s·B A with the one-hot side written out."""
         return base + self.update(base, state)
 
+    @override
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """U = s·B, V = A_sb (FA), or U = B_sb, V = s·A (FB)."""
+        """Return U = s·B, V = A_sb (FA), or U = B_sb, V = s·A (FB)."""
         if self.variant == "FA":
             B = self.scaling * state["lora_B"]
             return B, F.one_hot(state["indices"], base.shape[1]).to(B.dtype)
         A = self.scaling * state["lora_A"]
         return F.one_hot(state["indices"], base.shape[0]).T.to(A.dtype), A
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """Gather columns of x (FA), or add into rows of the output (FB)."""
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
@@ -138,7 +144,7 @@ def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None, trained: Tensor, d
 
 
 class _GatheredLinear(torch.autograd.Function):
-    """X W₀ᵀ + b + s·x_R Bᵀ for the chosen columns x_R of x, with one pass less over the gradient of x.
+    """Return x W₀ᵀ + b + s·x_R Bᵀ for the chosen columns x_R of x, with one pass less over the gradient of x.
 
     From g = ∂L/∂y, the gradients are x: g W₀, with s·g B added to the chosen columns; B: s·gᵀ x_R; b: Σ_t g_t. The
     gradient of x_R is part of that of x, so it has none of its own. Neither x nor anything dense is kept.
@@ -175,7 +181,7 @@ class _GatheredLinear(torch.autograd.Function):
 
 
 class _ScatteredLinear(torch.autograd.Function):
-    """X W₀ᵀ + b, with s·x Aᵀ added to the chosen columns, with one pass less over the gradient of x.
+    """Return x W₀ᵀ + b, with s·x Aᵀ added to the chosen columns, with one pass less over the gradient of x.
 
     From g = ∂L/∂y and its chosen columns g_R, the gradients are x: g W₀ + s·g_R A; A: s·g_Rᵀ x; b: Σ_t g_t.
     """

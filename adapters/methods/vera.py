@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.low_rank import low_rank_linear
@@ -54,19 +55,23 @@ class SharedPair(RankedMethod):
         if not math.isfinite(self.d_initial) or self.d_initial == 0:
             raise OptionError(f"d_initial must be a number other than 0, not {self.d_initial!r}")
 
+    @override
     def check_shape(self, out_features: int, in_features: int, where: str) -> None:
         """Any rank fits."""
         del out_features, in_features, where
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """d (r,) and b (out,)."""
         del in_features
         return {"vera_d": (self.rank,), "vera_b": (out_features,)}
 
+    @override
     def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """A (r, in), B (out, r)."""
         return {"vera_A": (self.rank, in_features), "vera_B": (out_features, self.rank)}
 
+    @override
     def shared(self, shapes: Sequence[tuple[int, int]], generator: torch.Generator) -> dict[str, Tensor]:
         """A and B, large enough for every layer."""
         rows, columns = (max(sides) for sides in zip(*shapes, strict=True))
@@ -76,6 +81,7 @@ class SharedPair(RankedMethod):
             drawn[name] = (2 * unit - 1) * math.sqrt(6 / shape[1])
         return drawn
 
+    @override
     def start(self, base: Tensor, generator: torch.Generator, given: State) -> dict[str, Tensor]:
         """The layer's part of A and B, d constant, b zero."""
         given = given or self.shared([(base.shape[0], base.shape[1])], generator)
@@ -86,6 +92,7 @@ class SharedPair(RankedMethod):
             "vera_B": given["vera_B"][: base.shape[0]].to(base.dtype),
         }
 
+    @override
     def initial(self, base: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The start of a layer that shares with none."""
         return self.start(base, generator, {})
@@ -123,22 +130,26 @@ class VeRA(SharedPair):
     counts = "r + out"
     look = ("#117733", "o")
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
-        """W₀ + s·diag(b) B diag(d) A."""
+        """Return W₀ + s·diag(b) B diag(d) A."""
         return base + self.product(state)
 
+    @override
     def update(self, base: Tensor, state: State) -> Tensor:
         """s·diag(b) B diag(d) A."""
         del base
         return self.product(state)
 
+    @override
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
-        """U = s·diag(b) B diag(d) and V = A; ``None`` where r is above a side and they would be the larger form."""
+        """Return U = s·diag(b) B diag(d) and V = A; ``None`` where r is above a side of W₀."""
         if self.rank > min(base.shape):
             return None
         A, B = self.pair(state)
         return self.scaling * B, A
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """LoRA's forward with A and diag(b) B diag(d)."""
         A, B = self.pair(layer.state())
@@ -184,23 +195,27 @@ class DVoRA(SharedPair):
         if self.axis not in ("row", "column"):
             raise OptionError(f"axis must be 'row' or 'column', not {self.axis!r}")
 
+    @override
     def shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
         """VeRA's, and the magnitudes."""
         length = in_features if self.axis == "column" else out_features
         return super().shapes(out_features, in_features) | {"magnitude": (length,)}
 
+    @override
     def start(self, base: Tensor, generator: torch.Generator, given: State) -> dict[str, Tensor]:
         """VeRA's, and m = ‖W₀‖ along the axis."""
         norm = starting_norms(base, self.axis)
         return super().start(base, generator, given) | {"magnitude": norm}
 
+    @override
     def weight(self, base: Tensor, state: State) -> Tensor:
-        """M V / ‖V‖, dense."""
+        """Return m V / ‖V‖, dense."""
         V = base + self.product(state)
         dim = 0 if self.axis == "column" else 1
         norm = torch.linalg.vector_norm(V.detach() if self.detach_norm else V, dim=dim)
         return V * ratio(state["magnitude"], norm).unsqueeze(dim)
 
+    @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """DoRA's forward with VeRA's pair."""
         state = layer.state()
