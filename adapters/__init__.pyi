@@ -10,11 +10,8 @@ from .errors import RecordError as RecordError
 from .errors import ShapeError as ShapeError
 from .errors import TargetError as TargetError
 from .errors import WriteError as WriteError
-from .injection import adapted as adapted
 from .injection import inject as inject
-from .injection import load_adapters as load_adapters
 from .injection import merge as merge
-from .injection import save_adapters as save_adapters
 from .layer import AdaptedLayer as AdaptedLayer
 from .method import Method as Method
 from .methods.asylora import AsyLoRA as AsyLoRA
@@ -42,6 +39,9 @@ from .methods.registry import create as create
 from .methods.sbora import SBoRA as SBoRA
 from .methods.vera import DVoRA as DVoRA
 from .methods.vera import VeRA as VeRA
+from .modules import adapted as adapted
 from .peft.read import load_peft as load_peft
 from .peft.write import save_peft as save_peft
 from .quantization import quantize as quantize
+from .state_file import load_adapters as load_adapters
+from .state_file import save_adapters as save_adapters

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from deltaw.adapters.bitsandbytes import dequantized, is_quantized
 from deltaw.adapters.errors import ShapeError, TargetError
-from deltaw.adapters.injection import is_conv1d
 from deltaw.adapters.layer import AdaptedLayer
-from deltaw.adapters.peft.live import is_peft, plain_below, weight_of
+from deltaw.adapters.modules import is_conv1d, is_peft
+from deltaw.adapters.peft.live import plain_below, weight_of
 from deltaw.adapters.peft.names import BASE_LAYER
-from deltaw.adapters.quantization import dequantized, is_quantized
 
 
 @torch.no_grad()

@@ -1,25 +1,17 @@
-"""Put a method into a model, take it out again, and keep its parameters in a file."""
+"""Put a method into a model, and take it out again."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deltaw.adapters.constants import identity, share
-from deltaw.adapters.errors import DataError, NonFiniteError, OptionError, ShapeError, TargetError
+from deltaw.adapters.bitsandbytes import QuantizedLayer, compute_dtype, is_quantized
+from deltaw.adapters.constants import share
+from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError, TargetError
 from deltaw.adapters.layer import WIDENED, AdaptedLayer
-from deltaw.adapters.method import Method, Shape, State
-from deltaw.adapters.patterns import matching
-from deltaw.adapters.peft.live import is_peft
-from deltaw.adapters.peft.names import BASE_LAYER
-from deltaw.adapters.quantization import QuantizedLayer, compute_dtype, is_quantized, quantized_shape
-
-FILE_FORMAT = "deltaw-adapters-1"
+from deltaw.adapters.method import Method, State
+from deltaw.adapters.modules import adapted, is_adaptable, is_conv1d, linear_shape, replace_module
+from deltaw.adapters.patterns import matching, owners, pattern_list
 
 
 def inject(
@@ -66,7 +58,7 @@ def inject(
         raise OptionError(f"model must be a torch.nn.Module, not {model!r}")
     modules = dict(model.named_modules())
     chosen = methods_by_module(modules, method, targets, is_adaptable)
-    kept = matching({**modules, **dict(model.named_parameters())}, _patterns(trainable), "trainable", lambda _: True)
+    kept = matching({**modules, **dict(model.named_parameters())}, pattern_list(trainable), "trainable", lambda _: True)
     shapes: dict[Method, list[tuple[int, int]]] = {}
     for name, wanted in chosen.items():  # everything is checked before anything is changed
         source = modules[name]
@@ -128,11 +120,6 @@ def layer_over(
     return kind(source, method, generator, is_conv1d(source), given, state)
 
 
-def owners(name: str) -> set[str]:
-    """Return a parameter's name and those of the modules that it is in."""
-    return {name} | {name.rsplit(".", k)[0] for k in range(1, name.count(".") + 1)}
-
-
 def methods_by_module(
     modules: dict[str, nn.Module],
     method: Method | Mapping[str, Method],
@@ -140,7 +127,7 @@ def methods_by_module(
     usable: Callable[[object], bool],
 ) -> dict[str, Method]:
     """Return the method of every module that is to be adapted, in the model's order; see ``inject``."""
-    by_pattern = method if isinstance(method, Mapping) else dict.fromkeys(_patterns(targets), method)
+    by_pattern = method if isinstance(method, Mapping) else dict.fromkeys(pattern_list(targets), method)
     for given in [method] if not isinstance(method, Mapping) else method.values():
         if not isinstance(given, Method):
             raise OptionError(f"method must be a method such as LoRA(rank=8), not {given!r}")
@@ -167,11 +154,6 @@ def _check_covariance(method: Method, name: str, columns: int, context: Mapping[
         raise NonFiniteError(f"the covariance for module {name!r} holds NaN or infinity; look at the batches")
 
 
-def adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
-    """Return the adapted layers of a model by module name, in the model's order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLayer)}
-
-
 def merge(model: nn.Module) -> nn.Module:
     """Put W' into plain layers of the original class, in the base's dtype, in place.
 
@@ -184,144 +166,6 @@ def merge(model: nn.Module) -> nn.Module:
     for name, layer in adapted(model).items():
         replace_module(model, name, _plain(layer))
     return model
-
-
-def save_adapters(model: nn.Module, path: str | Path) -> None:
-    """Write the methods' tensors and options to one safetensors file.
-
-    Raises:
-        TargetError: The model has no adapted layer.
-    """
-    layers = adapted(model)
-    if not layers:
-        raise TargetError("the model has no adapted layer to save; call inject(model, method, targets) first")
-    tensors: dict[str, Tensor] = {}
-    methods: dict[str, Any] = {}
-    for name, layer in layers.items():
-        layer.method.observe(layer)
-        methods[name] = {"method": layer.method.name, "options": layer.method.options()}
-        tensors |= {f"{name}.{key}": value.detach() for key, value in layer.state().items()}
-    same = repeated(tensors)
-    copies = {name: value.to("cpu", copy=True).contiguous() for name, value in tensors.items() if name not in same}
-    header = {"format": FILE_FORMAT, "methods": json.dumps(methods), "same": json.dumps(same)}
-    save_file(copies, str(path), metadata=header)
-
-
-def repeated(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return, for every tensor that is the very same memory as an earlier one, that one's name."""
-    first: dict[Any, str] = {}
-    return {
-        name: first[identity(value)]
-        for name, value in tensors.items()
-        if first.setdefault(identity(value), name) != name and value.numel()
-    }
-
-
-def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
-    """Read what ``save_adapters`` wrote into a model that is injected in the same way, or that is plain.
-
-    A plain model is injected first, as the file says; everything else in it is then frozen.
-
-    Raises:
-        DataError: The file is not such a file.
-        TargetError: The model lacks a layer that the file has.
-        ShapeError: A tensor does not fit.
-    """
-    from deltaw.adapters.methods.registry import create
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            # Copied into memory of torch's own: the file's is aligned as the header's length has it, and with another
-            # alignment some processors' kernels sum in another order.
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be read as a safetensors file ({error})") from None
-    if header.get("format") != FILE_FORMAT:
-        raise DataError(f"{path}: is no file of save_adapters (its format is {header.get('format')!r})")
-    try:
-        methods = {
-            name: (entry["method"], dict(entry["options"])) for name, entry in json.loads(header["methods"]).items()
-        }
-        tensors |= {key: tensors[kept] for key, kept in json.loads(header.get("same", "{}")).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from None
-    if not adapted(model):
-        layers = {}  # all of them before the first is put in: an error leaves the model as it is
-        for name, (key, options) in methods.items():
-            plain = find_module(model, name, str(path))
-            method = create(key, **options)
-            rows, columns = linear_shape(plain)
-            method.check_shape(rows, columns, name)
-            wanted = method.shapes(rows, columns) | method.frozen_shapes(rows, columns)
-            state = fitting_tensors(tensors, name, wanted, str(path))
-            layers[name] = layer_over(plain, method, torch.Generator(), state=state)
-        put_in(model, layers)
-        own = {id(layer.tensor(k)) for layer in adapted(model).values() for k in layer._trainable}
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in own)
-    layers = adapted(model)
-    for name, (key, options) in methods.items():
-        if name not in layers:
-            raise TargetError(f"{path}: has {name!r}, which is not adapted in this model")
-        layer = layers[name]
-        if (layer.method.name, layer.method.options()) != (key, options):
-            raise OptionError(f"{path}: {name!r} was saved as {key} with {options}, but the model has {layer.method!r}")
-        shapes = {key: tuple(value.shape) for key, value in layer.state().items()}
-        state = fitting_tensors(tensors, name, shapes, str(path))
-        layer.load_state_dict({**layer.state_dict(), **state})
-    return model
-
-
-def fitting_tensors(tensors: dict[str, Tensor], name: str, shapes: Mapping[str, Shape], path: str) -> dict[str, Tensor]:
-    """Return a module's tensors, each in the shape that the model has for it."""
-    state = {}
-    for key, shape in shapes.items():
-        value = tensors.get(f"{name}.{key}")
-        if value is None or tuple(value.shape) != shape:
-            found = "nothing" if value is None else tuple(value.shape)
-            raise ShapeError(f"{path}: {name}.{key} has shape {found}, the model's has {shape}")
-        state[key] = value
-    return state
-
-
-def _patterns(patterns: Sequence[str] | str) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
-
-
-def is_conv1d(module: object) -> bool:
-    """Whether it is transformers' Conv1D, told by its name and its place, so that transformers need not be there."""
-    # FSDP2 makes a class of its own from it, so its bases are asked as well.
-    kinds = type(module).__mro__
-    return any(kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers") for kind in kinds)
-
-
-def is_adaptable(module: object) -> bool:
-    """Whether a method can go on it, or is on it."""
-    return type(module) is nn.Linear or isinstance(module, AdaptedLayer) or is_conv1d(module) or is_quantized(module)
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """Return (out, in) of a linear layer."""
-    module = module.get_submodule(BASE_LAYER) if is_peft(module) else module
-    if is_quantized(module):
-        return quantized_shape(module)
-    rows, columns = module.get_parameter("weight").shape
-    return (columns, rows) if is_conv1d(module) else (rows, columns)
-
-
-def find_module(model: nn.Module, name: str, where: str) -> nn.Module:
-    """Return a module by its name, or raise a TargetError that says what has the name."""
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        raise TargetError(f"{where}: has {name!r}, which the model has not") from None
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put another module in a module's place."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _plain(layer: AdaptedLayer) -> nn.Module:
@@ -337,16 +181,3 @@ def _plain(layer: AdaptedLayer) -> nn.Module:
     plain.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
     plain.register_parameter("bias", layer.bias)
     return plain.train(layer.training)
-
-
-def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the names and modules of all linear layers: plain, ours, and PEFT's (without the parts inside)."""
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if name.startswith(inside):
-            continue
-        if is_peft(module):
-            inside += (name + ".",)
-            yield name, module
-        elif isinstance(module, (nn.Linear, AdaptedLayer)) or is_conv1d(module):
-            yield name, module

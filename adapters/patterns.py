@@ -1,7 +1,7 @@
-"""Glob patterns over module names."""
+"""Glob patterns over the names of modules and parameters."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from deltaw.adapters.errors import TargetError
@@ -44,3 +44,13 @@ def _no_match(pattern: str, what: str, hits: list[str], lookup: dict[str, object
     near = near or [f"*.{t}" if any("." in name for name in usable) else t for t in sorted(tails)[:8]]
     listed = ", ".join(dict.fromkeys(near)) or "no linear layer at all"
     return f"{what} pattern {pattern!r} matches nothing in the model; near it there is: {listed}"
+
+
+def pattern_list(patterns: Sequence[str] | str) -> list[str]:
+    """Return one pattern or several as a list."""
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def owners(name: str) -> set[str]:
+    """Return a parameter's name and those of the modules that it is in."""
+    return {name} | {name.rsplit(".", k)[0] for k in range(1, name.count(".") + 1)}

@@ -13,7 +13,7 @@ from torch import nn
 
 from deltaw.adapters import METHODS, Method, create
 from deltaw.adapters.counting.params import count_trainable, model_from_config
-from deltaw.adapters.injection import linear_modules, linear_shape
+from deltaw.adapters.modules import linear_modules, linear_shape
 from deltaw.adapters.patterns import matching
 
 QV = ("*.query", "*.value")  # RoBERTa: LoRA's own choice

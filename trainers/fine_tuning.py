@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
+from deltaw.adapters.bitsandbytes import load_bitsandbytes
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.injection import inject, linear_shape
+from deltaw.adapters.injection import inject
 from deltaw.adapters.method import Method
 from deltaw.adapters.methods.corda import input_covariances
-from deltaw.adapters.quantization import load_bitsandbytes, quantize
+from deltaw.adapters.modules import linear_shape
+from deltaw.adapters.quantization import quantize
 from deltaw.analysis.progress import tell
 from deltaw.trainers.callback import RecorderCallback
 from deltaw.trainers.finished import TRAINING, last_state

@@ -11,9 +11,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
-from deltaw.adapters.injection import repeated
 from deltaw.adapters.method import Method
 from deltaw.adapters.methods.lora_plus import parameter_groups
+from deltaw.adapters.state_file import repeated
 from deltaw.analysis.progress import Progress, progress
 from deltaw.trainers.settings import Settings
 from deltaw.trainers.task import Task

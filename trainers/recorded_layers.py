@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from deltaw.adapters.bitsandbytes import is_quantized
 from deltaw.adapters.effective import base_weight, effective_weight
 from deltaw.adapters.errors import RecordError, TargetError
-from deltaw.adapters.injection import is_conv1d, linear_modules
 from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.method import Method
 from deltaw.adapters.methods.pissa import PiSSA
+from deltaw.adapters.modules import is_conv1d, is_peft, linear_modules
 from deltaw.adapters.patterns import matching
-from deltaw.adapters.peft.live import adapter_of, adapter_tensors, attentions, is_peft
+from deltaw.adapters.peft.live import adapter_of, adapter_tensors, attentions
 from deltaw.adapters.peft.names import BASE_LAYER
-from deltaw.adapters.quantization import is_quantized
 from deltaw.adapters.sharded import full
 from deltaw.analysis.records.format import ModuleEntry
 from deltaw.trainers.distributed import whole_parameters

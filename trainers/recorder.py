@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError, RecordError
-from deltaw.adapters.injection import repeated
 from deltaw.adapters.sharded import full, is_spread
+from deltaw.adapters.state_file import repeated
 from deltaw.analysis.records.format import checkpoint_path, finite_or_none
 from deltaw.analysis.records.run_writer import RunWriter
 from deltaw.trainers.arguments import check_options, checked_numbers, checked_path, checked_patterns, number

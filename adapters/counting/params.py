@@ -9,9 +9,10 @@ from torch import nn
 
 from deltaw.adapters.counting.configs import CONFIGS, complete, named_config
 from deltaw.adapters.errors import DataError, OptionError
-from deltaw.adapters.injection import linear_modules, linear_shape, methods_by_module, owners
+from deltaw.adapters.injection import methods_by_module
 from deltaw.adapters.method import Method
-from deltaw.adapters.patterns import matching
+from deltaw.adapters.modules import linear_modules, linear_shape
+from deltaw.adapters.patterns import matching, owners
 
 
 def count_trainable(

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.injection import linear_modules
 from deltaw.adapters.method import State
 from deltaw.adapters.methods.pissa import ResidualPair
+from deltaw.adapters.modules import linear_modules
 from deltaw.adapters.patterns import matching
 
 

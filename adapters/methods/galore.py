@@ -10,9 +10,9 @@ from torch import nn
 from typing_extensions import override
 
 from deltaw.adapters.errors import DataError, OptionError
-from deltaw.adapters.injection import linear_modules
 from deltaw.adapters.methods.full import FullFineTuning
 from deltaw.adapters.methods.lora_plus import parameter_groups
+from deltaw.adapters.modules import linear_modules
 from deltaw.adapters.patterns import matching
 
 PROJECTIONS = ("std", "reverse_std", "right", "left", "full")

@@ -8,8 +8,8 @@ from torch import nn
 from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.injection import adapted
 from deltaw.adapters.methods.lora import LoRA
+from deltaw.adapters.modules import adapted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """PEFT's layers in a living model: which they are, what the active adapter holds, and W' of them.
 
-They are told by their classes, so PEFT need not be there. ``effective.py`` and ``injection.py`` call this file, so it
-stands below them: it imports methods, and of PEFT's room the names alone.
+They are told by their classes, so PEFT need not be there. ``effective.py`` calls this file, so it stands below that: it
+imports methods, and of PEFT's room the names alone.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from deltaw.adapters.method import Method
 from deltaw.adapters.methods.dora import DoRA
 from deltaw.adapters.methods.lora import LoRA
 from deltaw.adapters.methods.pissa import PiSSA
+from deltaw.adapters.modules import is_peft
 from deltaw.adapters.peft.names import BASE_LAYER, LEAVES_THE_BASE
 
 
@@ -33,11 +34,6 @@ class Adapter:
     method: Method | None = None
     name: str = ""
     rewritten: bool = False
-
-
-def is_peft(module: nn.Module) -> bool:
-    """Whether the module is a PEFT layer over another."""
-    return hasattr(module, BASE_LAYER) and any(c.__module__.startswith("peft.") for c in type(module).__mro__)
 
 
 def plain_below(module: nn.Module) -> nn.Module:

@@ -9,19 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltaw.adapters.bitsandbytes import compute_dtype, is_quantized
 from deltaw.adapters.effective import base_weight
 from deltaw.adapters.errors import DataError, DeltawError, OptionError, ShapeError, TargetError
-from deltaw.adapters.injection import (
-    adapted,
-    find_module,
-    fitting_tensors,
-    is_adaptable,
-    is_conv1d,
-    layer_over,
-    linear_shape,
-    put_in,
-    replace_module,
-)
+from deltaw.adapters.injection import layer_over, put_in
 from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.method import Method
 from deltaw.adapters.methods.dora import DoRA
@@ -30,6 +21,7 @@ from deltaw.adapters.methods.lora import LoRA
 from deltaw.adapters.methods.pissa import PiSSA
 from deltaw.adapters.methods.randlora import RandLoRA
 from deltaw.adapters.methods.vera import VeRA
+from deltaw.adapters.modules import adapted, find_module, is_adaptable, is_conv1d, linear_shape, replace_module
 from deltaw.adapters.peft.folder import UNLOAD, read_config, read_tensors
 from deltaw.adapters.peft.names import (
     BASE_LAYER,
@@ -44,7 +36,7 @@ from deltaw.adapters.peft.names import (
 )
 from deltaw.adapters.peft.targets import fits, with_parents
 from deltaw.adapters.peft.write import reordered
-from deltaw.adapters.quantization import compute_dtype, is_quantized
+from deltaw.adapters.state_file import fitting_tensors
 
 Config = dict[str, Any]
 Tensors = dict[str, Tensor]

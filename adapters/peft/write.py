@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deltaw.adapters.errors import OptionError, TargetError, WriteError
-from deltaw.adapters.injection import adapted
 from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.linear.norms import constant_norms
 from deltaw.adapters.method import RankedMethod
@@ -31,6 +30,7 @@ from deltaw.adapters.methods.lora import LoRA
 from deltaw.adapters.methods.lora_fa import FrozenDown
 from deltaw.adapters.methods.randlora import RandLoRA
 from deltaw.adapters.methods.vera import VeRA
+from deltaw.adapters.modules import adapted
 from deltaw.adapters.peft.names import CONFIG, PREFIX, ROOT, WEIGHTS
 from deltaw.adapters.peft.targets import saved_whole, with_parents
 

@@ -27,8 +27,8 @@ from deltaw.adapters import (
     quantize,
     save_adapters,
 )
-from deltaw.adapters.injection import linear_shape
-from deltaw.adapters.quantization import QuantizedLayer, load_bitsandbytes
+from deltaw.adapters.bitsandbytes import QuantizedLayer, load_bitsandbytes
+from deltaw.adapters.modules import linear_shape
 from deltaw.analysis import Trajectory, spectrum
 from deltaw.trainers import Recorder
 

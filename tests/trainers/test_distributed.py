@@ -20,7 +20,7 @@ from deltaw.adapters import (
     create,
     inject,
 )
-from deltaw.adapters.injection import linear_modules
+from deltaw.adapters.modules import linear_modules
 from deltaw.analysis.records import run_writer as recorder_module
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, every

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, set_seed
 
 from deltaw.adapters.errors import DataError, TargetError
-from deltaw.adapters.injection import linear_modules
+from deltaw.adapters.modules import linear_modules
 from deltaw.adapters.patterns import matching
 from deltaw.analysis.names import kind_of
 from deltaw.trainers.cola.data import BUILTIN, Corpus, load_corpus

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from deltaw.adapters.errors import OptionError, TargetError
-from deltaw.adapters.injection import linear_modules
+from deltaw.adapters.modules import linear_modules
 from deltaw.adapters.patterns import matching
 from deltaw.analysis.names import kind_of, stack_of
 from deltaw.trainers.fine_tuning import check_library, check_shapes, fine_tune
