@@ -175,6 +175,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-written_aside = atomic_write  # until all callers have the new name

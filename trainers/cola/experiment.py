@@ -14,6 +14,7 @@ from deltaw.adapters.errors import DataError, TargetError
 from deltaw.adapters.modules import linear_modules
 from deltaw.adapters.patterns import matching
 from deltaw.analysis.names import kind_of
+from deltaw.analysis.progress import tell
 from deltaw.trainers.cola.data import BUILTIN, Corpus, load_corpus
 from deltaw.trainers.cola.settings import ColaSettings
 from deltaw.trainers.fine_tuning import check_library, check_shapes, fine_tune
@@ -80,6 +81,7 @@ def train_cola(settings: ColaSettings, out: str | Path, *, progress: bool = True
     out = Path(out)
     there = finished_cola(settings, out)
     if there is not None:
+        tell(f"{out}: was finished before", enabled=progress)
         return there
     check_library(settings.make_method(), settings)
     task = _task(settings)

@@ -13,6 +13,7 @@ from deltaw.adapters.errors import OptionError, TargetError
 from deltaw.adapters.modules import linear_modules
 from deltaw.adapters.patterns import matching
 from deltaw.analysis.names import kind_of, stack_of
+from deltaw.analysis.progress import tell
 from deltaw.trainers.fine_tuning import check_library, check_shapes, fine_tune
 from deltaw.trainers.finished import finish, finished
 from deltaw.trainers.loading import quiet
@@ -120,6 +121,7 @@ def train_vl(settings: VLSettings, out: str | Path, *, progress: bool = True, da
     out = Path(out)
     there = finished_vl(settings, out)
     if there is not None:
+        tell(f"{out}: was finished before", enabled=progress)
         return there
     check_library(settings.make_method(), settings)
     data = data or load_vl_data(settings, progress=progress)

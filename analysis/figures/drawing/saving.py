@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.formats import check_path, format_of
 from deltaw.analysis.figures.drawing.style import paper_style
-from deltaw.analysis.records.atomic import written_aside
+from deltaw.analysis.records.atomic import atomic_write
 
 DPI = 300
 MOVIE_DPI = 150
@@ -65,7 +65,7 @@ def save(figure: Figure | Movie, path: str | Path) -> Path:
     path = check_path(path, movie=isinstance(figure, Movie))
     kind = format_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as aside, paper_style():
+    with atomic_write(path) as aside, paper_style():
         if isinstance(figure, Movie):
             _film(figure, aside, kind)
         else:

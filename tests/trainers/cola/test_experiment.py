@@ -193,3 +193,23 @@ def test_what_cannot_be_used_is_named_before_anything_is_written(small, tmp_path
 def test_bad_settings_are_named(bad):
     with pytest.raises(OptionError, match=next(iter(bad))):
         ColaSettings(**({"method": "lora", "model": MODEL, "data": "somewhere"} | bad))
+
+
+def test_what_goes_on_says_from_where_and_what_was_finished_says_so(small, tmp_path, monkeypatch, capsys):
+    chosen, path = settings(small, "lora", epochs=3), tmp_path / "run"
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.Watch, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_cola(chosen, path, progress=True)
+    capsys.readouterr()
+    train_cola(chosen, path, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [f"{path}: goes on from step 3 of 9", "run: 3 of 9 steps"]
+    assert lines[-1].startswith("run: 6 steps in 0:")
+    train_cola(chosen, path, progress=True)
+    assert capsys.readouterr().err.splitlines() == [f"{path}: was finished before"]
