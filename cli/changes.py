@@ -19,7 +19,7 @@ PAIRS = ("consecutive", "initial", "base")
 @runs_argument
 @click.option(
     "--pairs",
-    type=OneOf(PAIRS, "kind of pairs"),
+    type=OneOf(PAIRS),
     help="Default: consecutive; base for a run of one checkpoint.",
 )
 @modules_option

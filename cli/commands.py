@@ -88,7 +88,7 @@ class Group(click.Group):
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
             known = self.list_commands(ctx)
-            raise click.UsageError(f"No such {self.what} {name!r}; {did_you_mean(name, known)}", ctx)
+            raise click.UsageError(f"No such {self.what}: {name!r} {did_you_mean(name, known)}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -106,20 +106,20 @@ def _or_help(callback: Callable[..., Any] | None) -> Callable[..., Any]:
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Return the end of a message on an unknown name: the nearest ones, then all.
+    """Return the end of a message on an unknown name: all names, and the nearest ones.
 
     Example:
         >>> did_you_mean("dorra", ["lora", "dora"])
-        "did you mean 'dora' or 'lora'? There are lora, dora"
+        "is not one of lora, dora; did you mean 'dora' or 'lora'?"
         >>> did_you_mean("x", ["lora", "dora"])
-        'there are lora, dora'
+        'is not one of lora, dora'
     """
     names = list(known)
     folded = {name.casefold(): name for name in reversed(names)}
     near = [folded[name] for name in difflib.get_close_matches(given.casefold(), folded, n=3)]
     near += [name for name in names if given and name.startswith(given) and name not in near][: 3 - len(near)]
-    everything = f"here are {', '.join(names)}"
-    return f"did you mean {' or '.join(map(repr, near))}? T{everything}" if near else f"t{everything}"
+    meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"is not one of {', '.join(names)}{meant}"
 
 
 class OneOf(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.4 on
@@ -127,18 +127,17 @@ class OneOf(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
 
     Arguments:
         known: The names, in order. A registry is only read when a name is to be checked, completed or shown.
-        what: What they are called in a message.
     """
 
     name = "choice"
 
-    def __init__(self, known: Iterable[str], what: str = "choice") -> None:
-        self.known, self.what = known, what
+    def __init__(self, known: Iterable[str]) -> None:
+        self.known = known
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the name as it is."""
         if value not in self.known:
-            self.fail(f"no such {self.what} {value!r}; {did_you_mean(value, self.known)}", param, ctx)
+            self.fail(f"{value!r} {did_you_mean(value, self.known)}", param, ctx)
         return str(value)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:

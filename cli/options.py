@@ -18,8 +18,8 @@ BASE_HELP = "W₀, where a run does not hold it: a folder, or a name in Hugging 
 MODULES_HELP = "Glob pattern over module names; may be repeated."
 
 # Read when a name is checked or shown, not before: entry points of other packages take a moment to look up.
-METHOD = OneOf(METHODS, "method")
-PAPER = OneOf(PAPERS, "paper")
+METHOD = OneOf(METHODS)
+PAPER = OneOf(PAPERS)
 
 
 def _check_table(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:

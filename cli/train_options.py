@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from deltaw.adapters.errors import DeltawError
-from deltaw.cli.commands import ListOption
+from deltaw.adapters.methods.registry import METHODS
+from deltaw.cli.commands import ListOption, did_you_mean
 from deltaw.cli.options import METHOD, Decorator, folder_option
 from deltaw.cli.output import complain, emit, emit_json, going_on, progress, remark
 
@@ -34,7 +35,7 @@ def rate_option(default: str) -> Decorator:
         found = {}
         for text in given:
             method, colon, value = text.rpartition(":")
-            name = METHOD.convert(method, option, context) if colon else ""
+            name = _known(method, context, option) if colon else ""
             found[name] = kind.convert(value, option, context)
         return found
 
@@ -46,6 +47,14 @@ def rate_option(default: str) -> Decorator:
         metavar="[METHOD:]FLOAT",
         help=f"Of all methods, or of one alone; may be repeated. Default: {default}",
     )
+
+
+def _known(method: str, context: click.Context, option: click.Parameter) -> str:
+    """Return the name of a method before a colon as it is."""
+    if method not in METHODS:
+        said = f"there is no method {method!r}: it {did_you_mean(method, METHODS)}"
+        raise click.BadParameter(said, context, option)
+    return method
 
 
 def own_option(metavar: str, help: str) -> Decorator:
@@ -64,7 +73,7 @@ def own_option(metavar: str, help: str) -> Decorator:
             method, colon, name = before.rpartition(":") if ":" in metavar else ("", "", before)
             if not equals or not name:
                 raise click.BadParameter(f"{text!r} is not {metavar}", context, option)
-            options = found.setdefault(METHOD.convert(method, option, context) if colon else "", {})
+            options = found.setdefault(_known(method, context, option) if colon else "", {})
             try:
                 options[name] = json.loads(value)
             except ValueError:

@@ -79,13 +79,13 @@ def test_did_you_mean(words, meant, capsys):
     code, _, err = call(capsys, *words)
     assert code == 2
     assert "id you mean" in err
-    assert meant in err.partition("id you mean")[2].partition("There are")[0]
+    assert meant in err.partition("id you mean")[2]
 
 
 def test_a_suggestion_is_no_guess():
-    assert did_you_mean("frobnicate", ["train", "inspect"]) == "there are train, inspect"
-    with pytest.raises(click.BadParameter, match="no such method"):
-        OneOf(["lora"], "method").convert("", None, None)
+    assert did_you_mean("frobnicate", ["train", "inspect"]) == "is not one of train, inspect"
+    with pytest.raises(click.BadParameter, match="is not one of lora"):
+        OneOf(["lora"]).convert("", None, None)
 
 
 def test_all_ways_to_call_it_are_one_command(capsys):

@@ -7,9 +7,8 @@ from safetensors.torch import save_file
 
 from deltaw.analysis import Trajectory
 from deltaw.cli import main
-from deltaw.trainers.vl import experiment
-from deltaw.trainers.vl.examples import TASKS
-from deltaw.trainers.vl.settings import BLOCKS, KINDS
+from deltaw.cli.vl_options import BLOCKS, KINDS, TASKS
+from deltaw.trainers.vl import examples, settings
 
 SMALL = ["--epochs", 1, "--batch-size", 12, "--answer-length", 6]
 
@@ -22,7 +21,7 @@ def call(capsys, scenes, *more):
 
 
 def test_the_options_know_what_the_library_knows():
-    assert (TASKS, BLOCKS, KINDS) == (experiment.TASKS, experiment.BLOCKS, experiment.KINDS)
+    assert (TASKS, BLOCKS, KINDS) == (examples.TASKS, settings.BLOCKS, settings.KINDS)
 
 
 def test_one_run(scenes, capsys, tmp_path):
