@@ -22,7 +22,7 @@ from deltaw.analysis.claims.rules import (
     Rule,
     decide,
 )
-from deltaw.analysis.claims.scores import ANY, ratio_of, score_difference, score_differences
+from deltaw.analysis.claims.scores import ANY, guessing, ratio_of, score_difference, score_differences
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import (
     display_name,
@@ -84,6 +84,13 @@ def bora_claims(
     runs = results.reset_index(drop=True).assign(run=range(len(results)), direction_rank=None)
     runs = runs if "rank" in runs.columns else runs.assign(rank=None)
     named = runs.assign(score="mcc", value=runs["best_mcc"], n=runs["n_dev"])
+    weak = guessing(named)
+    reasons = {
+        str(method): weak[rows["run"].astype(str).iloc[0]]
+        for method, rows in named.groupby("method")
+        if set(rows["run"].astype(str)) <= set(weak)
+    }
+    steps, ends = (frame.assign(guessing=frame["method"].map(reasons)) for frame in (steps, ends))
     return [decide(check) for check in checks(Evidence(runs, named, steps, ends, kind=kind))]
 
 

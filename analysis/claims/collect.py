@@ -10,6 +10,7 @@ from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.analysis.claims.curves import four_of
 from deltaw.analysis.claims.dora import GRANULAR
 from deltaw.analysis.claims.evidence import CHANGES, REGIONS, RUNS, SCORES, SPECTRA, Evidence
+from deltaw.analysis.claims.scores import guessing
 from deltaw.analysis.records.results import read_result
 from deltaw.analysis.tables.regions import regions_table
 from deltaw.analysis.tables.run import Step
@@ -52,6 +53,11 @@ def gather(
     _require_one_experiment(runs, results)
     entries = [_entry(run, result, on_gpu) for run, result in zip(runs, results, strict=True)]
     labels = [entry["method"] for entry in entries]
+    scores = pd.DataFrame(
+        [row for entry, result in zip(entries, results, strict=True) for row in _scores(entry, result)],
+        columns=list(SCORES),
+    ).astype({"rank": "Int64", "direction_rank": "Int64"})
+    weak = guessing(scores)
     wanted = set(papers)
     kinds = {kind for run in runs for kind in _kinds(run)}
     kind = "query" if "query" in kinds else next(iter(_kinds(runs[0])))
@@ -63,7 +69,7 @@ def gather(
         for run, label, entry in zip(runs, labels, entries, strict=True):
             if paper in wanted and label in methods:
                 ranks = {"adapter_rank": entry["rank"], "direction_rank": entry["direction_rank"]}
-                tables.append(make(run).assign(method=label, **ranks))
+                tables.append(make(run).assign(method=label, guessing=weak.get(entry["run"]), **ranks))
         if not tables:
             return pd.DataFrame(columns=[*columns, "adapter_rank", "direction_rank"])
         whole = pd.concat(tables, ignore_index=True)
@@ -96,10 +102,7 @@ def gather(
 
     return Evidence(
         runs=pd.DataFrame(entries, columns=list(RUNS)).astype({"rank": "Int64", "direction_rank": "Int64"}),
-        scores=pd.DataFrame(
-            [row for entry, result in zip(entries, results, strict=True) for row in _scores(entry, result)],
-            columns=list(SCORES),
-        ).astype({"rank": "Int64", "direction_rank": "Int64"}),
+        scores=scores,
         consecutive=collect(lambda run: changes(run, "consecutive", [kind]), BORAS, "bora", CHANGES),
         initial=collect(from_start, BORAS, "bora", CHANGES),
         base=collect(from_base, DORAS, "dora", CHANGES),
@@ -132,7 +135,7 @@ def _last_common(runs: Sequence[Trajectory]) -> int | None:
 def _result(run: Trajectory) -> dict[str, Any]:
     """What result.json holds, with the settings; empty where there is none."""
     kept = read_result(run.path)
-    return {} if kept is None else kept.values | {"settings": kept.settings}
+    return {} if kept is None else kept.values | {"settings": kept.settings, "dev": kept.dev}
 
 
 def _settings(run: Trajectory, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,8 +197,9 @@ def _scores(entry: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[dic
     examples = result.get("n_dev")
     for name, value in scores.items():
         n = examples.get(name) if isinstance(examples, Mapping) else examples
-        labels = {key: entry[key] for key in ("run", "method", "rank", "direction_rank")}
-        yield labels | {"score": name, "value": _number(value), "n": _number(n)}
+        whose = {key: entry[key] for key in ("run", "method", "rank", "direction_rank")}
+        known = {"prior": _number((result.get("prior") or {}).get(name))} if name != "mcc" else result["dev"]
+        yield whose | {"score": name, "value": _number(value), "n": _number(n)} | known
 
 
 def _number(value: Any) -> float:

@@ -10,7 +10,7 @@ from functools import partial
 import pandas as pd
 
 from deltaw.analysis.claims.claim import Claim
-from deltaw.analysis.claims.evidence import Evidence, method_name, require_methods
+from deltaw.analysis.claims.evidence import Evidence, method_name, require_methods, trained
 from deltaw.analysis.claims.interval import Measured, Undecidable
 from deltaw.analysis.claims.rules import POSITIVE, Check, Parts, Rule, below, mean_over
 from deltaw.analysis.claims.scores import ANY, SCORE_NAMES, clear_of, ratios_by_rank, score_difference
@@ -141,7 +141,7 @@ def _ratio(spectra: pd.DataFrame, over: tuple[str, str, str], under: tuple[str, 
     """The ratio of two ranks in every layer, at the lowest r whose runs there are."""
     methods = {over[0], under[0]}
     require_methods(spectra, sorted(methods))
-    middle = _middle(spectra, "adapter_rank")
+    middle = _middle(trained(spectra), "adapter_rank")
     ranks = {method: _ranks_of(middle, method) for method in methods}
     if methods == {"lora", METHOD}:
         fitting = [r for r in ranks[METHOD] if 2 * r in ranks["lora"]]

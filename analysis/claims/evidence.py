@@ -23,7 +23,7 @@ RUNS = (
     "peak_megabytes",
     "on_gpu",
 )
-SCORES = ("run", "method", "rank", "direction_rank", "score", "value", "n")
+SCORES = ("run", "method", "rank", "direction_rank", "score", "value", "n", "prior", "labels", "predictions")
 
 
 def _empty(columns: Sequence[str]) -> Callable[[], pd.DataFrame]:
@@ -38,10 +38,13 @@ class Evidence:
         runs: One row a run: run, method, rank, direction_rank (missing where there is none), trainable (parameters),
             share (of all parameters), seconds_per_epoch, peak_megabytes, on_gpu (where memory was measured).
         scores: One row a run and score: run, method, rank, direction_rank, score (its name: mcc, vqa, …), value, n
-            (examples).
+            (examples), and where they are known prior (what guessing scores), labels and predictions (of mcc: a digit a
+            sentence).
         consecutive, initial, base: ``Trajectory.changes`` of such pairs; a column ``adapter_rank`` tells apart runs
             of several ranks.
         spectra: ``Trajectory.spectra`` at each run's last step, with groups, and adapter_rank and direction_rank.
+            These four may have a column ``guessing``: why the run is no better than guessing. Such a run counts for no
+            claim about trained models.
         regions: One row a matrix, with adapter_rank: how many rows and columns of ΔW are not zero.
         kind: The kind of matrix that BoRA's claims are about.
     """
@@ -57,14 +60,23 @@ class Evidence:
 
 
 def require_methods(frame: pd.DataFrame, methods: Sequence[str], what: str = "run") -> None:
-    """Raise where the table lacks one of the methods.
+    """Raise where the table lacks one of the methods, or has only runs of it that are no better than guessing.
 
     Raises:
-        Undecidable: Names those that are missing.
+        Undecidable: Names those that are missing, or says why one is no better.
     """
     missing = [method for method in dict.fromkeys(methods) if not (frame["method"] == method).any()]
     if missing:
         raise Undecidable(f"missing: a {what} of {' and of '.join(missing)}")
+    for method in methods if "guessing" in frame.columns else ():
+        reasons = frame.loc[frame["method"] == method, "guessing"]
+        if reasons.notna().all():
+            raise Undecidable(f"{method} learned nothing: {reasons.iloc[0]}")
+
+
+def trained(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the runs that are no better than guessing."""
+    return frame[frame["guessing"].isna()] if "guessing" in frame.columns else frame
 
 
 def of_equal_rank(frame: pd.DataFrame, methods: Sequence[str], what: str = "run") -> pd.DataFrame:
@@ -77,7 +89,7 @@ def of_equal_rank(frame: pd.DataFrame, methods: Sequence[str], what: str = "run"
         Undecidable: A method is missing, or they have no rank in common.
     """
     require_methods(frame, methods, what)
-    rows = frame[frame["method"].isin(list(methods))]
+    rows = trained(frame[frame["method"].isin(list(methods))])
     column = rank_column(frame)
     if column is None:
         return rows

@@ -21,12 +21,16 @@ runs are averaged.
     score       the difference of two methods' scores: CoLA's best Matthews correlation; accuracies and CIDEr of the
                 vision-language tasks, and their plain mean
 
-with the standard error √(s₁² + s₂²). s is (1 − mcc²)/√n for a Matthews correlation, √(p(1 − p)/n) with p = (score·n +
-2)/(n + 4) for a score in [0, 1], which bounds that of a soft accuracy, and √(c(10 − c)/n) for CIDEr, which lies in
-[0, 10] and of which no more is known; of a mean of tasks √(Σ s²)/tasks. Where a method has several runs their scores
-are averaged, s is that of one run, as all are scored on the same n examples, and the variance between them, divided by
-their number, is added to s². Both methods are scored on the same examples, so this errs on the large side: "unclear"
-comes too often, not too rarely. "As high" means a difference from −0.02 to 0.02, "at least as high" one above −0.02.
+with the standard error √(s₁² + s₂²). Of Matthews correlations whose predictions were kept it is that of the difference,
+sentence by sentence, as both methods are scored on the same sentences: the large-sample variance of φ (Bishop, Fienberg
+and Holland 1975) by its influences, see ``deltaw.analysis.measures.matthews``. Where they were not kept, as by earlier
+versions, s²n is the largest variance of φ = mcc·n/(n + 4) that any share of predictions has, with 70 % of one label,
+and there is no pairing: that errs on the large side. Else s is √(p(1 − p)/n) with p = (score·n + 2)/(n + 4) for a score
+in [0, 1], which bounds that of a soft accuracy, and √(c(10 − c)/n) for CIDEr, which lies in [0, 10] and of which no
+more is known; of a mean of tasks √(Σ s²)/tasks. Of these, too, both methods are scored on the same examples, so
+"unclear" comes too often, not too rarely. Where a method has several runs their scores are averaged, s is that of one
+run, as all are scored on the same n examples, and the variance between them, divided by their number, is added to s².
+"As high" means a difference from −0.02 to 0.02, "at least as high" one above −0.02.
 
     parameters  the ratio of their numbers, which has no error; more is above 1
     time        the ratio of seconds per epoch; 3 % to either side of a limit are noise
@@ -45,6 +49,12 @@ errors.
 The verdict is "agrees" where the whole interval is on the claimed side, "disagrees" where the whole interval is on the
 other, and "unclear" where it is neither, or where something is missing. A claim over several ranks, layers or ratios
 "agrees" where it holds in all of them and "disagrees" where its contrary holds in all (of scores: in one).
+
+A claim about trained models needs runs that learned something: a run none of whose scores is more than 1.96 standard
+errors above what guessing has (a Matthews correlation of 0, of other tasks the ``prior`` in result.json) is left out of
+asymmetries, ratios of changes, correlations and ranks, and of a method with no other run they are "unclear". Scores are
+compared if one of the two is better than guessing. Parameters, time, memory and which entries of ΔW are zero do not
+depend on it. A run without scores is taken as trained.
 
 Methods are compared at the lowest rank that all of them have, unless the claim is about other ranks.
 """

@@ -147,6 +147,24 @@ def test_scores_of_several_tasks(tmp_path):
     assert mean.statistic == pytest.approx(0.075)
 
 
+def test_answers_and_guessing_reach_the_claims(tmp_path):
+    labels = "01" * 200
+    runs = []
+    for method, wrong in (("bora", 40), ("lora", 60), ("dora", 200)):
+        found = labels[:wrong].translate(str.maketrans("01", "10")) + labels[wrong:]
+        runs.append(record(tmp_path / method, method, result=of_cola(1 - 2 * wrong / 400)))
+        kept = json.loads((tmp_path / method / "result.json").read_text())
+        kept["dev"] = {"labels": labels, "predictions": found}
+        (tmp_path / method / "result.json").write_text(json.dumps(kept))
+    evidence = gather(open_runs(runs), ["bora"])
+    assert evidence.scores["labels"].tolist() == [labels] * 3
+    assert evidence.consecutive.loc[evidence.consecutive["method"] == "dora", "guessing"].notna().all()
+    outcomes = {outcome.claim.sentence: outcome for outcome in claims(evidence, ["bora"])}
+    assert "paired over 400 sentences" in outcomes["BoRA scores higher on CoLA than LoRA"].note
+    assert outcomes["BoRA's ΔM is symmetric in rows and columns"].statistic is not None
+    assert outcomes["DoRA (column)'s ΔM is not symmetric in rows and columns"].note.startswith("dora learned nothing")
+
+
 def test_regions_are_counted(runs):
     run = Trajectory.open(runs["sbora-fa"])
     for row in regions(run).itertuples():

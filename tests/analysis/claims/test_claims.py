@@ -12,6 +12,7 @@ from deltaw.analysis import claims
 from deltaw.analysis.claims import Claim, Outcome, bora_claims, claims_json, claims_markdown
 from deltaw.analysis.claims.interval import RESAMPLES, SEED, bootstrap, student
 from deltaw.analysis.claims.rules import asymmetry
+from deltaw.analysis.measures.matthews import widest_variance
 
 METHODS = ["ft", "lora", "dora", "dora-row", "bora"]
 # (columns, rows) of ΔM, and ΔD, as the paper draws them; the last digit makes no rule tight.
@@ -175,13 +176,17 @@ def test_scores_are_decided_beyond_two_standard_errors_only() -> None:
         found = results(lora={"best_mcc": lora, "n_dev": n}, bora={"best_mcc": bora, "n_dev": n})
         return run(found=found)["BoRA scores higher on CoLA than LoRA"]
 
-    reach = 1.96 * np.hypot(1 - 0.5**2, 1 - 0.6**2) / np.sqrt(400)
-    outcome = verdict(0.5, 0.6, 400)
+    # Of no more than the scores: the widest large-sample variance of φ with 70 % of one label, not Pearson's (1 − φ²)².
+    errors = [np.sqrt(widest_variance(score * 800 / 804, 0.7) / 800) for score in (0.5, 0.6)]
+    reach = 1.96 * np.hypot(*errors)
+    assert reach > 1.3 * 1.96 * np.hypot(1 - 0.5**2, 1 - 0.6**2) / np.sqrt(800)
+    outcome = verdict(0.5, 0.6, 800)
     assert (outcome.ci_low, outcome.ci_high) == (pytest.approx(0.1 - reach), pytest.approx(0.1 + reach))
     assert outcome.verdict == "agrees"
-    assert verdict(0.5, 0.6, 380).verdict == "agrees"
-    assert verdict(0.5, 0.6, 370).verdict == "unclear"
-    assert verdict(0.6, 0.5, 200).verdict == "unclear"
+    assert "not paired, as not all predictions were kept" in outcome.note
+    assert verdict(0.5, 0.6, 680).verdict == "agrees"
+    assert verdict(0.5, 0.6, 650).verdict == "unclear"
+    assert verdict(0.6, 0.5, 400).verdict == "unclear"
     assert verdict(0.6, 0.5, 2000).verdict == "disagrees"
 
 
@@ -319,6 +324,29 @@ def test_json_is_flat_and_strict() -> None:
         ("paper", "source", "sentence", "paper_number", "verdict", "statistic", "ci_low", "ci_high", "rule", "note")
     }
     assert rows[0]["statistic"] is None
+
+
+def test_a_run_that_learned_nothing_confirms_no_claim_about_trained_models() -> None:
+    """Two epochs with a Matthews correlation of 0 confirmed more of the claims than a run that had learned."""
+    nothing = {method: {"best_mcc": 0.0} for method in ("lora", "dora", "bora")}
+    found = pd.concat([results(**nothing), pd.DataFrame([{"method": m} for m in ("ft", "dora-row")])])
+    found.loc[found["n_dev"].isna(), ["best_mcc", "n_dev"]] = [0.03, 1043]  # within the 0.061 that guessing reaches
+    outcomes = run(found=found)
+    decided = {sentence for sentence, outcome in outcomes.items() if outcome.verdict != "unclear"}
+    assert decided == {
+        "DoRA (column) trains more parameters than LoRA",
+        "BoRA trains more parameters than DoRA (column)",
+        "DoRA (column) takes longer to train than LoRA",
+        "BoRA takes longer to train than LoRA",
+    }
+    assert outcomes["BoRA's ΔM is symmetric in rows and columns"].note == (
+        "bora learned nothing: best Matthews correlation 0, guessing has 0 ± 0.061"
+    )
+    assert outcomes["BoRA scores higher on CoLA than LoRA"].note == "neither bora nor lora is better than guessing"
+    learned = run(found=results(lora={"best_mcc": 0.0}))
+    assert learned["BoRA's ΔM is symmetric in rows and columns"].verdict == "agrees"
+    assert learned["LoRA changes magnitudes markedly less than BoRA"].verdict == "unclear"
+    assert "lora is no better than guessing" in learned["BoRA scores higher on CoLA than LoRA"].note
 
 
 def test_outcomes_are_frozen() -> None:
