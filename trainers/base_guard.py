@@ -1,6 +1,7 @@
 """Notices where the weight below a PEFT adapter moves, so that the adapter's tensors no longer tell ΔW."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class BaseGuard:
         """
         for name, layer in self._moved():
             held = full(base_weight(layer.module)).detach()
-            together(lambda name=name, held=held: _compare(name, self._layers[name], held.cpu(), base_of(name)))
+            together(partial(_compare_with, base_of, name, layer, held))
 
     def _moved(self) -> Iterator[tuple[str, Layer]]:
         for name, layer in self._layers.items():
@@ -64,14 +65,15 @@ def _sum_of_bits(layer: Layer) -> int:
     return int(total)
 
 
-def _compare(name: str, layer: Layer, held: Tensor, record: Mapping[str, Tensor]) -> None:
-    expected = record[""].double()
+def _compare_with(base_of: Callable[[str], dict[str, Tensor]], name: str, layer: Layer, held: Tensor) -> None:
+    record = base_of(name)
+    held, expected = held.cpu().double(), record[""].double()
     if "start_A" in record:  # PiSSA: below the adapter is what it was not given
         scaling: float = getattr(layer.method, "scaling", 1.0)
         expected = expected - scaling * (record["start_B"].double() @ record["start_A"].double())
     weight: Any = layer.module.get_submodule(BASE_LAYER).weight
     rounding = torch.finfo(weight.dtype).eps if weight.dtype.is_floating_point else 0.0
-    moved, size = float((held.double() - expected).norm()), float(expected.norm())
+    moved, size = float((held - expected).norm()), float(expected.norm())
     if not moved <= rounding * size:
         raise RecordError(
             f"the weight below PEFT's adapter of {name!r} has moved by {moved / (size or 1):.1e} of its size since the "

@@ -12,13 +12,15 @@ import os
 import socket
 import weakref
 from pathlib import Path
+from typing import Any
 
 from deltaw.adapters.errors import RecordError, WriteError
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 LOCK = ".recording.lock"
 _BUSY = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
