@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from deltaw.adapters.errors import DataError
 from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.uncompiled import disabled_when_called
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -132,7 +133,7 @@ class QuantizedLayer(AdaptedLayer):
         """The dtype that the layer computes in."""
         return self._dtype
 
-    @torch._disable_dynamo  # imports the compiler at the first call; ``uncompiled`` is not for tensors
+    @disabled_when_called  # type: ignore[untyped-decorator] # ``uncompiled`` is not for tensors
     def forward(self, x: Tensor) -> Tensor:
         """Return x W'ᵀ + b, in the dtype of x; never compiled, for what is noted cannot be."""
         with self._held():

