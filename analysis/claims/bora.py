@@ -7,7 +7,7 @@ import pandas as pd
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.claims.claim import Claim, Outcome
-from deltaw.analysis.claims.curves import SYMBOLS, Quantity, asymmetry_of, change_ratio
+from deltaw.analysis.claims.curves import SYMBOLS, Quantity, asymmetry_of, change_ratio, last_pairs
 from deltaw.analysis.claims.evidence import CHANGES, Evidence
 from deltaw.analysis.claims.rules import (
     AS_HIGH,
@@ -95,10 +95,13 @@ def bora_claims(
 
 
 def checks(evidence: Evidence) -> Iterator[Check]:
-    """Yield BoRA's claims with their rules, in the paper's order."""
+    """Yield BoRA's claims with their rules: its figures', its tables', then what its text adds to both."""
     yield from _symmetry(evidence)
     yield from _updates(evidence)
     yield from _results(evidence)
+    yield from _symmetry_at_the_end(evidence)
+    yield from _step_sizes(evidence)
+    yield from _baselines(evidence)
 
 
 def _symmetry(evidence: Evidence) -> Iterator[Check]:
@@ -241,3 +244,88 @@ def _results(evidence: Evidence) -> Iterator[Check]:
         POSITIVE,
         partial(score_differences, scores, ANY, "bora", "lora"),
     )
+
+
+def _symmetry_at_the_end(evidence: Evidence) -> Iterator[Check]:
+    """Figure 3: the same symmetry from the start to the end."""
+    ends = last_pairs(evidence.initial)
+    panels = {"ft": "a, e", "lora": "b, f", "dora": "c, g", "bora": "d, h"}
+    for method, letters in panels.items():
+        quantities: tuple[Quantity, ...] = ("delta_m",) if method == "dora" else ("delta_m", "delta_d")
+        for quantity in quantities:
+            symmetric = method != "dora"
+            subject = f"{display_name(method)}'s {SYMBOLS[quantity]}"
+            sentence = f"From start to end {subject} is {'' if symmetric else 'not '}symmetric in rows and columns"
+            yield Check(
+                Claim(PAPER, f"§3.3, Figure 3 ({letters})", sentence),
+                f"asymmetry A of {SYMBOLS[quantity]} from start to end",
+                SYMMETRIC if symmetric else ASYMMETRIC,
+                partial(asymmetry_of, ends, quantity, method),
+            )
+
+
+def _step_sizes(evidence: Evidence) -> Iterator[Check]:
+    """Figure 2: how much the magnitudes change from one step to the next."""
+    axes: tuple[Axis, ...] = ("row", "column")
+    for method, axis, rule, sentence in (
+        (
+            "dora",
+            "column",
+            MARKEDLY,
+            "From step to step DoRA (column) changes the columns' magnitudes markedly more than LoRA",
+        ),
+        *(
+            ("bora", axis, MORE, f"From step to step BoRA changes the {axis}s' magnitudes more than LoRA")
+            for axis in axes
+        ),
+    ):
+        yield Check(
+            Claim(PAPER, f"§3.3, Figure 2 (b, f; {'c, g' if method == 'dora' else 'd, h'})", sentence),
+            f"mean ΔM from step to step, {axis}s, {display_name(method)} / LoRA",
+            rule,
+            partial(change_ratio, evidence.consecutive, "delta_m", (method, (axis,)), ("lora", (axis,)), every=True),
+        )
+
+
+def _baselines(evidence: Evidence) -> Iterator[Check]:
+    """Tables 1 and 3: MT-Bench scores from 1 to 10, Llama-2-7b."""
+    scores = evidence.scores
+    table = "§4.2, Table 1 (MT-Bench of 10, Llama-2-7b)"
+    for better, others in (
+        ("bora", {"lora": 0.60, "dora": 0.38}),
+        ("dora", {"lora": 0.22, "rslora": 0.14, "pissa": 0.80, "mora": 0.40}),
+    ):
+        for worse, paper in others.items():
+            names = display_name(better), display_name(worse)
+            yield Check(
+                Claim(PAPER, table, f"{names[0]} scores higher than {names[1]}", paper),
+                f"score, {names[0]} − {names[1]}",
+                POSITIVE,
+                partial(score_difference, scores, ANY, better, worse),
+            )
+    for better, paper in (("bora", 0.56), ("dora", 0.18)):
+        name = display_name(better)
+        yield Check(
+            Claim(
+                PAPER,
+                table,
+                f"{name} scores higher than AsyLoRA of twice its rank, which has as many parameters",
+                paper,
+            ),
+            f"score, {name} − AsyLoRA of twice the rank",
+            POSITIVE,
+            partial(score_difference, scores, ANY, better, "asylora", 2.0),
+        )
+    for worse, more, paper in (("lora", 2, 0.42), ("dora", 1, 0.47)):
+        name = display_name(worse)
+        yield Check(
+            Claim(
+                PAPER,
+                f"§4.4.1, Table 3 (MT-Bench of 10, ranks 64 and {64 + more})",
+                f"BoRA scores higher than {name} whose rank is {more} higher, which has more parameters",
+                paper,
+            ),
+            f"score, BoRA − {name} of a rank {more} higher",
+            POSITIVE,
+            partial(score_difference, scores, ANY, "bora", worse, more=more),
+        )

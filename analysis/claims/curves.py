@@ -92,6 +92,11 @@ def common_matrices(parts: Sequence[Curves]) -> list[str]:
     return names
 
 
+def last_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the changes up to the last step of every run."""
+    return frame[frame["step_to"] == frame.groupby("run")["step_to"].transform("max")] if len(frame) else frame
+
+
 def asymmetry_of(frame: pd.DataFrame, quantity: Quantity, method: str, minus: str | None = None) -> Measured:
     """Return A of a method, or how much larger it is than another's."""
     methods = [method] if minus is None else [method, minus]
@@ -114,25 +119,32 @@ def asymmetry_of(frame: pd.DataFrame, quantity: Quantity, method: str, minus: st
     return replace(found, interval=(max(low, 0.0), min(high, 2.0)))  # A cannot lie outside
 
 
-def change_ratio(frame: pd.DataFrame, quantity: Quantity, *parts: tuple[str, Sequence[Axis]]) -> Measured:
+def change_ratio(
+    frame: pd.DataFrame, quantity: Quantity, *parts: tuple[str, Sequence[Axis]], every: bool = False
+) -> Measured:
     """Return the change at the end of one method, averaged over some axes, over that of another.
 
     Arguments:
-        frame: Changes of initial or base pairs.
+        frame: Changes of initial or base pairs; of consecutive pairs with ``every``.
         parts: A method and its axes, over another.
+        every: Take the mean over all the pairs that both have, in place of the last.
     """
     rows = of_equal_rank(frame, [method for method, _ in parts])
     found = [curves(rows, method, quantity, axes) for method, axes in parts]
     ends = [{end for end, _ in part.pairs} for part in found]
-    common = set.intersection(*ends)
+    common = set.intersection(*(set(part.pairs) for part in found)) if every else set.intersection(*ends)
     if not common:
         raise Undecidable(f"{' and '.join(method for method, _ in parts)} have no step in common")
-    last = max(common)
+    last = max(set.intersection(*ends))
     matrices = common_matrices(found)
-    over, under = (
-        np.mean([_flat(values)[:, 0] for values in part.at(matrices, [_position(part, last)]).values()], axis=0)
-        for part in found
-    )
+
+    def mean(part: Curves) -> Array:
+        chosen = [part.pairs.index(pair) for pair in part.pairs if pair in common] if every else [_position(part, last)]
+        return np.asarray(
+            np.mean([_flat(values).mean(axis=1) for values in part.at(matrices, chosen).values()], axis=0)
+        )
+
+    over, under = (mean(part) for part in found)
 
     def measure(weights: Weights) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -140,6 +152,8 @@ def change_ratio(frame: pd.DataFrame, quantity: Quantity, *parts: tuple[str, Seq
 
     runs = {method: part.runs for (method, _), part in zip(parts, found, strict=True)}
     measured = bootstrap(measure, len(matrices), runs, LOG)
+    if every:
+        return replace(measured, note=f"{measured.note}, {len(common)} pairs of steps")
     if any(last < max(those) for those in ends):
         return Measured(
             measured.statistic, measured.interval, f"{measured.note}; at step {last}, the last that both have"

@@ -40,10 +40,11 @@ def checks(evidence: Evidence) -> Iterator[Check]:
         partial(_parameters, runs),
     )
     yield from _scores(scores)
-    for other in ("lora", "dora"):
+    for other in ("lora", "dora", "hira"):
         name = display_name(other)
+        source = "§4.3, Figure 2" if other != "hira" else "§4.3, of Figure 2, which draws no HiRA"
         yield Check(
-            Claim(PAPER, "§4.3, Figure 2", f"Dual LoRA scores higher than {name} of rank 2r at every r₁ : r₂", 1.0),
+            Claim(PAPER, source, f"Dual LoRA scores higher than {name} of rank 2r at every r₁ : r₂", 1.0),
             f"share of the ratios with a higher score, Dual LoRA − {name} at every r₁ : r₂",
             POSITIVE,
             partial(_sweep, scores, other),

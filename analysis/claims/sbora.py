@@ -8,8 +8,8 @@ import pandas as pd
 from deltaw.analysis.claims.claim import Claim
 from deltaw.analysis.claims.evidence import Evidence, method_name, require_methods
 from deltaw.analysis.claims.interval import Measured
-from deltaw.analysis.claims.rules import POSITIVE, Check, Parts, Rule, below
-from deltaw.analysis.claims.scores import ANY, ratios_by_rank, score_difference, score_differences
+from deltaw.analysis.claims.rules import AS_HIGH, NOT_LOWER, POSITIVE, Check, Parts, Rule, below
+from deltaw.analysis.claims.scores import ANY, ratios_by_rank, score_difference, score_differences, score_gain
 from deltaw.analysis.tables.tidy import display_name
 
 PAPER = "SBoRA"
@@ -110,7 +110,12 @@ def _scores(scores: pd.DataFrame) -> Iterator[Check]:
     """Tables 3 to 5."""
     fa = display_name("sbora-fa")
     yield Check(
-        Claim(PAPER, "§5.2, Table 4 (LLaMA-7B, rank 64)", f"{fa} scores higher than SBoRA-FB of the same rank", 0.028),
+        Claim(
+            PAPER,
+            "§5.2, Table 4 (LLaMA-7B, rank 32; .050 at 64)",
+            f"{fa} scores higher than SBoRA-FB of the same rank",
+            0.028,
+        ),
         f"score, {fa} − SBoRA-FB, at every rank",
         POSITIVE,
         partial(score_differences, scores, ANY, "sbora-fa", "sbora-fb"),
@@ -139,4 +144,41 @@ def _scores(scores: pd.DataFrame) -> Iterator[Check]:
             f"score, {names[0]} − {names[1]}",
             POSITIVE,
             partial(score_difference, scores, ANY, better, worse, paper=paper),
+        )
+    yield Check(
+        Claim(
+            PAPER,
+            "§5.1 and §6, Table 3 (LLaMA-7B, rank 32; .030 at 64)",
+            f"{fa} scores at least as high as DoRA of the same rank, which has twice the parameters",
+            0.0,
+        ),
+        f"score, {fa} − DoRA (column), at every rank",
+        NOT_LOWER,
+        partial(score_differences, scores, ANY, "sbora-fa", "dora"),
+    )
+    yield from _quantised(scores)
+
+
+def _quantised(scores: pd.DataFrame) -> Iterator[Check]:
+    """Table 5: over a base in 4 bits, MMLU after Flan v2 (LLaMA-7B), ranks 64 and 128."""
+    source = "§5.3, Table 5 (LLaMA-7B, Flan v2)"
+    for method, same, doubled, gain in (("qsbora-fa", -0.013, 0.014, 0.027), ("qsbora-fb", -0.010, 0.013, 0.023)):
+        name = method_name(method)
+        yield Check(
+            Claim(PAPER, source, f"{name} scores about as high as QLoRA of the same rank", same),
+            f"score, {name} − QLoRA",
+            AS_HIGH,
+            partial(score_difference, scores, ANY, method, "qlora"),
+        )
+        yield Check(
+            Claim(PAPER, source, f"{name} scores higher than QLoRA of half its rank", doubled),
+            f"score, {name} − QLoRA of half the rank",
+            POSITIVE,
+            partial(score_difference, scores, ANY, method, "qlora", 0.5, doubled),
+        )
+        yield Check(
+            Claim(PAPER, source, f"{name} scores higher at a higher rank", gain),
+            f"score of {name}, highest rank − lowest",
+            POSITIVE,
+            partial(score_gain, scores, method),
         )

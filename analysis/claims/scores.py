@@ -66,14 +66,20 @@ def ratios_by_rank(runs: pd.DataFrame, column: str, over: str, under: str, times
     return Parts(parts)
 
 
-def pairs_of_ranks(frame: pd.DataFrame, first: str, second: str, times: float = 1.0) -> list[float]:
-    """Return the ranks of the first method for which the second was run at ``times`` that rank, in order."""
+def pairs_of_ranks(frame: pd.DataFrame, first: str, second: str, times: float = 1.0, more: int = 0) -> list[float]:
+    """Return the ranks of the first method for which the second was run at ``times`` that and ``more``, in order."""
     one, other = (set(frame.loc[frame["method"] == method, "rank"].dropna()) for method in (first, second))
-    return sorted(float(rank) for rank in one if any(math.isclose(rank * times, o) for o in other))
+    return sorted(float(rank) for rank in one if any(math.isclose(rank * times + more, o) for o in other))
 
 
 def score_difference(
-    scores: pd.DataFrame, name: str, better: str, worse: str, times: float | None = 1.0, paper: float | None = None
+    scores: pd.DataFrame,
+    name: str,
+    better: str,
+    worse: str,
+    times: float | None = 1.0,
+    paper: float | None = None,
+    more: int = 0,
 ) -> Measured:
     """Return how much higher one method scores than another, with its interval.
 
@@ -83,8 +89,9 @@ def score_difference(
         better, worse: The methods.
         times: The rank of the second over that of the first; the lowest such rank counts. ``None`` for whatever rank.
         paper: The paper's difference, for a note where it would be too small to tell.
+        more: How much the rank of the second is above that.
     """
-    (ranks, *_) = _rank_pairs(scores, better, worse, times)
+    (ranks, *_) = _rank_pairs(scores, better, worse, times, more)
     over, under = (_at_rank(scores, method, rank) for method, rank in zip((better, worse), ranks, strict=True))
     return _difference(over, under, name, better, worse, paper)
 
@@ -99,6 +106,18 @@ def score_differences(scores: pd.DataFrame, name: str, better: str, worse: str, 
     return clear_of(parts)
 
 
+def score_gain(scores: pd.DataFrame, method: str) -> Measured:
+    """Return how much higher a method scores at its highest rank than at its lowest."""
+    require_methods(scores, [method], "result")
+    ranks = sorted(float(rank) for rank in set(scores.loc[scores["method"] == method, "rank"].dropna()))
+    if len(ranks) < 2:
+        raise Undecidable(f"missing: results of {method} at two ranks")
+    low, high = (_at_rank(scores, method, rank) for rank in (ranks[0], ranks[-1]))
+    names = [f"{method} of rank {rank:g}" for rank in (ranks[-1], ranks[0])]
+    found = _difference(high, low, ANY, names[0], names[1], None)
+    return replace(found, note="; ".join([f"ranks {ranks[-1]:g} and {ranks[0]:g}", *filter(None, [found.note])]))
+
+
 def clear_of(parts: Mapping[str, Measured]) -> Parts:
     """Return differences as parts of one claim, with how many of them are clear."""
     intervals = [found.interval for found in parts.values() if found.interval is not None]
@@ -109,7 +128,7 @@ def clear_of(parts: Mapping[str, Measured]) -> Parts:
 
 
 def _rank_pairs(
-    scores: pd.DataFrame, better: str, worse: str, times: float | None
+    scores: pd.DataFrame, better: str, worse: str, times: float | None, more: int = 0
 ) -> list[tuple[float | None, float | None]]:
     """The ranks at which two methods can be compared, in order; ``None`` stands for a method without a rank."""
     require_methods(scores, [better, worse], "result")
@@ -119,13 +138,15 @@ def _rank_pairs(
     )
     if not first or not second or times is None:
         return [(first[0] if first else None, second[0] if second else None)]
-    ranks = pairs_of_ranks(scores, better, worse, times)
+    ranks = pairs_of_ranks(scores, better, worse, times, more)
     if not ranks:
-        raise Undecidable(f"missing: results of {better} and {worse} {_relation(times)}")
-    return [(rank, rank * times) for rank in ranks]
+        raise Undecidable(f"missing: results of {better} and {worse} {_relation(times, more)}")
+    return [(rank, rank * times + more) for rank in ranks]
 
 
-def _relation(times: float) -> str:
+def _relation(times: float, more: int = 0) -> str:
+    if more:
+        return f"of that rank and {more} more"
     if times == 1:
         return "of the same rank"
     return f"of {times:g} times that rank" if times > 1 else f"of 1/{1 / times:g} of that rank"

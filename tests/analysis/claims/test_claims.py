@@ -60,7 +60,7 @@ def results(**changed: dict[str, float]) -> pd.DataFrame:
 def run(levels=AS_CLAIMED, found=None, **options) -> dict[str, Outcome]:
     tables = table(levels, **options), table(levels, pairs="initial", **options)
     outcomes = bora_claims(*tables, results() if found is None else found)
-    assert len(outcomes) == 31
+    assert len(outcomes) == 51
     return {outcome.claim.sentence: outcome for outcome in outcomes[:25]}  # the others want other methods and ranks
 
 
@@ -347,6 +347,54 @@ def test_a_run_that_learned_nothing_confirms_no_claim_about_trained_models() -> 
     assert learned["BoRA's ΔM is symmetric in rows and columns"].verdict == "agrees"
     assert learned["LoRA changes magnitudes markedly less than BoRA"].verdict == "unclear"
     assert "lora is no better than guessing" in learned["BoRA scores higher on CoLA than LoRA"].note
+
+
+def at_the_end(levels: dict = AS_CLAIMED, found: pd.DataFrame | None = None) -> dict[str, Outcome]:
+    tables = table(levels), table(levels, pairs="initial")
+    return {o.claim.sentence: o for o in bora_claims(*tables, results() if found is None else found)[31:]}
+
+
+def test_figure_3_is_symmetric_too_and_figure_2_has_sizes() -> None:
+    outcomes = {sentence: outcome for sentence, outcome in at_the_end().items() if sentence.startswith("From")}
+    assert len(outcomes) == 10
+    assert {outcome.verdict for outcome in outcomes.values()} == {"agrees"}
+    columns = outcomes["From step to step DoRA (column) changes the columns' magnitudes markedly more than LoRA"]
+    assert columns.statistic == pytest.approx(3.0 / 0.4, rel=0.1)
+    assert columns.note == "12 matrices, 8 pairs of steps"
+    turned = at_the_end(AS_CLAIMED | {"bora": ((1.0, 0.2), (2.2, 2.1)), "dora": ((0.5, 0.5), (1.0, 1.0))})
+    verdicts = {sentence: outcome.verdict for sentence, outcome in turned.items()}
+    assert verdicts["From start to end BoRA's ΔM is symmetric in rows and columns"] == "disagrees"
+    assert verdicts["From start to end DoRA (column)'s ΔM is not symmetric in rows and columns"] == "disagrees"
+    assert verdicts["From step to step BoRA changes the rows' magnitudes more than LoRA"] == "disagrees"
+    assert verdicts["From step to step BoRA changes the columns' magnitudes more than LoRA"] == "agrees"
+
+
+def test_the_symmetry_at_the_end_looks_at_the_last_step_alone() -> None:
+    ends = table(AS_CLAIMED, pairs="initial")
+    ends.loc[(ends["step_to"] < 8) & (ends["axis"] == "row"), "delta_m"] = 1e3
+    outcomes = {o.claim.sentence: o for o in bora_claims(table(AS_CLAIMED), ends, results())}
+    assert outcomes["From start to end BoRA's ΔM is symmetric in rows and columns"].verdict == "agrees"
+
+
+def test_baselines_are_compared_at_the_papers_ranks() -> None:
+    rows = [("bora", 8, 0.9), ("lora", 8, 0.5), ("lora", 10, 0.6), ("dora", 8, 0.7), ("dora", 9, 0.8)]
+    rows += [("asylora", 8, 0.1), ("asylora", 16, 0.4), ("rslora", 8, 0.55), ("pissa", 8, 0.3), ("mora", 8, 0.2)]
+    found = pd.DataFrame(rows, columns=["method", "rank", "best_mcc"])
+    outcomes = at_the_end(found=found.assign(n_dev=5000, seconds_per_epoch=1.0, trainable=100))
+    scores = {sentence: outcome for sentence, outcome in outcomes.items() if "scores higher" in sentence}
+    assert len(scores) == 10
+    assert {outcome.verdict for outcome in scores.values()} == {"agrees"}
+    for sentence, difference, paper in (
+        ("BoRA scores higher than LoRA", 0.4, 0.60),
+        ("DoRA (column) scores higher than rsLoRA", 0.15, 0.14),
+        ("BoRA scores higher than AsyLoRA of twice its rank, which has as many parameters", 0.5, 0.56),
+        ("BoRA scores higher than LoRA whose rank is 2 higher, which has more parameters", 0.3, 0.42),
+        ("BoRA scores higher than DoRA (column) whose rank is 1 higher, which has more parameters", 0.1, 0.47),
+    ):
+        assert (scores[sentence].statistic, scores[sentence].claim.paper_number) == (pytest.approx(difference), paper)
+    missing = at_the_end(found=found[found["rank"] == 8].assign(n_dev=5000, seconds_per_epoch=1.0, trainable=100))
+    note = missing["BoRA scores higher than LoRA whose rank is 2 higher, which has more parameters"].note
+    assert note == "missing: results of bora and lora of that rank and 2 more"
 
 
 def test_outcomes_are_frozen() -> None:

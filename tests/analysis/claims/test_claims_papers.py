@@ -300,14 +300,18 @@ def sbora_world() -> Evidence:
 def test_sboras_claims_agree_and_disagree():
     world = sbora_world()
     found = sbora(world)
-    quantized = found.pop("QSBoRA-FA scores higher than QLoRA of the same rank")
-    assert quantized.note == "missing: a result of qsbora-fa and of qlora"
+    quantized = {sentence: found.pop(sentence) for sentence in list(found) if sentence.startswith("QSBoRA")}
+    assert len(quantized) == 7
+    assert (
+        quantized["QSBoRA-FA scores higher than QLoRA of the same rank"].note
+        == "missing: a result of qsbora-fa and of qlora"
+    )
     assert {outcome.verdict for outcome in found.values()} == {"agrees"}
     share = found["SBoRA-FA leaves most weights as they were, 1 − r/in of them"]
     assert share.statistic == pytest.approx(1 - 6 / 32)
     without = sbora(replace(world, runs=world.runs.assign(on_gpu=False)))
     assert {text for text, outcome in without.items() if outcome.verdict == "unclear"} == {
-        "QSBoRA-FA scores higher than QLoRA of the same rank",
+        *quantized,
         *(f"SBoRA-{variant} takes less memory than {o}" for variant in ("FA", "FB") for o in ("LoRA", "DoRA")),
     }
     moved = sbora(replace(world, regions=regions(moved=8)))
@@ -318,6 +322,44 @@ def test_sboras_claims_agree_and_disagree():
     assert sbora(replace(world, runs=slow))["SBoRA-FA trains faster than LoRA"].verdict == "unclear"  # at one rank
     slow = slow[slow["rank"] == 4]
     assert sbora(replace(world, runs=slow))["SBoRA-FA trains faster than LoRA"].verdict == "disagrees"
+
+
+def test_sbora_beside_dora_and_over_a_base_in_4_bits():
+    equal = "SBoRA-FA scores at least as high as DoRA of the same rank, which has twice the parameters"
+    assert sbora(sbora_world())[equal].claim.paper_number == 0.0
+    lower = scores(*(("sbora-fa", r, "mcc", 0.3, 4000) for r in (4, 8)), ("dora", 4, "mcc", 0.5, 4000))
+    assert sbora(Evidence(scores=lower))[equal].verdict == "disagrees"
+    values = {("qlora", 4): 0.5, ("qsbora-fa", 4): 0.5, ("qsbora-fa", 8): 0.6, ("qsbora-fb", 4): 0.3}
+    rows = [(method, rank, "mcc", value, 40_000) for (method, rank), value in values.items()]
+    found = sbora(Evidence(scores=scores(*rows)))
+    assert found["QSBoRA-FA scores about as high as QLoRA of the same rank"].verdict == "agrees"
+    assert found["QSBoRA-FB scores about as high as QLoRA of the same rank"].verdict == "disagrees"
+    assert found["QSBoRA-FA scores higher than QLoRA of half its rank"].statistic == pytest.approx(0.1)
+    gain = found["QSBoRA-FA scores higher at a higher rank"]
+    assert (gain.verdict, gain.statistic) == ("agrees", pytest.approx(0.1))
+    assert gain.note.startswith("ranks 8 and 4")
+    assert found["QSBoRA-FB scores higher at a higher rank"].note == "missing: results of qsbora-fb at two ranks"
+
+
+def test_the_label_of_sboras_table_4():
+    (claim,) = [c.claim for c in all_checks(Evidence(), ["sbora"]) if "SBoRA-FB of the same rank" in c.claim.sentence]
+    assert (claim.source, claim.paper_number) == ("§5.2, Table 4 (LLaMA-7B, rank 32; .050 at 64)", 0.028)
+
+
+def test_dvora_beside_lora_whatever_their_ranks():
+    sentence = "§5.4, Table 5 (MT-Bench of 10, LLaMA-7B; .3 LLaMA2-7B): DVoRA scores as high as LoRA or higher"
+    for score, verdict in ((0.5, "agrees"), (0.3, "disagrees")):
+        rows = scores(("dvora", 256, "mcc", score, 100_000), ("lora", 8, "mcc", 0.5, 100_000))
+        assert seen(Evidence(scores=rows), "dora")[sentence].verdict == verdict
+
+
+def test_dual_loras_sweep_beside_hira():
+    sentence = "Dual LoRA scores higher than HiRA of rank 2r at every r₁ : r₂"
+    world = dual_world({1: 0.5, 4: 0.6, 7: 0.5})
+    assert dual(world)[sentence].note == "missing: a run of hira"
+    with_hira = pd.concat([world.scores, scores(("hira", 8, "mcc", 0.3, 4000))])
+    found = dual(replace(world, scores=with_hira))[sentence]
+    assert (found.verdict, found.statistic) == ("agrees", 1.0)
 
 
 def dual_world(scored: dict[int, float], magnitude: int = 40, other: float = 0.3) -> Evidence:
