@@ -10,7 +10,7 @@ from deltaw.adapters.clock import StepCounter, version
 from deltaw.adapters.constants import SharedConstant
 from deltaw.adapters.method import Method, State
 from deltaw.adapters.residual import PRECISE, residual_of
-from deltaw.adapters.sharded import full, is_spread
+from deltaw.adapters.sharded import full, is_sharded
 
 WIDENED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
@@ -96,7 +96,7 @@ class AdaptedLayer(nn.Module):
         if not torch.compiler.is_compiling():
             if self.weight.requires_grad:
                 self._residual, self._residual_of = None, None
-            elif not is_spread(self.weight) and self._residual_is_stale():
+            elif not is_sharded(self.weight) and self._residual_is_stale():
                 self._make_residual()
         residual = self._residual
         usable = residual is not None and residual.dtype == self.weight.dtype and not self.weight.requires_grad

@@ -76,7 +76,8 @@ class Group(click.Group):
     command_class = Command
 
     def __init__(self, *arguments: Any, what: str = "command", **given: Any) -> None:
-        super().__init__(*arguments, invoke_without_command=True, subcommand_metavar="COMMAND [ARGS]...", **given)
+        given |= {"invoke_without_command": True, "subcommand_metavar": "COMMAND [ARGS]..."}
+        super().__init__(*arguments, **given)
         self.params += volume()
         self.what = what
         self.callback = _or_help(self.callback)

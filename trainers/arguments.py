@@ -26,10 +26,9 @@ def checked_patterns(name: str, patterns: Any) -> list[str] | None:
     """Return glob patterns as a list, one of a single text."""
     if patterns is None:
         return None
-    found: list[Any] = (
-        [patterns] if isinstance(patterns, str) else list(patterns) if isinstance(patterns, Iterable) else [None]
-    )
-    if not all(isinstance(pattern, str) for pattern in found):
+    given = [patterns] if isinstance(patterns, str) else list(patterns) if isinstance(patterns, Iterable) else [None]
+    found = [pattern for pattern in given if isinstance(pattern, str)]
+    if len(found) < len(given):
         raise OptionError(f"{name} must be glob patterns, such as ['*.query', '*.value'], not {patterns!r}")
     return found
 

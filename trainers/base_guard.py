@@ -10,7 +10,7 @@ from torch import Tensor
 from deltaw.adapters.effective import base_weight
 from deltaw.adapters.errors import RecordError
 from deltaw.adapters.peft.names import BASE_LAYER
-from deltaw.adapters.sharded import full, is_spread
+from deltaw.adapters.sharded import full, is_sharded
 from deltaw.trainers.distributed import local
 from deltaw.trainers.recorded_layers import Layer
 
@@ -60,7 +60,7 @@ def _sum_of_bits(layer: Layer) -> int:
         return 0  # of a quantized layer that holds it in other tensors, into which nothing is merged
     part = local(weight.detach())
     total = part.contiguous().view(_INTEGERS[part.element_size()]).sum(dtype=torch.int64)
-    if is_spread(weight):
+    if is_sharded(weight):
         torch.distributed.all_reduce(total)
     return int(total)
 

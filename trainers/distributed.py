@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.adapters.errors import RecordError
-from deltaw.adapters.sharded import full, is_spread
+from deltaw.adapters.sharded import full, is_sharded
 
 
 def is_writer() -> bool:
@@ -29,7 +29,7 @@ def is_writer() -> bool:
 
 def local(tensor: Any) -> Tensor:
     """Return the part that this process has, whose memory is a real one."""
-    part: Tensor = tensor.to_local() if is_spread(tensor) else tensor
+    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return part
 
 
@@ -84,7 +84,7 @@ def whole_parameters(module: nn.Module) -> Iterator[None]:
         (inside, name, parameter)
         for inside in module.modules()
         for name, parameter in inside._parameters.items()
-        if parameter is not None and is_spread(parameter)
+        if parameter is not None and is_sharded(parameter)
     ]
     try:
         for inside, name, parameter in spread:

@@ -14,8 +14,7 @@ from deltaw.adapters.bitsandbytes import is_quantized
 from deltaw.adapters.effective import base_weight, effective_weight
 from deltaw.adapters.errors import RecordError, TargetError
 from deltaw.adapters.layer import AdaptedLayer
-from deltaw.adapters.method import Method
-from deltaw.adapters.methods.pissa import PiSSA
+from deltaw.adapters.method import Method, RankedMethod
 from deltaw.adapters.modules import is_conv1d, is_peft, linear_modules
 from deltaw.adapters.patterns import matching
 from deltaw.adapters.peft.live import adapter_of, adapter_tensors, attentions
@@ -123,7 +122,9 @@ def base_and_constants(layer: Layer) -> tuple[Tensor, dict[str, Tensor]]:
     module = layer.module
     if isinstance(module, AdaptedLayer):
         return base_weight(module), {key: module.tensor(key) for key in module.constants()}
-    if isinstance(layer.method, PiSSA):
+    if layer.rewritten and isinstance(
+        layer.method, RankedMethod
+    ):  # W₀ is the residual below and the adapter at its start
         tensors = {key: full(value) for key, value in adapter_tensors(module, layer.method, layer.adapter).items()}
         A, B = tensors["lora_A"], tensors["lora_B"]
         residual = full(base_weight(module))

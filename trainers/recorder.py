@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError, RecordError
-from deltaw.adapters.sharded import full, is_spread
+from deltaw.adapters.sharded import full, is_sharded
 from deltaw.adapters.state_file import repeated
 from deltaw.analysis.records.format import checkpoint_path, finite_or_none
 from deltaw.analysis.records.run_writer import RunWriter
@@ -160,7 +160,7 @@ class Recorder:
     def __enter__(self) -> Self:
         reshard(self.model)
         self._writes = is_writer()
-        self._sharded = any(is_spread(p) for module in self.modules.values() for p in module.parameters())
+        self._sharded = any(is_sharded(p) for module in self.modules.values() for p in module.parameters())
         if self._writes or self._sharded:
             base, constants = self._base_and_constants()
             self._plan(base | constants)

@@ -11,7 +11,7 @@ from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.low_rank import low_rank_linear
 from deltaw.adapters.method import Layer, Shape, State
 from deltaw.adapters.methods.lora import LowRankPair
-from deltaw.adapters.sharded import full, is_spread
+from deltaw.adapters.sharded import full, is_sharded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,4 +123,4 @@ def _in_the_form_of(anchor: Tensor, parameter: Tensor) -> Tensor:
 
     All processes come here together, as they make the optimizer step together.
     """
-    return parameter if is_spread(anchor) else full(parameter)
+    return parameter if is_sharded(anchor) else full(parameter)

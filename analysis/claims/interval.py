@@ -160,4 +160,4 @@ def student(freedom: float) -> float:
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return z + sum(term / n**power for power, term in enumerate(terms, start=1))
+    return z + sum((term / n**power for power, term in enumerate(terms, start=1)), start=0.0)
