@@ -68,7 +68,8 @@ def bora_claims(
         ... ]
         >>> table = pd.DataFrame(rows, columns=columns)
         >>> results = pd.DataFrame([("bora", 0.6, 1043, 9.0, 500)], columns=list(RESULTS))
-        >>> [outcome.claim.sentence for outcome in bora_claims(table, table, results) if outcome.verdict == "agrees"]
+        >>> agree = [outcome for outcome in bora_claims(table, table, results) if outcome.verdict == "agrees"]
+        >>> [outcome.claim.sentence for outcome in agree][:2]
         ["BoRA's ΔM is symmetric in rows and columns", "BoRA's ΔD is symmetric in rows and columns"]
     """
     require_columns(consecutive, CHANGES, 'Trajectory.changes("consecutive")')
