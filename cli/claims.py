@@ -38,7 +38,7 @@ def command(runs: tuple[str, ...], papers: tuple[str, ...], out: Path | None, ba
     if out is not None:
         make_folder(out)
         write_text(out / "claims.md", claims_markdown(outcomes))
-        write_text(out / "claims.json", json.dumps(claims_json(outcomes), indent=1))
+        write_text(out / "claims.json", json.dumps(claims_json(outcomes), indent=1, allow_nan=False))
     if as_json:
         emit_json(claims_json(outcomes))
         return

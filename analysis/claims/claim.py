@@ -1,5 +1,6 @@
 """A paper's claim, what came of it in recorded runs, and how that is written down."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -52,16 +53,21 @@ def claims_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return the outcomes as plain data, one flat object each.
 
     Returns:
-        Objects with paper, source, sentence, paper_number, verdict, statistic, ci_low, ci_high, rule, note.
+        Objects with paper, source, sentence, paper_number, verdict, statistic, ci_low, ci_high, rule, note. A number
+        that is not finite is None: JSON has no NaN.
 
     Example:
         >>> outcome = Outcome(Claim("BoRA", "Figure 2", "it is so"), "agrees", 0.1, 0.05, 0.2, "A ≤ 0.25")
         >>> claims_json([outcome])[0]["verdict"]
         'agrees'
     """
-    return [
+    rows = [
         asdict(outcome.claim) | {name: value for name, value in asdict(outcome).items() if name != "claim"}
         for outcome in outcomes
+    ]
+    return [
+        {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+        for row in rows
     ]
 
 

@@ -161,11 +161,22 @@ def decide(check: Check) -> Outcome:
         found = check.measure()
     except Undecidable as reason:
         return Outcome(check.claim, "unclear", reason.statistic, None, None, check.text, str(reason))
+    undefined = _undefined(found)
+    if undefined:
+        return Outcome(check.claim, "unclear", None, None, None, check.text, undefined)
     if isinstance(found, Parts):
         return _over_parts(check, found)
     low, high = found.interval or (found.statistic, found.statistic)
     outcome = Outcome(check.claim, _verdict(check.rule, found), found.statistic, None, None, check.text, found.note)
     return outcome if found.interval is None else replace(outcome, ci_low=low, ci_high=high)
+
+
+def _undefined(found: Measured | Parts) -> str:
+    """Say where a number is NaN or infinite, as a ratio over 0 is; empty where all are defined."""
+    if isinstance(found, Measured):
+        return "" if math.isfinite(found.statistic) else "the number is not defined in these runs"
+    names = [name for name, part in found.each.items() if not math.isfinite(part.statistic)]
+    return f"the number is not defined in these runs: {count_of(names)}" if names else ""
 
 
 def _verdict(rule: Rule, found: Measured) -> Verdict:

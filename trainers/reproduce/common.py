@@ -87,7 +87,7 @@ def write_report(
     texts = {
         **tables,
         "claims.md": claims_markdown(outcomes),
-        "claims.json": json.dumps(claims_json(outcomes), indent=1),
+        "claims.json": json.dumps(claims_json(outcomes), indent=1, allow_nan=False),
     }
     for name, text in texts.items():
         write_text(out / name, text)

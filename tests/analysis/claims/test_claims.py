@@ -1,6 +1,7 @@
 """BoRA's claims on tables whose answer is known."""
 
 import json
+import math
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 from deltaw.adapters import OptionError
 from deltaw.analysis import claims
 from deltaw.analysis.claims import Claim, Outcome, bora_claims, claims_json, claims_markdown
-from deltaw.analysis.claims.interval import RESAMPLES, SEED, bootstrap, student
-from deltaw.analysis.claims.rules import asymmetry
+from deltaw.analysis.claims.interval import RESAMPLES, SEED, Measured, bootstrap, student
+from deltaw.analysis.claims.rules import MORE, Check, Parts, asymmetry, decide
 from deltaw.analysis.measures.matthews import widest_variance
 
 METHODS = ["ft", "lora", "dora", "dora-row", "bora"]
@@ -395,6 +396,21 @@ def test_baselines_are_compared_at_the_papers_ranks() -> None:
     missing = at_the_end(found=found[found["rank"] == 8].assign(n_dev=5000, seconds_per_epoch=1.0, trainable=100))
     note = missing["BoRA scores higher than LoRA whose rank is 2 higher, which has more parameters"].note
     assert note == "missing: results of bora and lora of that rank and 2 more"
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_defined_is_unclear_and_null(number) -> None:
+    claim = Claim("BoRA", "p. 1", "it is so")
+    parts = Parts({"rank 4": Measured(2.0, None), "rank 8": Measured(number, None)})
+    for found, note in (
+        (Measured(number, None), "the number is not defined in these runs"),
+        (parts, "the number is not defined in these runs: rank 8"),
+    ):
+        outcome = decide(Check(claim, "a ratio", MORE, lambda found=found: found))
+        assert (outcome.verdict, outcome.statistic, outcome.note) == ("unclear", None, note)
+    bare = Outcome(claim, "agrees", number, number, number, "A ≤ 0.25")
+    (row,) = json.loads(json.dumps(claims_json([bare]), allow_nan=False))
+    assert (row["statistic"], row["ci_low"], row["ci_high"]) == (None, None, None)
 
 
 def test_outcomes_are_frozen() -> None:
