@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from deltaw.cli.commands import OneOf
-from deltaw.cli.options import Decorator, with_default
+from deltaw.cli.options import ALPHA, Decorator, with_default
 from deltaw.cli.train_options import handing_on, rate_option, rates_in_words
 from deltaw.trainers.cola.settings import LEARNING_RATES, ColaSettings
 from deltaw.trainers.settings import BASES
@@ -24,7 +24,7 @@ _OTHERS: list[Decorator] = [
     with_default("--warmup-ratio", type=float, default=ColaSettings.warmup_ratio),
     with_default("--weight-decay", type=float, default=ColaSettings.weight_decay),
     with_default("--max-length", type=int, default=ColaSettings.max_length, help="In tokens."),
-    click.option("--alpha", type=float, help="Scaling is alpha / rank. Default: 8."),
+    click.option("--alpha", type=float, help=ALPHA.format("8")),
     click.option("--dropout", type=float, help="Of the adapters' input. Default: 0."),
     click.option(
         "--targets", multiple=True, help="Glob pattern; may be repeated. Default: all query and value matrices."

@@ -15,6 +15,7 @@ from deltaw.cli.output import TABLES, check_table_path, check_writable
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 BASE_HELP = "W₀, where a run does not hold it: a folder, or a name in Hugging Face's cache."
+ALPHA = "Of the scaling: alpha / rank; alpha / √rank of rslora, alpha / √(r₁ r₂) of dual-lora. Default: {}."
 MODULES_HELP = "Glob pattern over module names; may be repeated."
 
 # Read when a name is checked or shown, not before: entry points of other packages take a moment to look up.

@@ -9,7 +9,7 @@ import click
 
 from deltaw.cli.cola_options import grid_options
 from deltaw.cli.commands import Group, ListOption
-from deltaw.cli.options import METHOD, folder_option, json_option
+from deltaw.cli.options import ALPHA, METHOD, folder_option, json_option
 from deltaw.cli.output import check_libraries, emit, emit_json, going_on, progress, remark
 from deltaw.cli.train_options import TRAINING, seed_option
 from deltaw.cli.vl_options import PICTURES, RANK_DEFAULT, vl_options
@@ -225,7 +225,7 @@ def dual_lora(
 @seed_option
 @click.option("--epochs", type=int, help="Of every run. Default: each paper's own.")
 @click.option("--batch-size", type=int, help="Of every run. Default: each paper's own.")
-@click.option("--alpha", type=float, help="Scaling is alpha / rank. Default: 8.")
+@click.option("--alpha", type=float, help=ALPHA.format("8"))
 @click.option("--dropout", type=float, help="Of the adapters' input. Default: 0.")
 @json_option
 def every(

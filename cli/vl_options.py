@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from deltaw.cli.commands import ListOption, OneOf
-from deltaw.cli.options import Decorator, with_default
+from deltaw.cli.options import ALPHA, Decorator, with_default
 from deltaw.cli.train_options import handing_on, rate_option, rates_in_words
 from deltaw.trainers.settings import BASES
 from deltaw.trainers.vl.examples import TASKS
@@ -72,7 +72,7 @@ _OPTIONS: list[Decorator] = [
         default=VLSettings.answer_length,
         help="Of an answer, in tokens.",
     ),
-    click.option("--alpha", type=float, help=f"Scaling is alpha / rank. Default: {_by_model(RANKS)}."),
+    click.option("--alpha", type=float, help=ALPHA.format(_by_model(RANKS))),
     click.option("--dropout", type=float, help="Of the adapters' input. Default: 0."),
     with_default(
         "--base",

@@ -26,6 +26,9 @@ class CorDA(ResidualPair):
     smallest, so that what the batches need stays as it is ("kpm", knowledge-preserved). A and B start as A₀ and B₀, so
     W' = W₀ at the start. Trainable: r·(out + in).
 
+    The authors' code and PEFT divide the inputs of every forward pass by their largest entry before they are summed;
+    here every token counts alike, as in equation 2.
+
     C is made invertible as the paper does (Appendix A): ``damping`` times the mean of its diagonal is added to the
     diagonal, and doubled until ‖C C⁻¹ − I‖_F is below 0.05.
 

@@ -32,7 +32,8 @@ class DoRA(LowRankPair):
     A zero vector of V has no direction: its factor m / ‖V‖ is taken as 1, so it stays zero and nothing is NaN.
 
     Arguments:
-        rank, alpha, dropout, rank_stabilized: See ``LowRankPair``.
+        rank, alpha, dropout, rank_stabilized: See ``LowRankPair``. The dropout spares W₀; the authors' code and PEFT
+            also drop inputs of (m / ‖V‖ − 1)·W₀.
         axis: "column" or "row", along which the magnitudes stand.
         detach_norm: Treat ‖V‖ as a constant in the backward pass (§4.3, the paper's choice). ``False`` gives the full
             gradient; neither form builds a dense matrix.

@@ -31,8 +31,8 @@ class RandLoRA(RankedMethod):
     A *larger* rank means fewer bases and fewer parameters here; the update has full rank whatever r is.
 
     Arguments:
-        rank, alpha, dropout: See ``RankedMethod``. The paper's code has alpha = 20·rank, that is s = 20 (its learning
-            rate goes with that).
+        rank, alpha, dropout: See ``RankedMethod``. PEFT has alpha = 640 at rank 32 by default, that is s = 20 (learning
+            rates go with that). The authors' own code has s = 10·alpha/rank for vision, alpha/(rank·√n) for language.
 
     Source:
         Albert et al. 2025, "RandLoRA", equation 4; the start as in PEFT's ``RandLoraConfig``.
