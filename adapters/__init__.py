@@ -1,4 +1,4 @@
-"""What W' is: a file per method, and injecting, merging and reading the effective weight."""
+"""The adapters: a file per method, and injecting, merging and reading the effective weight."""
 
 import lazy_loader
 

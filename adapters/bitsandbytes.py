@@ -188,7 +188,7 @@ class QuantizedLayer(AdaptedLayer):
 
 @dataclass(frozen=True)
 class _Note:
-    """What takes W₀'s place, or a view's of it, between forward and backward."""
+    """The stand-in for W₀, or for a view of it, between forward and backward."""
 
     size: torch.Size
     stride: tuple[int, ...]

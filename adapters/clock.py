@@ -73,7 +73,7 @@ class StepCounter:
         """Be notified of every optimizer step from now on, for as long as the layer lives."""
         self._layer: weakref.ref[Counted] | None = weakref.ref(layer)
         _listen()
-        _HEARD[self] = 0
+        _NOTIFIED[self] = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_layer": None}  # a weak reference can be neither copied nor written
@@ -122,7 +122,7 @@ class StepCounter:
 
 
 _TIME = count(1)
-_HEARD: WeakKeyDictionary[StepCounter, int] = WeakKeyDictionary()  # when each was last notified of a step
+_NOTIFIED: WeakKeyDictionary[StepCounter, int] = WeakKeyDictionary()  # when each was last notified of a step
 _BEGUN: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # when each began the step that it is in
 
 
@@ -148,12 +148,12 @@ def _end(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Tell each layer once, however many optimizers and overridden ``step`` functions call one another in a step."""
     del args, kwargs
     begun = _BEGUN.pop(optimizer, None)
-    if begun is None or not _HEARD or _is_skipped(optimizer) or _only_makes_state():
+    if begun is None or not _NOTIFIED or _is_skipped(optimizer) or _only_makes_state():
         return
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for counter, heard in list(_HEARD.items()):
-        if heard < begun and id(counter.parameter()) in stepped:
-            _HEARD[counter] = next(_TIME)
+    for counter, notified in list(_NOTIFIED.items()):
+        if notified < begun and id(counter.parameter()) in stepped:
+            _NOTIFIED[counter] = next(_TIME)
             counter.stepped()
 
 

@@ -1,4 +1,4 @@
-"""What reads a trajectory: change, spectrum, correlation, tables, figures, claims."""
+"""The analysis of trajectories: change, spectrum, correlation, tables, figures, claims."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What a module's name tells: its layer number and its kind."""
+"""Layer number and kind of a module, from its name."""
 
 import re
 from collections.abc import Callable

@@ -127,7 +127,7 @@ class Trajectory:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the recorder was given to keep with the run, or what else its files say of it."""
+        """Plain values that were recorded with the run, or that its files say of it."""
         return self.source.info
 
     @property

@@ -62,10 +62,10 @@ def app(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; an error is one line on stderr: exit code 2 for a wrong call, 1 for a failed one."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    told = Session()
+    session = Session()
     try:
-        with messages(told):
-            code = app.main(args=given, prog_name="deltaw", standalone_mode=False, obj=told)
+        with messages(session):
+            code = app.main(args=given, prog_name="deltaw", standalone_mode=False, obj=session)
         return code if isinstance(code, int) else 0
     except click.UsageError as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _said(error: Exception) -> str:
-    """What an error says; one of the operating system's without its number."""
+    """The message of an error; of the operating system's without its number."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)

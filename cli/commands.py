@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 @dataclass
 class Session:
-    """What one call was told about its own words.
+    """How much one call of the command line says.
 
     Arguments:
         quiet: Nothing on stderr but errors.
@@ -36,10 +36,10 @@ class Volume(click.Option):
 
 
 def _note(context: click.Context, option: click.Parameter, given: bool) -> None:
-    told = context.find_root().ensure_object(Session)
+    call = context.find_root().ensure_object(Session)
     if given and option.name:
-        setattr(told, option.name, True)
-    if told.quiet and told.verbose:
+        setattr(call, option.name, True)
+    if call.quiet and call.verbose:
         raise click.UsageError("--quiet and --verbose contradict each other; leave one of them out", context)
 
 

@@ -1,4 +1,4 @@
-"""What is printed and written: the same for every verb, and nothing of it reaches a terminal raw."""
+"""Printing and writing, the same for every verb; nothing of it reaches a terminal raw."""
 
 import contextlib
 import json
@@ -159,14 +159,14 @@ def _kept(out: Path) -> bool:
 
 
 @contextlib.contextmanager
-def messages(told: Session) -> Iterator[None]:
+def messages(session: Session) -> Iterator[None]:
     """Show the library's warnings and log on stderr, a line each, as --quiet and --verbose want it."""
 
     def show(message: Warning | str, *rest: Any, **more: Any) -> None:
-        if not told.quiet:
+        if not session.quiet:
             _line(f"warning: {message}")
 
-    handler, log = _Lines(told), logging.getLogger("deltaw")
+    handler, log = _Lines(session), logging.getLogger("deltaw")
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -182,13 +182,13 @@ def messages(told: Session) -> Iterator[None]:
 class _Lines(logging.Handler):
     """Prints what the call's volume lets through."""
 
-    def __init__(self, told: Session) -> None:
+    def __init__(self, session: Session) -> None:
         super().__init__()
-        self.told = told
+        self.session = session
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one line."""
-        least = logging.ERROR if self.told.quiet else logging.INFO if self.told.verbose else logging.WARNING
+        least = logging.ERROR if self.session.quiet else logging.INFO if self.session.verbose else logging.WARNING
         if record.levelno >= least:
             _line(f"{record.levelname.lower()}: {record.getMessage()}")
 

@@ -1,4 +1,4 @@
-"""What the training verbs share: lists of methods, ranks and seeds, options by method, one run or a grid of them."""
+"""Shared by the training verbs: lists of methods, ranks and seeds, options by method, one run or a grid of them."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""What makes a trajectory: the recorder, its schedules and callbacks, and the experiments."""
+"""Recording a trajectory: the recorder, its schedules and callbacks, and the experiments."""
 
 import lazy_loader
 

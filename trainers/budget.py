@@ -1,4 +1,4 @@
-"""What a record will take, before training starts."""
+"""The size of a record, before training starts."""
 
 import json
 import math

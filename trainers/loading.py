@@ -1,4 +1,4 @@
-"""What the loading of other people's models has in common: no notices, and short reasons."""
+"""Loading other people's models: no notices, and short reasons."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

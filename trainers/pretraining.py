@@ -1,4 +1,4 @@
-"""What the scripts share that make the built-in models: the tokenizer's wrapping, and writing a folder anew."""
+"""Shared by the scripts that make the built-in models: the tokenizer's wrapping, and writing a folder anew."""
 
 from __future__ import annotations
 

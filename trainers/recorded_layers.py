@@ -1,4 +1,4 @@
-"""What is recorded of a layer: the tensors of a method where one is known, which give W' exactly, else W' itself."""
+"""Recorded layers: the tensors of a method where one is known, which give W' exactly, else W' itself."""
 
 import contextlib
 import json

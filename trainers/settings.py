@@ -1,4 +1,4 @@
-"""What a run is told, whatever it trains on. Nothing here loads torch: the command line reads its defaults here."""
+"""The settings that all experiments share. Nothing here loads torch: the command line reads its defaults here."""
 
 import json
 import math
@@ -18,7 +18,7 @@ BASES = ("full", "nf4")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(ABC):
-    """What a run is told, whatever it trains on.
+    """The settings of a run, whatever it trains on.
 
     Arguments:
         method: A name of ``METHODS``.

@@ -1,4 +1,4 @@
-"""What a recorded fine-tuning run trains, and what comes of it: plain data that every experiment makes and reads."""
+"""The task of a fine-tuning run and its outcome: plain data that every experiment makes and reads."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from deltaw.trainers.schedules import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a run trains, on what, and how it is scored.
+    """The model that a run trains, its data, and its score.
 
     Arguments:
         experiment, corpus: Their names in the record.
@@ -51,7 +51,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has come to.
+    """The outcome of a run.
 
     Arguments:
         trainable: Trainable parameters, of the method alone, without the heads (with them where all weights train).

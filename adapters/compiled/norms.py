@@ -1,4 +1,4 @@
-"""What the adapters need of whole matrices, each in one pass: the norms of DoRA and BoRA, the gradients of ρ and γ."""
+"""Norms of DoRA and BoRA, and the gradients of ρ and γ, each in one pass over a matrix."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from deltaw.adapters.method import Layer, RankedMethod, Shape, State
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankPair(RankedMethod):
-    """What LoRA, DoRA and BoRA share: the product s·B A.
+    """The product s·B A, which LoRA, DoRA and BoRA share.
 
     A (r, in) starts uniform in ±1/√in (Kaiming, as in ``nn.Linear``), B (out, r) at zero.
 

@@ -29,7 +29,7 @@ class ResidualPair(RankedMethod):
 
     @override
     def frozen_shapes(self, out_features: int, in_features: int) -> dict[str, Shape]:
-        """What A and B were at the start."""
+        """A and B at the start."""
         return {"start_A": (self.rank, in_features), "start_B": (out_features, self.rank)}
 
     @override

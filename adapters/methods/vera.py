@@ -35,7 +35,7 @@ class _ScaledOnBothSides(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPair(RankedMethod):
-    """What VeRA and DVoRA share: s·diag(b) B diag(d) A with frozen A, B.
+    """The product s·diag(b) B diag(d) A with frozen A and B, which VeRA and DVoRA share.
 
     A (r, largest in) and B (largest out, r) are drawn once for a model, uniform with Kaiming's variance 2/fan_in, and
     every layer uses their first columns and rows. d (r,) starts at ``d_initial``, b (out,) at zero.

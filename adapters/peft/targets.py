@@ -225,7 +225,7 @@ def _re2(pattern: str) -> Any:
 
 
 def _at_lookahead(pattern: str) -> tuple[str, ...]:
-    """What stands before the only lookahead, in it, and after it; the pattern alone where there is none."""
+    """Split a pattern at its only lookahead: before it, in it, after it; the pattern alone where there is none."""
     depth, start, end, alternatives = 0, -1, -1, False
     for k, letter in _syntax(pattern):
         if letter == "(":

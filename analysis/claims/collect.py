@@ -133,13 +133,13 @@ def _last_common(runs: Sequence[Trajectory]) -> int | None:
 
 
 def _result(run: Trajectory) -> dict[str, Any]:
-    """What result.json holds, with the settings; empty where there is none."""
+    """The content of result.json, with the settings; empty where there is none."""
     kept = read_result(run.path)
     return {} if kept is None else kept.values | {"settings": kept.settings, "dev": kept.dev}
 
 
 def _settings(run: Trajectory, result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run says of its experiment."""
+    """The run's own account of its experiment."""
     kept = run.info.get("settings")
     found = (kept if isinstance(kept, dict) else {}) | result.get("settings", {})
     named: dict[str, Any] = {name: run.info[name] for name in ("experiment", "corpus") if name in run.info}

@@ -74,7 +74,7 @@ MARGIN = 0.02  # of scores that are as high
 
 @dataclass(frozen=True)
 class Rule:
-    """What an interval [low, high] has to be for either verdict."""
+    """The bounds of an interval [low, high] for either verdict."""
 
     text: str
     agrees: Callable[[float, float], bool]
@@ -151,7 +151,7 @@ class Check:
 
     @property
     def text(self) -> str:
-        """What is measured, and the rule."""
+        """The measure and the rule."""
         return f"{self.measured}: {self.rule.text}"
 
 

@@ -1,4 +1,4 @@
-"""What a run holds, whether it is whole, and whether it is sound."""
+"""Inspection: the content of a run, whether it is whole, and whether it is sound."""
 
 import lazy_loader
 

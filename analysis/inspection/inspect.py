@@ -1,4 +1,4 @@
-"""What is in a run's folder, whether it is whole, and whether it is sound."""
+"""The content of a run's folder, whether it is whole, and whether it is sound."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Soundness:
-    """What the checks came to.
+    """The results of the checks.
 
     Arguments:
         findings: What is wrong; empty where nothing is.

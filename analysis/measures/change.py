@@ -37,7 +37,7 @@ _AGAIN = 32767  # elements in a block of vectors done again; as in ``sums``, tor
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What happened to every vector of one matrix along one axis, and the means.
+    """The change of every vector of one matrix along one axis, and the means.
 
     Arguments:
         axis: "row" or "column".

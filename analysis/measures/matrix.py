@@ -1,4 +1,4 @@
-"""What every measure asks of a matrix it is given: dense, floating, two-dimensional, not empty."""
+"""The check of every measure's matrices: dense, floating, two-dimensional, not empty."""
 
 from __future__ import annotations
 

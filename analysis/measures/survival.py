@@ -10,7 +10,7 @@ from deltaw.analysis.measures.matrix import Matrix, matrix
 
 @dataclass(frozen=True)
 class Survival:
-    """What is left of an update after merging.
+    """The part of an update that survives merging.
 
     Arguments:
         entries: Share of the update's entries other than 0 whose merged weight differs from the base, in [0, 1];

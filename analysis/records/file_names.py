@@ -1,4 +1,4 @@
-"""What the name of a file says: a model, a part of one, a helper of the training, or a step.
+"""File names: those of a model, of a part of one, of a helper of the training, and of a step.
 
 Only names are looked at here, so this is where the habits of other tools are kept.
 """

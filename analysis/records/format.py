@@ -7,8 +7,8 @@
     scalars.jsonl          one line a step: loss, learning rate, scores
 
 No path is kept in any of these files: names follow from the step, so no file can point out of its folder. Files are
-written aside, flushed and renamed; a line is appended when what it announces is in place. A last line that was cut off
-announces nothing.
+written to a temporary file, flushed and renamed; a line is appended when what it announces is in place. A last line
+that was cut off announces nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ModuleEntry:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What a file must be."""
+    """The size and the checksum that a file must have."""
 
     bytes: int
     sha256: str
@@ -56,7 +56,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run is, apart from its checkpoints.
+    """The description of a run, apart from its checkpoints.
 
     ``constants`` says for every tensor of a method that never changes (``MODULE.NAME``) under which name the file of
     the base has it; layers that have it in common share one.

@@ -1,4 +1,4 @@
-"""What a path or an address leads to: a folder or a file, the names there, and the folders of its checkpoints."""
+"""The location behind a path or an address: a folder or a file, the names there, and the folders of its checkpoints."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -263,7 +263,7 @@ class Adapters(Source):
         return base.to(dtype) + self.update(module, step, dtype)
 
     def _dtype(self, module: str, step: int) -> torch.dtype:
-        """What the adapter is computed in: its own dtype, 16 bits widened."""
+        """The dtype in which the adapter is computed: its own, 16 bits widened."""
         tensors, modules = self._checkpoint(step)
         names = modules.get(self._holder(module), {}).values()
         found = [d for d in map(tensors.dtype, names) if d.is_floating_point]

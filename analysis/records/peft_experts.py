@@ -26,7 +26,7 @@ WRAPPED = f".{BASE_LAYER}"
 
 @dataclass(frozen=True)
 class Parameter:
-    """What one module of ours is of a parameter that was adapted.
+    """The part of an adapted parameter that is one module of ours.
 
     Arguments:
         holder: The module under whose name the file has the adapter.

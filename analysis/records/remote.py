@@ -58,7 +58,7 @@ class RemoteStorage(Storage):
         return files, root
 
     def _described(self, error: Exception) -> str:
-        """What a library says, in one line and without the secrets of the address."""
+        """A library's message, in one line and without the secrets of the address."""
         text = " ".join(str(error).split())
         for hidden in self._hidden:
             text = text.replace(hidden, "***")
@@ -160,7 +160,7 @@ class RemoteStorage(Storage):
 
 
 def _secrets(url: str) -> list[str]:
-    """What of an address no message may show: user, password, query; as they stand there and decoded."""
+    """The parts of an address that no message may show: user, password, query; as they stand there and decoded."""
     parts = re.match(r"[^:]+://(?:([^/?#]*)@)?[^?#]*(?:\?(.*))?", url)
     user, query = parts.groups() if parts else (None, None)
     found = {text for text in (user, query, *(user or "").split(":", 1)[1:]) if text}

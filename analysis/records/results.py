@@ -34,7 +34,7 @@ UNMEASURED = "seconds_per_epoch"  # NaN in results of earlier versions where no 
 
 @dataclass(frozen=True)
 class Result:
-    """What a file says.
+    """The content of a file.
 
     Arguments:
         settings: The settings of the experiment, as plain values.

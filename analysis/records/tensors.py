@@ -226,7 +226,7 @@ def read_pickled(storage: Storage, file: str) -> Tensors:
 
 
 def _reason(error: Exception) -> str:
-    """What stopped the unpickler: the class that is no tensor, or the first line of what it says."""
+    """Say why the unpickler stopped: the class that is no tensor, or the first line of its message."""
     text = str(error).strip()
     found = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", text)
     if found:

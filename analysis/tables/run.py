@@ -1,4 +1,4 @@
-"""What a table asks of a run; `deltaw.analysis.trajectory.Trajectory` is one."""
+"""The run as a table sees it; `deltaw.analysis.trajectory.Trajectory` is one."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol

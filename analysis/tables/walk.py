@@ -101,7 +101,7 @@ class Walk:
 
 
 class Kept:
-    """What is used again at the next stop of one module."""
+    """Matrices that the next stop of the same module uses again."""
 
     def __init__(self, run: Run, module: str) -> None:
         self.run, self.module = run, module

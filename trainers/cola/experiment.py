@@ -26,7 +26,7 @@ from deltaw.trainers.task import Task, Trained
 
 @dataclass(frozen=True)
 class ColaResult:
-    """What a finished run came to.
+    """The result of a finished run.
 
     Arguments:
         method: The method's name.

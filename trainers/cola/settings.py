@@ -1,4 +1,4 @@
-"""What a run on CoLA is told."""
+"""The settings of a run on CoLA."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every reproduction ends with: pictures, tables, verdicts, and a closing page."""
+"""The end of every reproduction: pictures, tables, verdicts, and a closing page."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ FORMATS = ("png", "svg", "pdf")
 
 @dataclass(frozen=True)
 class Report:
-    """What a reproduction made.
+    """The outcome of a reproduction.
 
     Arguments:
         paper: Its short name.

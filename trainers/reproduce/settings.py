@@ -1,4 +1,4 @@
-"""What each reproduction trains where nothing else is said; nothing here loads torch, so that the help can show it."""
+"""The default runs of each reproduction; nothing here loads torch, so that the help can show them."""
 
 BORA_METHODS = ("ft", "lora", "dora", "dora-row", "bora")
 DORA_METHODS = ("ft", "lora", "dora", "dora-row")

@@ -33,7 +33,7 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class VLResult:
-    """What a finished run came to.
+    """The result of a finished run.
 
     Arguments:
         method: The method's name.
@@ -73,7 +73,7 @@ class VLResult:
 
 @dataclass(frozen=True)
 class VLData:
-    """What runs with the same data share: the examples, the features of their pictures, and what guessing scores."""
+    """Shared by runs with the same data: the examples, the features of their pictures, and the score of guessing."""
 
     corpus: VLCorpus
     features: Features

@@ -1,4 +1,4 @@
-"""What follows from a scene in words: captions, questions, relational questions, statements over two pictures.
+"""The texts that follow from a scene: captions, questions, relational questions, statements over two pictures.
 
 Nothing here looks at a picture. Each function lists everything of its kind that can be said or asked of a scene, with
 the answer; whoever builds a corpus draws from the list and can keep the answers balanced.

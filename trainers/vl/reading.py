@@ -1,4 +1,4 @@
-"""What every reader of a data set shares: JSON that may be cut, fields that may be missing, pictures to be found."""
+"""Shared by the readers of data sets: JSON that may be cut, fields that may be missing, pictures to be found."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ SAMPLE = 50  # pictures that are looked for in each layout before one is chosen
 
 @dataclass
 class Part:
-    """What a reader found in a folder: examples, and where the pictures that they name should be."""
+    """The content of a folder: examples, and where the pictures that they name should be."""
 
     name: str
     train: list[Example] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What a run of the VL experiment is told."""
+"""The settings of a run of the VL experiment."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""What PEFT's adapters add to a weight: ΔW = W' − W₀ from their tensors, by formulas of our own.
+"""The updates of PEFT's adapters: ΔW = W' − W₀ from their tensors, by formulas of our own.
 
 Every formula is held by a test to the forward of PEFT's own layer, of version 0.21. PEFT's ``get_delta_weight`` is not
 W' − W₀ for DoRA, HiRA, PiSSA and others; these are. W₀ and ΔW are [out, in] for every layer, Conv1D too.

@@ -55,7 +55,7 @@ def lora(t: Tensors, s: Settings) -> Factors | Tensor:
 
 
 def _taken(s: Settings, rank: int, scaling: float) -> Factors | None:
-    """What the start took out of the base, s·B₀ A₀ as U V; ``None`` where it left the base as it was."""
+    """The part of the base that the start took out, s·B₀ A₀ as U V; ``None`` where it left the base as it was."""
     start = s.config.get("init_lora_weights", True)
     if start in (*LEAVES_THE_BASE, "kasa"):
         return None

@@ -1,4 +1,4 @@
-"""What a formula knows beside the tensors of its layer."""
+"""The settings of a formula, beside the tensors of its layer."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass
 class Settings:
-    """What a formula knows beside the layer's own tensors.
+    """The settings of a formula, beside the layer's own tensors.
 
     Arguments:
         where: For messages.

@@ -1,1 +1,1 @@
-"""What the figures share: style, axes, panels, rows, layer positions, curves, and saving."""
+"""Shared by the figures: style, axes, panels, rows, layer positions, curves, and saving."""

@@ -1,4 +1,4 @@
-"""What the figures' axes and legends share: numbers with their unit, step numbers, letters, legends in rows."""
+"""Axes and legends of the figures: numbers with their unit, step numbers, letters, legends in rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -38,7 +38,7 @@ ROWS: tuple[Axis, Axis] = ("column", "row")  # BoRA's order: columns on top
 
 @dataclass(frozen=True)
 class Quantity:
-    """What one of the two curves of a panel shows."""
+    """One of the two curves of a panel."""
 
     column: str
     symbol: str

@@ -83,7 +83,7 @@ def _film(movie: Movie, path: Path, kind: str) -> None:
     layout = movie.figure.get_layout_engine()
     movie.figure.set_layout_engine("none")
     try:
-        # The writers tell the format by the name, which a file written aside does not have.
+        # The writers tell the format by the name, which a temporary file does not have.
         with TemporaryDirectory() as folder:
             film = Path(folder) / f"film.{kind}"
             writer.setup(movie.figure, str(film), MOVIE_DPI)
