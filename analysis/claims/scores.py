@@ -136,6 +136,8 @@ def _rank_pairs(
         sorted(float(rank) for rank in set(scores.loc[scores["method"] == method, "rank"].dropna()))
         for method in (better, worse)
     )
+    if not first and not second and (more or times not in (None, 1.0)):
+        raise Undecidable(f"missing: the ranks of {better} and {worse}")
     if not first or not second or times is None:
         return [(first[0] if first else None, second[0] if second else None)]
     ranks = pairs_of_ranks(scores, better, worse, times, more)

@@ -396,6 +396,8 @@ def test_baselines_are_compared_at_the_papers_ranks() -> None:
     missing = at_the_end(found=found[found["rank"] == 8].assign(n_dev=5000, seconds_per_epoch=1.0, trainable=100))
     note = missing["BoRA scores higher than LoRA whose rank is 2 higher, which has more parameters"].note
     assert note == "missing: results of bora and lora of that rank and 2 more"
+    unranked = at_the_end()["BoRA scores higher than LoRA whose rank is 2 higher, which has more parameters"]
+    assert (unranked.statistic, unranked.note) == (None, "missing: the ranks of bora and lora")
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
