@@ -69,7 +69,9 @@ def gather(
         for run, label, entry in zip(runs, labels, entries, strict=True):
             if paper in wanted and label in methods:
                 ranks = {"adapter_rank": entry["rank"], "direction_rank": entry["direction_rank"]}
-                tables.append(make(run).assign(method=label, guessing=weak.get(entry["run"]), **ranks))
+                # Which entries move follows from the method, whether it has learned or not.
+                reason = {} if make is regions else {"guessing": weak.get(entry["run"])}
+                tables.append(make(run).assign(method=label, **reason, **ranks))
         if not tables:
             return pd.DataFrame(columns=[*columns, "adapter_rank", "direction_rank"])
         whole = pd.concat(tables, ignore_index=True)

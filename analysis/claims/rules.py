@@ -53,8 +53,8 @@ other, and "unclear" where it is neither, or where something is missing. A claim
 A claim about trained models needs runs that learned something: a run none of whose scores is more than 1.96 standard
 errors above what guessing has (a Matthews correlation of 0, of other tasks the ``prior`` in result.json) is left out of
 asymmetries, ratios of changes, correlations and ranks, and of a method with no other run they are "unclear". Scores are
-compared if one of the two is better than guessing. Parameters, time, memory and which entries of ΔW are zero do not
-depend on it. A run without scores is taken as trained.
+compared if one of the two is better than guessing. Parameters, time, memory, which entries of ΔW are zero, and the rank
+that an equation bounds do not depend on it. A run without scores is taken as trained.
 
 Methods are compared at the lowest rank that all of them have, unless the claim is about other ranks.
 """

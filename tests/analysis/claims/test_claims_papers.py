@@ -409,6 +409,17 @@ def test_dual_loras_claims_agree_and_disagree():
     assert full["The magnitude group has a lower rank than the whole"].verdict == "disagrees"
 
 
+def test_ranks_of_runs_that_learned_nothing_are_unclear_but_for_what_an_equation_bounds():
+    world = dual_world({4: 0.6})
+    reasons = world.spectra["method"].map({"dual-lora": "best Matthews correlation 0, guessing has 0 ± 0.031"})
+    found = dual(replace(world, spectra=world.spectra.assign(guessing=reasons)))
+    note = "dual-lora learned nothing: best Matthews correlation 0, guessing has 0 ± 0.031"
+    overall = found["The overall update is almost of full rank"]
+    assert (overall.verdict, overall.note) == ("unclear", note)
+    bounded = dual(replace(world, spectra=world.spectra.assign(guessing="it guesses")))
+    assert bounded["LoRA's update has no higher rank than its r"].verdict == "agrees"
+
+
 def test_dual_lora_is_compared_with_twice_its_rank():
     world = dual_world({4: 0.6})
     other = world.spectra.assign(adapter_rank=world.spectra["adapter_rank"].replace(8, 6))
