@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.peft.names import BASE_LAYER, CONFIG, PREFIX
 from deltaw.analysis.names import is_embedding
+from deltaw.analysis.records.base_names import BaseNames, from_layer
 from deltaw.analysis.records.file_names import is_readable, weights_file
 from deltaw.analysis.records.layout import StoredMatrix, matrices, module_name
 from deltaw.analysis.records.location import Folder, listed, storage_of
@@ -63,28 +64,64 @@ class Base:
         self.where, self.config = tensors.where, dict(config)
         self._tensors, self._ordered = tensors, ordered
         self._matrices = matrices(tensors, config, everything=True)
+        self._by_name = BaseNames(self._matrices, self.config)
         self.order = [name for name, part in self._matrices.items() if ordered and part.tensor == f"{name}.weight"]
 
-    def find(self, module: str) -> StoredMatrix | None:
-        """Return where the matrix of a module stands.
+    def expect(self, modules: Iterable[str]) -> None:
+        """Take note of all modules of a run, so that no two of them are given the same matrix."""
+        self._by_name.expect(modules)
 
-        A model with another head has another prefix (``bert.encoder…`` and ``encoder…``). So where the name itself is
-        not there, the two are compared from the end, and must agree from the layer's number on.
-        """
-        if module in self._matrices:
-            return self._matrices[module]
-        tail = module
-        while "." in tail:
-            tail = tail.partition(".")[2]
-            if tail in self._matrices:
-                return self._matrices[tail]
-            if not re.search(r"(?:^|\.)\d+\.", tail):
-                break
-            found = [name for name in self._matrices if name.endswith("." + tail)]
-            if len(found) == 1:
-                return self._matrices[found[0]]
-        found = [name for name in self._matrices if name.endswith("." + module)]
-        return self._matrices[found[0]] if len(found) == 1 else None
+    def find(self, module: str) -> StoredMatrix | None:
+        """Return where the matrix of a module stands, perhaps under another prefix; see ``BaseNames``."""
+        found = self._by_name.find(module)
+        return None if found is None else self._matrices[found]
+
+    def has(self, module: str) -> bool:
+        """Return whether there is a matrix of exactly this name."""
+        return module in self._matrices
+
+    def not_a_matrix(self, module: str) -> str:
+        """Return why what has a module's name is no matrix, as it is a convolution; "" where it is one or not there."""
+        shape = next((self._tensors.shape(name) for name in self._tensors.names() if name == f"{module}.weight"), ())
+        if len(shape) > 2 and module not in self._matrices:
+            return f"it is a convolution, {shape} in the base"
+        return ""
+
+    def why_not(self, module: str) -> str:
+        """Return why there is no W₀ of a module: the cause, and what to do."""
+        text = self.not_a_matrix(module)
+        if text:
+            return text
+        start = f"the base has no matrix of {module}"
+        quantised = self._quantised(module)
+        if quantised:
+            return (
+                f"{start} that can be read: the base is quantised ({quantised}); give the model as it was before, or "
+                "load it with transformers (for bitsandbytes: pip install 'deltaw[quant]') and give model.dequantize()"
+            )
+        reason = self._by_name.why_not(module)
+        if reason:
+            return f"{start}, {reason}; give the model that was trained"
+        if self._by_name.known:
+            return (
+                f"{start}, which was added for the training, as a new head is; or it is not the model that was trained"
+            )
+        there = ", ".join(list(self._matrices)[:2]) or "no matrix at all"
+        return f"{start}; is it the model that was trained? It has {there}, …"
+
+    def _quantised(self, module: str) -> str:
+        """How the base has a module quantised, "" where it has not."""
+        end = from_layer(module) or module
+        own = [name for name in self._tensors.names() if f".{end}." in f".{name}"]
+        dtypes = [self._tensors.dtype_name(name) for name in own if name.endswith(".weight")]
+        packed = any(name.endswith((".qweight", ".weight_packed")) for name in own)
+        if not packed and not any(dtype.startswith(("float8", "int", "uint")) for dtype in dtypes):
+            return ""
+        settings = self.config.get("quantization_config")
+        kind = (
+            [settings.get(key) for key in ("quant_method", "bnb_4bit_quant_type")] if isinstance(settings, dict) else []
+        )
+        return ", ".join(str(part)[:40] for part in kind if part) or ("packed integers" if packed else dtypes[0])
 
     def shape(self, module: str) -> Shape | None:
         """Return (out, in) of a module's matrix, ``None`` where there is none."""
@@ -143,7 +180,7 @@ class Base:
         """
         parts = self._pieces(module)
         if not parts:
-            raise BaseError(f"{self.where}: the base has no matrix of {module}; is it the model that was trained?")
+            raise BaseError(f"{self.where}: {self.why_not(module)}")
         if len(parts) > 1:
             import torch
 
@@ -155,6 +192,11 @@ class Base:
         return self._fitting(module, part.read(self._tensors), shape)
 
     def _fitting(self, module: str, found: Tensor, shape: Shape) -> Tensor:
+        if is_embedding(module) and tuple(found.shape) != tuple(shape) and found.shape[1] == shape[1]:
+            raise BaseError(
+                f"{self.where}: {module} has {len(found)} rows in the base and {shape[0]} in the run: the vocabulary "
+                "was resized; give the base with its embeddings resized as they were before training"
+            )
         try:
             return fitting(f"{self.where}: the base is of another model", module, found, shape)
         except RecordError as error:

@@ -65,6 +65,8 @@ class FullModelSource(Source):
         if not self._matrices:
             raise RecordError(f"{first.where}: holds no matrix of a linear layer in a floating dtype")
         self.shapes: dict[str, Shape] = {module: stored.shape for module, stored in self._matrices.items()}
+        if base is not None:
+            base.expect(self.shapes)
 
     def _tensors(self, step: int) -> Tensors:
         if step not in self._open:

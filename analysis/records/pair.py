@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.base import Base
+from deltaw.analysis.records.base_names import HEADS, tied_to
 from deltaw.analysis.records.full import FullModelSource
 from deltaw.analysis.records.location import Folder, listed, storage_of
 from deltaw.analysis.records.model_reader import model_reader, read_file
@@ -46,6 +47,11 @@ class PairSource(FullModelSource):
         config = storage.mapping("config.json") or base.config
         super().__init__(f"{first} → {second}", {1: reader}, config, base, everything=everything)
         self.steps = [0, 1]
+        tied = tied_to(self._matrices, config)
+        for head in HEADS:  # W₀'s head stands apart, that of the second is its embedding
+            if len(tied) == 1 and base.has(head) and head not in self._matrices:
+                self._matrices[head] = self._matrices[tied[0]]
+                self.shapes = {**self.shapes, head: self._matrices[head].shape}
         both = {module: shape for module, shape in self.shapes.items() if base.shape(module) in (shape, shape[::-1])}
         if not both:
             module, shape = next(iter(self.shapes.items()))

@@ -1,7 +1,9 @@
 """Adapters that PEFT saved: one folder, or one a ``checkpoint-*/``."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,27 +13,18 @@ from deltaw.adapters.errors import RecordError
 from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.peft.formulas.settings import Factors, Settings
 from deltaw.adapters.peft.formulas.table import FORMULAS, REFUSED, Formula
-from deltaw.adapters.peft.names import (
-    BASE_LAYER,
-    CONFIG,
-    FIXED,
-    IN_PROJ,
-    MODULES_TO_SAVE,
-    OUT_PROJ,
-    PICKLE,
-    PREFIX,
-    ROOT,
-    SHARED_THETA,
-    WEIGHTS,
-)
+from deltaw.adapters.peft.names import CONFIG, FIXED, LEAVES_THE_BASE, OUT_PROJ, PREFIX, ROOT, SHARED_THETA
 from deltaw.adapters.peft.targets import copied_layers, targeted
 from deltaw.analysis.records.base import GIVE, Base, BaseError, BaseLike, base_named, open_base
 from deltaw.analysis.records.peft_experts import Parameter, parameters
+from deltaw.analysis.records.peft_tensors import AdapterFile, embedding_as_linear, not_linear, read_adapter
 from deltaw.analysis.records.source import Shape, Source, State, fitting
 from deltaw.analysis.records.storage import Storage
-from deltaw.analysis.records.tensors import SafeTensors, Tensors, read_pickled
+from deltaw.analysis.records.tensors import Renamed
 
 OPEN_AT_ONCE = 2  # checkpoints whose headers are kept
+NAMED = 8  # modules that a message names
+logger = logging.getLogger(__name__)
 
 # Options of LoRA with which no one W' belongs to a layer.
 NOT_READ = {
@@ -59,7 +52,7 @@ class Adapters(Source):
 
     def __init__(self, where: str, places: Mapping[int, Storage], base: BaseLike, log: list[dict[str, float]]) -> None:
         self.where, self.steps, self._places, self._log = where, sorted(places), dict(places), log
-        self._open: OrderedDict[int, tuple[Tensors, dict[str, dict[str, str]]]] = OrderedDict()
+        self._open: OrderedDict[int, AdapterFile] = OrderedDict()
         self._settings: dict[str, Any] = read_settings(places[self.steps[0]])
         kind = self._settings["peft_type"]
         self._formula: Formula = FORMULAS[kind]
@@ -67,14 +60,17 @@ class Adapters(Source):
         self.info = {"peft": self._settings}
         self._base: Base | None = open_base(base if base is not None else base_named(self._settings))
         self.config = {} if self._base is None else self._base.config
-        self._attention: dict[str, str] = {}  # the nn.MultiheadAttention that a matrix is a part of
         self._copies = copied_layers(self._settings, where)
-        tensors, modules = self._checkpoint(self.steps[0])
-        if not modules:
-            raise RecordError(f"{tensors.where}: has no tensor of a {kind} adapter")
-        self._saved = _whole_modules(tensors, self._formula.prefix)
+        file = self._checkpoint(self.steps[0])
+        if not file.modules:
+            raise RecordError(f"{file.tensors.where}: has no tensor of a {kind} adapter")
+        self._saved, self._attention = file.whole, file.attention
+        self._own_base = Base(Renamed(file.tensors, file.base), self.config) if file.base else None
+        if self._base is not None:
+            self._base.expect(self._copies(module) for module in (*file.modules, *file.whole))
         stored = {
-            module: {key: tensors.shape(name) for key, name in names.items()} for module, names in modules.items()
+            module: {key: file.tensors.shape(name) for key, name in names.items()}
+            for module, names in file.modules.items()
         }
         self.shapes: dict[str, Shape] = {}
         self._parameters: dict[str, Parameter] = {}
@@ -84,25 +80,38 @@ class Adapters(Source):
             )
             self.shapes |= {module: parameter.shape for module, parameter in self._parameters.items()}
             stored = {module: shapes for module, shapes in stored.items() if module not in used}
+        left_out = dict(file.left_out)
         for module, shapes in stored.items():
-            shape = self._shape(module, shapes)
-            if shape is not None:
+            reason = not_linear(shapes, self._settings, LEAVES_THE_BASE)
+            shape = self._shape(module, shapes) if reason is None else reason
+            if isinstance(shape, str):
+                left_out[module] = shape
+            else:
                 self.shapes[module] = shape
         for module, name in self._saved.items():
-            rows, columns = tensors.shape(name)
+            rows, columns = file.tensors.shape(name)
             self.shapes[module] = (rows, columns)
-        if not self.shapes:
-            raise RecordError(f"{tensors.where}: adapts no linear layer")
+        self._tell(left_out, file.tensors.where)
 
-    def _shape(self, module: str, shapes: dict[str, tuple[int, ...]]) -> Shape | None:
-        """(out, in) from the adapter where it tells, else from the base; ``None`` for an embedding or a convolution."""
-        if any("embedding" in key for key in shapes) or (
-            any(len(s) > 3 for s in shapes.values()) and not {"boft_R", "poly_lora_A"} & set(shapes)
-        ):
-            return None
-        part = None if self._base is None else self._base.find(self._copies(module))
-        if part is not None:
-            return part.shape
+    def _tell(self, left_out: Mapping[str, str], file: str) -> None:
+        """Say once what is left out."""
+        reasons: dict[str, list[str]] = {}
+        for module, reason in left_out.items():
+            reasons.setdefault(reason, []).append(module)
+        told = "; ".join(
+            f"{', '.join(modules[:NAMED])}{', …' if len(modules) > NAMED else ''}: {reason}"
+            for reason, modules in reasons.items()
+        )
+        if not self.shapes:
+            raise RecordError(f"{file}: adapts no linear layer ({told})")
+        if told:
+            self.info["left_out"] = list(left_out)
+            logger.warning("%s: %d left out, %s", self.where, len(left_out), told)
+
+    def _shape(self, module: str, shapes: dict[str, tuple[int, ...]]) -> Shape | str:
+        """(out, in) from the adapter where it tells, else from the base; or why there is none."""
+        if "lora_embedding_A" in shapes:
+            return shapes["lora_embedding_A"][1], shapes["lora_embedding_B"][0]
         found = None
         if self._formula.sides is not None and not self._settings.get("use_bdlora"):
             try:
@@ -112,8 +121,13 @@ class Adapters(Source):
         if found is not None and self._settings.get("use_qalora"):
             size = self._settings.get("qalora_group_size")
             found = (found[0], found[1] * size) if type(size) is int and 0 < size < 2**20 else None
-        if found is None and self._base is not None:
-            raise RecordError(f"{self.where}: the base has no matrix of {module}; is it the model that was trained?")
+        base = self._base_of(module)
+        part = None if base is None else base.find(self._copies(module))
+        if part is not None:
+            tells = self._settings["peft_type"] == "LORA" and not self._settings.get("use_qalora")
+            return found if tells and found is not None else part.shape  # of a resized vocabulary, it differs
+        if self._base is not None and (found is None or self._base.not_a_matrix(self._copies(module))):
+            return self._base.why_not(self._copies(module))
         if found is None:
             kind = self._settings["peft_type"]
             raise RecordError(
@@ -121,7 +135,7 @@ class Adapters(Source):
             )
         return found
 
-    def _checkpoint(self, step: int) -> tuple[Tensors, dict[str, dict[str, str]]]:
+    def _checkpoint(self, step: int) -> AdapterFile:
         if step not in self._open:
             place = self._places[step]
             if step != self.steps[0]:
@@ -131,14 +145,12 @@ class Adapters(Source):
                         raise RecordError(
                             f"{place.where}: {key} is {settings.get(key)!r:.60}, not as in the first checkpoint"
                         )
-            tensors = _read(place)
-            modules = _by_module(tensors, self._formula.prefix)
-            if not modules and self._settings["peft_type"] == "UNILORA" and ROOT + SHARED_THETA in tensors.names():
-                modules = {module: {SHARED_THETA: ROOT + SHARED_THETA} for module in self._meant()}
-            parts = _of_attention(modules)
-            self._attention |= dict(parts.values())
-            modules = {parts[holder][0] if holder in parts else holder: names for holder, names in modules.items()}
-            self._open[step] = tensors, modules
+            kind = self._settings["peft_type"]
+            file = read_adapter(place, kind, self._formula.prefix)
+            if not file.modules and kind == "UNILORA" and ROOT + SHARED_THETA in file.tensors.names():
+                shared = {module: {SHARED_THETA: ROOT + SHARED_THETA} for module in self._meant()}
+                file = replace(file, modules=shared)
+            self._open[step] = file
             while len(self._open) > OPEN_AT_ONCE:
                 self._open.popitem(last=False)
         self._open.move_to_end(step)
@@ -156,13 +168,18 @@ class Adapters(Source):
     def state(self, module: str, step: int) -> State:
         """Return the adapter's tensors under PEFT's names, or {"weight": the matrix} of a module saved whole."""
         self.check(module, step)
-        tensors, modules = self._checkpoint(step)
+        file = self._checkpoint(step)
+        tensors, modules = file.tensors, file.modules
         if module in self._saved:
-            return {"weight": fitting(tensors.where, module, tensors.read(self._saved[module]), self.shapes[module])}
+            if module not in file.whole:
+                raise RecordError(f"{tensors.where}: lacks {module}, which the first checkpoint has")
+            return {"weight": fitting(tensors.where, module, tensors.read(file.whole[module]), self.shapes[module])}
         holder = self._holder(module)
         if holder not in modules:
             raise RecordError(f"{tensors.where}: has no adapter of {module}, which the first checkpoint has")
         state = {key: tensors.read(name) for key, name in modules[holder].items()}
+        if "lora_embedding_A" in state:
+            return embedding_as_linear(state)
         return self._parameters[module].of(state) if module in self._parameters else state
 
     def _holder(self, module: str) -> str:
@@ -172,21 +189,46 @@ class Adapters(Source):
     @property
     def base_from(self) -> str | None:
         """Where W₀ comes from, or ``None`` where none was given."""
-        return None if self._base is None else self._base.where
+        if self._base is not None:
+            return self._base.where
+        everything = self._own_base is not None and all(map(self._own_base.has, self.shapes))
+        return self._own_base.where if self._own_base is not None and everything else None
+
+    def _base_of(self, module: str) -> Base | None:
+        """Where W₀ of a module stands: in the adapter's own file, in the base that was given, or nowhere."""
+        original = self._copies(module)
+        if self._own_base is not None and self._own_base.has(original):
+            return self._own_base
+        return None if self._base is None or self._base.find(original) is None else self._base
 
     def base(self, module: str) -> Tensor:
         """Return W₀ (out, in)."""
         self.check(module)
-        if self._base is None:
+        base = self._base_of(module) or self._base
+        if base is None:
             named = self._settings.get("base_model_name_or_path")
             told = f" (it names {named!r:.200})" if isinstance(named, str) and named else ""
             raise BaseError(
                 f"{self.where}: W₀ of {module} is needed and an adapter folder does not hold it{told}; {GIVE}"
             )
-        return self._base.read(self._copies(module), self.shapes[module])
+        return base.read(self._copies(module), self.shapes[module])
+
+    def _check_unmoved(self, module: str, file: AdapterFile) -> None:
+        """Raise where a later checkpoint holds another W₀, as ReLoRA leaves it, which merges as it trains."""
+        own = self._own_base
+        if own is None or not own.has(module) or file is self._checkpoint(self.steps[0]):
+            return
+        later = Base(Renamed(file.tensors, file.base), self.config)
+        if not later.has(module) or not torch.equal(later.read(module, self.shapes[module]), self.base(module)):
+            raise RecordError(
+                f"{file.tensors.where}: the base layer of {module} is not as in the first checkpoint: the adapter was "
+                "merged as it trained, so ΔW is more than the adapter's; save merged models, and open these"
+            )
 
     def _delta(self, module: str, step: int, dtype: torch.dtype) -> Factors | Tensor:
-        tensors, modules = self._checkpoint(step)
+        file = self._checkpoint(step)
+        self._check_unmoved(module, file)
+        tensors, modules = file.tensors, file.modules
 
         def wide(value: Tensor) -> Tensor:
             return value.to(dtype) if value.is_floating_point() else value
@@ -208,7 +250,8 @@ class Adapters(Source):
         state = {key: wide(value) for key, value in self.state(module, step).items()}
 
         def bias() -> Tensor | None:
-            return None if self._base is None else self._base.bias(module)
+            base = self._base_of(module)
+            return None if base is None else base.bias(module)
 
         name = self._parameters[module].name if module in self._parameters else self._attention.get(module, module)
         settings = Settings(
@@ -264,7 +307,8 @@ class Adapters(Source):
 
     def _dtype(self, module: str, step: int) -> torch.dtype:
         """The dtype in which the adapter is computed: its own, 16 bits widened."""
-        tensors, modules = self._checkpoint(step)
+        file = self._checkpoint(step)
+        tensors, modules = file.tensors, file.modules
         names = modules.get(self._holder(module), {}).values()
         found = [d for d in map(tensors.dtype, names) if d.is_floating_point]
         return WIDENED.get(found[0], found[0]) if found else torch.float32
@@ -280,7 +324,8 @@ class Adapters(Source):
     def rounding(self, module: str, step: int) -> torch.dtype | None:
         """Return the dtype of what multiplies W₀, or of a matrix saved whole."""
         self.check(module, step)
-        tensors, modules = self._checkpoint(step)
+        file = self._checkpoint(step)
+        tensors, modules = file.tensors, file.modules
         if module in self._saved:
             return tensors.dtype(self._saved[module])
         if self._formula.scales_base or self._settings.get("use_dora"):
@@ -314,54 +359,6 @@ def read_settings(place: Storage) -> dict[str, Any]:
             "is no one W'; one task is read"
         )
     return settings
-
-
-def _read(place: Storage) -> Tensors:
-    if place.has(WEIGHTS):
-        return SafeTensors(place, WEIGHTS)
-    if place.has(PICKLE):
-        return read_pickled(place, PICKLE)
-    raise RecordError(f"{place.where}: has {CONFIG}, but no {WEIGHTS}")
-
-
-def _by_module(tensors: Tensors, prefix: str) -> dict[str, dict[str, str]]:
-    """Return for every adapted module its tensors' names by PEFT's own ("lora_A"), in the order of the names."""
-    found: dict[str, dict[str, str]] = {}
-    for name in tensors.names():
-        if not name.startswith(PREFIX):
-            continue
-        parts = name.removeprefix(PREFIX).split(".")
-        at = next((k for k, part in enumerate(parts) if part.startswith(prefix)), 0)
-        if at:
-            key = ".".join(parts[at:]).removesuffix(".weight")
-            found.setdefault(".".join(parts[:at]), {})[key] = name
-    return found
-
-
-def _of_attention(holders: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return, of what stands for a matrix of ``nn.MultiheadAttention``, the name of this matrix and of the module.
-
-    PEFT has the adapter of in_proj under the module's own name, that of out_proj below its base layer.
-    """
-    found: dict[str, tuple[str, str]] = {}
-    for module in holders:
-        below = f"{module}.{BASE_LAYER}.{OUT_PROJ}"
-        if below in holders:
-            found |= {module: (f"{module}.{IN_PROJ}", module), below: (f"{module}.{OUT_PROJ}", module)}
-    return found
-
-
-def _whole_modules(tensors: Tensors, prefix: str) -> dict[str, str]:
-    """Return the matrices of ``modules_to_save``, by module."""
-    found = {}
-    for name in tensors.names():
-        parts = name.removeprefix(PREFIX).split(".")
-        adapted = any(part.startswith(prefix) for part in parts)
-        if name.startswith(PREFIX) and parts[-1] == "weight" and not adapted and len(tensors.shape(name)) == 2:
-            kept = [part for part in parts[:-1] if part not in (MODULES_TO_SAVE, BASE_LAYER)]
-            if 0 not in tensors.shape(name) and tensors.dtype(name).is_floating_point:
-                found[".".join(kept)] = name
-    return found
 
 
 def _method(kind: str, settings: Mapping[str, Any]) -> str:

@@ -178,6 +178,37 @@ class Several(Tensors):
         return self._tensors[name].read(name, index)
 
 
+class Renamed(Tensors):
+    """Some tensors of a set under other names.
+
+    Arguments:
+        tensors: The set.
+        names: The name in it, by the new one.
+    """
+
+    def __init__(self, tensors: Tensors, names: Mapping[str, str]) -> None:
+        self._tensors, self._names, self.where = tensors, dict(names), tensors.where
+
+    @override
+    def names(self) -> Collection[str]:
+        return self._names
+
+    @override
+    def shape(self, name: str) -> tuple[int, ...]:
+        self.need(name)
+        return self._tensors.shape(self._names[name])
+
+    @override
+    def dtype_name(self, name: str) -> str:
+        self.need(name)
+        return self._tensors.dtype_name(self._names[name])
+
+    @override
+    def read(self, name: str, index: int | None = None) -> Tensor:
+        self.need(name)
+        return self._tensors.read(self._names[name], index)
+
+
 def read_weights(storage: Storage, file: str) -> Tensors:
     """Return the tensors of a model: of one file, or of the shards that an index names.
 

@@ -1,0 +1,202 @@
+"""What in a file of PEFT's is a layer: an adapter, W₀ beside it, a module trained whole; no convolution."""
+
+import copy
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from deltaw.adapters import RecordError
+from deltaw.analysis import Trajectory
+
+peft = pytest.importorskip("peft")
+Q = "model.layers.0.self_attn.q_proj"
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(20, 8)
+        self.conv1 = nn.Conv1d(8, 16, 3, padding=1)
+        self.layers = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+        self.lm_head = nn.Linear(16, 20, bias=False)
+        self.score = nn.Linear(16, 3)
+
+    def get_input_embeddings(self):  # by which PEFT knows what to save with its base layer
+        return self.embed_tokens
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def forward(self, x):
+        x = self.conv1(self.embed_tokens(x).transpose(1, 2)).transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x)
+        return self.lm_head(x), self.score(x)
+
+
+def saved(folder, config, seed=0):
+    """A net, PEFT's model of it with all that trains moved, and its folder."""
+    torch.manual_seed(seed)
+    net = Net()
+    base = copy.deepcopy(net)
+    model = peft.get_peft_model(net, config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    folder.mkdir(exist_ok=True)
+    model.save_pretrained(folder)
+    return base, model
+
+
+def assert_as_merged(run, model, base, modules):
+    merged = model.merge_and_unload()
+    for module in modules:
+        true = merged.get_submodule(module).weight.double() - base.get_submodule(module).weight.double()
+        assert float(true.norm()) > 1e-3
+        torch.testing.assert_close(run.update(module, run.steps[0]), true, rtol=1e-4, atol=1e-6)
+        assert run.labels(module)["method"] == "lora"
+        assert run.factors(module, run.steps[0]) is not None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("given", [True, False])
+def test_lora_on_head_and_embedding_saved_with_their_base_layers(given, tmp_path):
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["0", "lm_head", "embed_tokens"], alpha_pattern={"embed_tokens": 3}
+    )
+    base, model = saved(tmp_path, config)
+    assert "base_model.model.lm_head.base_layer.weight" in load_file(tmp_path / "adapter_model.safetensors")
+    run = Trajectory.open(tmp_path, base=base if given else None)
+    assert set(run.modules) == {"embed_tokens", "lm_head", "layers.0"}
+    for module in ("embed_tokens", "lm_head"):  # W₀ stands in the file
+        assert torch.equal(run.base(module), base.get_submodule(module).weight)
+    assert_as_merged(run, model, base, run.modules)
+    assert len(run.spectra()) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_embedding_whose_formula_is_another_is_left_out(tmp_path, caplog):
+    saved(tmp_path, peft.LoraConfig(r=4, target_modules=["0", "embed_tokens"], use_dora=True))
+    with caplog.at_level(logging.WARNING):
+        run = Trajectory.open(tmp_path)
+    assert run.modules == ["layers.0"]
+    assert run.info["left_out"] == ["embed_tokens"]
+    assert caplog.text.count("embed_tokens: it is an embedding") == 1
+
+
+CONVOLUTIONS = {
+    "lora": lambda: peft.LoraConfig(r=4, target_modules=["conv1", "0"]),
+    "dora": lambda: peft.LoraConfig(r=4, target_modules=["conv1", "0"], use_dora=True),
+    "loha": lambda: peft.LoHaConfig(r=4, target_modules=["conv1", "0"]),
+    "lokr": lambda: peft.LoKrConfig(r=4, target_modules=["conv1", "0"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+def test_a_convolution_is_left_out_and_blocks_nothing(kind, tmp_path, caplog):
+    base, model = saved(tmp_path, CONVOLUTIONS[kind]())
+    with caplog.at_level(logging.WARNING):
+        run = Trajectory.open(tmp_path, base=base)
+    assert run.modules == ["layers.0"]
+    assert caplog.text.count("conv1: it is a convolution") == 1
+    assert len(run.changes("base")) == 2
+    merged = model.merge_and_unload()
+    weight = run.weight("layers.0", 0, torch.float64)
+    torch.testing.assert_close(weight, merged.layers[0].weight.double(), rtol=1e-4, atol=1e-6)
+    if kind in ("lora", "lokr"):
+        assert len(Trajectory.open(tmp_path).spectra()) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_convolution_alone_is_refused(tmp_path):
+    base, _ = saved(tmp_path, peft.LoraConfig(r=4, target_modules=["conv1"]))
+    for given in (base, None):
+        with pytest.raises(RecordError, match=r"adapts no linear layer \(conv1: it is a convolution\)"):
+            Trajectory.open(tmp_path, base=given)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "model.safetensors", "adapter_model.bin"])
+@pytest.mark.parametrize("lead", ["", "module.", "_orig_mod.", "llm."])
+def test_the_state_dict_of_a_peft_model_beside_its_configuration(file, lead, tmp_path):
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0", "lm_head"], modules_to_save=["score"])
+    base, model = saved(tmp_path, config)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    state = {lead + key: value.contiguous().clone() for key, value in model.state_dict().items()}
+    save_file(state, tmp_path / file) if file.endswith("s") else torch.save(state, tmp_path / file)
+    run = Trajectory.open(tmp_path)
+    assert set(run.modules) == {"layers.0", "lm_head", "score"}
+    assert run.base_from is not None
+    score = model.base_model.model.score.modules_to_save["default"].weight.double() - base.score.weight.double()
+    torch.testing.assert_close(run.update("score", 0), score)
+    assert run.labels("score")["method"] == "ft"
+    assert len(run.changes("base")) == 6
+    assert_as_merged(run, model, base, ["layers.0", "lm_head"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_state_dict_of_before_there_was_a_base_layer(tmp_path):
+    base, model = saved(tmp_path, peft.LoraConfig(r=4, target_modules=["0"]))
+    state = {key.replace(".base_layer.", "."): value for key, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    run = Trajectory.open(tmp_path)
+    assert run.modules == ["layers.0"]
+    assert_as_merged(run, model, base, run.modules)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_base_layer_that_moves_is_refused(tmp_path):
+    _, model = saved(tmp_path / "checkpoint-0", peft.LoraConfig(r=4, target_modules=["0"]))
+    for step in (1, 2):
+        folder = tmp_path / f"checkpoint-{step}"
+        model.save_pretrained(folder)
+        save_file(model.state_dict(), folder / "adapter_model.safetensors")
+        layer = model.base_model.model.layers[0]
+        with torch.no_grad():
+            layer.base_layer.weight.add_(layer.get_delta_weight("default"))
+    for file in (tmp_path / "checkpoint-0").iterdir():
+        file.unlink()
+    (tmp_path / "checkpoint-0").rmdir()
+    run = Trajectory.open(tmp_path)
+    assert run.update("layers.0", 1).any()
+    with pytest.raises(RecordError, match=r"base layer of layers\.0 is not as in the first checkpoint"):
+        run.update("layers.0", 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_adapters_name_in_the_keys(tmp_path):
+    base, model = saved(tmp_path, peft.LoraConfig(r=4, target_modules=["0"]))
+    file = tmp_path / "adapter_model.safetensors"
+    plain = load_file(file)
+    save_file({key.replace(".weight", ".default.weight"): value for key, value in plain.items()}, file)
+    assert_as_merged(Trajectory.open(tmp_path, base=base), model, base, ["layers.0"])
+    both = {key.replace(".weight", f".{name}.weight"): v.clone() for key, v in plain.items() for name in ("dpo", "sft")}
+    save_file(both, file)
+    with pytest.raises(RecordError, match="holds the adapters dpo, sft; save each in a folder of its own"):
+        Trajectory.open(tmp_path)
+    save_file({key.removeprefix("base_model.model."): value for key, value in plain.items()}, file)
+    assert_as_merged(Trajectory.open(tmp_path, base=base), model, base, [])
+    assert Trajectory.open(tmp_path).modules == ["layers.0"]
+
+
+def test_a_resized_vocabulary_blocks_nothing(tmp_path):
+    tensors = {f"base_model.model.{Q}.lora_A.weight": torch.randn(2, 8)}
+    tensors |= {f"base_model.model.{Q}.lora_B.weight": torch.randn(8, 2)}
+    tensors |= {"base_model.model.lm_head.weight": torch.randn(22, 8)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    base = {f"{Q}.weight": torch.randn(8, 8), "lm_head.weight": torch.randn(20, 8)}
+    run = Trajectory.open(tmp_path, base=base)
+    with pytest.warns(UserWarning, match=r"1 module is left out, lm_head.*20 rows in the base and 22 in the run"):
+        assert set(run.changes("base").module) == {Q}
+    tensors = {key.replace(Q, "lm_head"): value for key, value in tensors.items() if "q_proj" in key}
+    tensors["base_model.model.lm_head.lora_B.weight"] = torch.randn(22, 2)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    assert len(Trajectory.open(tmp_path, base=base).spectra()) == 1  # ΔW itself needs no W₀
