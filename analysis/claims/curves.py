@@ -3,16 +3,28 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import wraps
+from typing import Concatenate, Literal, ParamSpec
 
 import numpy as np
 import pandas as pd
 
 from deltaw.analysis.claims.evidence import of_equal_rank, require_methods
-from deltaw.analysis.claims.interval import FISHER, LINEAR, LOG, Array, Measured, Undecidable, Weights, bootstrap
+from deltaw.analysis.claims.interval import (
+    FISHER,
+    LINEAR,
+    LOG,
+    Array,
+    Measured,
+    Undecidable,
+    Unlearned,
+    Weights,
+    bootstrap,
+)
 from deltaw.analysis.claims.rules import asymmetry, pearson
 from deltaw.analysis.measures.change import Axis
 
+P = ParamSpec("P")
 Quantity = Literal["delta_m", "delta_d"]
 SYMBOLS: dict[Quantity, str] = {"delta_m": "ΔM", "delta_d": "ΔD"}
 
@@ -97,6 +109,23 @@ def last_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["step_to"] == frame.groupby("run")["step_to"].transform("max")] if len(frame) else frame
 
 
+def _of_trained(
+    measure: Callable[Concatenate[pd.DataFrame, P], Measured],
+) -> Callable[Concatenate[pd.DataFrame, P], Measured]:
+    """Measure runs that learned nothing, too, and say so in place of a verdict."""
+
+    @wraps(measure)
+    def measured(frame: pd.DataFrame, *args: P.args, **options: P.kwargs) -> Measured:
+        try:
+            return measure(frame, *args, **options)
+        except Unlearned as reason:
+            found = measure(frame.drop(columns="guessing"), *args, **options)
+            raise Undecidable(str(reason), found.statistic) from None
+
+    return measured
+
+
+@_of_trained
 def asymmetry_of(frame: pd.DataFrame, quantity: Quantity, method: str, minus: str | None = None) -> Measured:
     """Return A of a method, or how much larger it is than another's."""
     methods = [method] if minus is None else [method, minus]
@@ -119,6 +148,7 @@ def asymmetry_of(frame: pd.DataFrame, quantity: Quantity, method: str, minus: st
     return replace(found, interval=(max(low, 0.0), min(high, 2.0)))  # A cannot lie outside
 
 
+@_of_trained
 def change_ratio(
     frame: pd.DataFrame, quantity: Quantity, *parts: tuple[str, Sequence[Axis]], every: bool = False
 ) -> Measured:
@@ -161,6 +191,7 @@ def change_ratio(
     return measured
 
 
+@_of_trained
 def correlation_of(
     frame: pd.DataFrame, kind: str, axis: Axis, methods: Sequence[str], combine: Callable[..., Array]
 ) -> Measured:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from deltaw.analysis.claims.interval import Undecidable
+from deltaw.analysis.claims.interval import Undecidable, Unlearned
 from deltaw.analysis.claims.rules import count_of
 from deltaw.analysis.tables.tidy import display_name
 
@@ -71,7 +71,7 @@ def require_methods(frame: pd.DataFrame, methods: Sequence[str], what: str = "ru
     for method in methods if "guessing" in frame.columns else ():
         reasons = frame.loc[frame["method"] == method, "guessing"]
         if reasons.notna().all():
-            raise Undecidable(f"{method} learned nothing: {reasons.iloc[0]}")
+            raise Unlearned(f"{method} learned nothing: {reasons.iloc[0]}")
 
 
 def trained(frame: pd.DataFrame) -> pd.DataFrame:

@@ -44,6 +44,10 @@ class Undecidable(Exception):  # noqa: N818 - no error: it becomes the note of a
         self.statistic = statistic
 
 
+class Unlearned(Undecidable):
+    """All runs of a method are no better than guessing; what was measured in them is shown and decides nothing."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """How often every matrix and every run of a method was drawn; every row sums to 1.
