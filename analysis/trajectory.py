@@ -18,7 +18,7 @@ from deltaw.analysis.records.base import BaseLike
 from deltaw.analysis.records.format import MANIFEST, Manifest
 from deltaw.analysis.records.open import open_pair, open_source
 from deltaw.analysis.records.source import Source
-from deltaw.analysis.tables.run import Pairs, Step, Steps
+from deltaw.analysis.tables.run import PairKind, Pairs, Step, Steps
 
 if TYPE_CHECKING:  # tables are made with pandas, weights are read without
     import pandas as pd
@@ -235,7 +235,7 @@ class Trajectory:
 
     def changes(
         self,
-        pairs: Pairs = None,
+        pairs: Pairs | Sequence[PairKind] = None,
         axes: Sequence[Axis] = AXES,
         modules: Sequence[str] | None = None,
         *,
@@ -246,7 +246,8 @@ class Trajectory:
 
         Arguments:
             pairs: "consecutive" (t−1, t), "initial" (first recorded step, t), "base" (W₀, t), or a list of pairs.
-                ``None`` for consecutive ones, and for base where the run has one checkpoint.
+                ``None`` for consecutive ones, and for base where the run has one checkpoint. Several kinds, as
+                ("consecutive", "base"), are made in one pass, and the table has a column pairs.
             axes: "row", "column" or both.
             modules: Glob patterns over the recorded modules; ``None`` for all.
             allow_nonfinite: Go on where a weight holds NaN or infinity.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-OPEN_AT_ONCE = 2  # models whose headers are kept; a pair of steps is what is looked at
+OPEN_AT_ONCE = 1024  # models whose names are kept: a table goes through all steps of each module
 
 
 class FullModelSource(Source):

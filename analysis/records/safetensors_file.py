@@ -7,9 +7,10 @@ needs. All of that needs no torch, which is loaded where a tensor is read.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.storage import Buffer, Storage, parsed
@@ -85,9 +86,32 @@ def header_text(storage: Storage, name: str, size: int) -> bytes:
 def header_entries(text: bytes, size: int, where: str) -> dict[str, Entry]:
     """Return what a header says that a file of ``size`` bytes holds; ``where`` is for messages.
 
+    The checkpoints of a run have the same header, which is parsed once and shared: it is only read.
+
     Raises:
         RecordError: It is damaged, or not true of such a file.
     """
+    header = _Header(text, size, where)
+    return _parsed(header)
+
+
+class _Header(NamedTuple):
+    """A header and its file; equal to that of another file whose header has the same bytes."""
+
+    text: bytes
+    size: int
+    where: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Header) and (self.text, self.size) == (other.text, other.size)
+
+    def __hash__(self) -> int:
+        return hash((self.text, self.size))
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(header: _Header) -> dict[str, Entry]:
+    text, size, where = header
     raw = parsed(text, where)
     if not isinstance(raw, dict):
         raise RecordError(f"{where}: its header is damaged, it holds no mapping")

@@ -1,17 +1,19 @@
 """ΔM and ΔD of every module: their means, one row a pair of steps and axis."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
-from deltaw.analysis.measures.change import AXES, Axis, changes
-from deltaw.analysis.tables.run import LABELS, Pairs, Run
-from deltaw.analysis.tables.walk import Walk, at_pairs
+from deltaw.analysis.measures.change import AXES, Axis
+from deltaw.analysis.tables.one_pass import Stops, in_one_pass
+from deltaw.analysis.tables.run import LABELS, PairKind, Pairs, Run, Step
+from deltaw.analysis.tables.walk import Walk, pairs_by_kind
 
 
 def changes_table(
     runs: Sequence[Run],
-    pairs: Pairs = None,
+    pairs: Pairs | Sequence[PairKind] = None,
     axes: Sequence[Axis] = AXES,
     modules: Sequence[str] | None = None,
     *,
@@ -23,15 +25,17 @@ def changes_table(
     Arguments:
         runs: Opened runs.
         pairs: "consecutive" (t−1, t), "initial" (first recorded step, t), "base" (W₀, t), or a list of pairs.
-            ``None`` for consecutive ones, and for base where a run has one checkpoint.
+            ``None`` for consecutive ones, and for base where a run has one checkpoint. Several kinds, as
+            ("consecutive", "base"), are made in one pass, and the table has a column pairs.
         axes: "row", "column" or both.
         modules: Glob patterns over the recorded modules; ``None`` for all.
         allow_nonfinite: Go on where a weight holds NaN or infinity.
         progress: Show a progress bar.
 
     Returns:
-        One row each, with the columns run, method, module, layer, kind, axis, step_from (missing for the base),
-        step_to, delta_m (in units of the weights), delta_d, undefined (vectors zero at exactly one of the steps).
+        One row each, with the columns run, method, module, layer, kind, pairs (where several kinds are asked for),
+        axis, step_from (missing for the base), step_to, delta_m (in units of the weights), delta_d, undefined (vectors
+        zero at exactly one of the steps).
         ``attrs["left_out"]`` says which modules are left out, as their W₀ is not known, ``attrs["no_rows"]`` why a run
         has no row.
 
@@ -39,19 +43,33 @@ def changes_table(
         NonFiniteError: A weight holds NaN or infinity; names the module and the steps.
         OptionError: Unknown pairs, axis, module or step.
     """
-    rows = []
-    walk = Walk(runs, "changes", at_pairs(pairs), modules, unit="pair", progress=progress)
+    wanted: dict[int, dict[str | None, list[tuple[Step, int]]]] = {}  # by run
+
+    def stops(run: Run) -> Stops:
+        wanted[id(run)] = pairs_by_kind(run, pairs)
+        return in_one_pass(pair for of_kind in wanted[id(run)].values() for pair in of_kind)
+
+    found: dict[tuple[int, str], dict[tuple[Step, int], list[dict[str, Any]]]] = {}
+    walk = Walk(runs, "changes", stops, modules, unit="pair", progress=progress)
     for stop in walk:
         stop.where = from_to(stop.step_from, stop.step)
         with stop:
-            before, after = stop.weight(stop.step_from), stop.weight(stop.step)
-            for axis, change in changes(before, after, axes, allow_nonfinite=allow_nonfinite).items():
-                rows.append(
-                    stop.labels
-                    | {"axis": axis, "step_from": stop.step_from, "step_to": stop.step}
-                    | {"delta_m": change.delta_m, "delta_d": change.delta_d, "undefined": change.undefined}
-                )
-    return walk.frame(rows, [*LABELS, "axis", "step_from", "step_to", "delta_m", "delta_d", "undefined"])
+            found.setdefault((id(stop.run), stop.module), {})[stop.step_from, stop.step] = [
+                stop.labels
+                | {"axis": axis, "step_from": stop.step_from, "step_to": stop.step}
+                | {"delta_m": change.delta_m, "delta_d": change.delta_d, "undefined": change.undefined}
+                for axis, change in stop.changes(axes, allow_nonfinite=allow_nonfinite).items()
+            ]
+    rows = [
+        row | {"pairs": kind}
+        for (run, _), by_pair in found.items()
+        for kind, of_kind in wanted[run].items()
+        for pair in of_kind
+        for row in by_pair.get(pair, [])
+    ]
+    several = any(None not in kinds for kinds in wanted.values())
+    columns = ["axis", "step_from", "step_to", "delta_m", "delta_d", "undefined"]
+    return walk.frame(rows, [*LABELS, *(["pairs"] if several else []), *columns])
 
 
 def from_to(step_from: int | None, step: int) -> str:

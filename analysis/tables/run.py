@@ -10,7 +10,8 @@ from deltaw.adapters.method import Method
 from deltaw.analysis.records.source import Source
 
 Step = int | None  # None: the base weights, before any step
-Pairs = Literal["consecutive", "initial", "base"] | Sequence[tuple[Step, int]] | None
+PairKind = Literal["consecutive", "initial", "base"]
+Pairs = PairKind | Sequence[tuple[Step, int]] | None
 Steps = Sequence[int] | Literal["last"] | None
 LABELS = ["run", "method", "module", "layer", "kind"]  # the first columns of every table of modules
 

@@ -5,7 +5,6 @@ says in an error where it happened, and leaves out a module whose W₀ is not kn
 """
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -14,21 +13,19 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import DeltawWarning, NonFiniteError, OptionError, RecordError, ShapeError
 from deltaw.adapters.patterns import matching
+from deltaw.analysis.measures.change import Axis, Change
 from deltaw.analysis.progress import progress as shown
 from deltaw.analysis.records.base import BaseError
 from deltaw.analysis.tables.frame import ABOUT, frame_of
-from deltaw.analysis.tables.run import Pairs, Run, Step, Steps
+from deltaw.analysis.tables.one_pass import OnePass, Stops, in_one_pass
+from deltaw.analysis.tables.run import PairKind, Pairs, Run, Step, Steps
 
 T = TypeVar("T")
 PAIRS = ("consecutive", "initial", "base")
-Stops = Sequence[tuple[Step, int]]  # (from, to); where a table has steps and no pairs, the first is not looked at
-_AT_ONCE = 2  # weights kept of a module: both ends of a pair
 
 
 class Walk:
@@ -79,14 +76,13 @@ class Walk:
                 self._no_rows.append(no_stops(run))
             left_out: dict[str, RecordError] = {}
             self._left_out.append((run, left_out))
-            work = [(module, stop) for module in modules for stop in stops]
-            kept = Kept(run, "")
-            for module, (step_from, step) in shown(work, f"{self._what} of {run.name}", self._unit, self._progress):
-                if module in left_out:
-                    continue
-                if kept.module != module:
-                    kept = Kept(run, module)
-                yield Stop(run, module, step_from, step, kept, left_out)
+            work = [(module, position) for module in modules for position in range(len(stops))]
+            for module, position in shown(work, f"{self._what} of {run.name}", self._unit, self._progress):
+                if position == 0:
+                    kept = OnePass(run, module, stops)
+                if module not in left_out:
+                    kept.position = position
+                    yield Stop(run, module, *stops[position], kept, left_out)
             if left_out and len(left_out) == len(modules):
                 raise next(iter(left_out.values()))
 
@@ -100,48 +96,25 @@ class Walk:
         return frame
 
 
-class Kept:
-    """Matrices that the next stop of the same module uses again."""
-
-    def __init__(self, run: Run, module: str) -> None:
-        self.run, self.module = run, module
-        self._weights: OrderedDict[Step, Tensor] = OrderedDict()
-        self._made: dict[str, Any] = {}
-
-    def weight(self, step: Step) -> Tensor:
-        """Return W', read once where the order of the stops allows it."""
-        if step not in self._weights:
-            # float64 where W' is rebuilt, so that its rounding does not stand in for a change.
-            dtype = torch.float64 if self.run.source.rebuilt(self.module) else None
-            self._weights[step] = self.run.weight(self.module, step, dtype)
-        self._weights.move_to_end(step)
-        while len(self._weights) > _AT_ONCE:
-            self._weights.popitem(last=False)
-        return self._weights[step]
-
-    def once(self, name: str, make: Callable[[], T]) -> T:
-        """Return what ``make`` returns, made once a module."""
-        if name not in self._made:
-            self._made[name] = make()
-        found: T = self._made[name]
-        return found
-
-
 class Stop:
     """A module at a step, or at a pair of steps."""
 
     def __init__(
-        self, run: Run, module: str, step_from: Step, step: int, kept: Kept, left_out: dict[str, RecordError]
+        self, run: Run, module: str, step_from: Step, step: int, kept: OnePass, left_out: dict[str, RecordError]
     ) -> None:
         self.run, self.module, self.step_from, self.step = run, module, step_from, step
         self.where = f"at step {step}"  # for errors
-        self.weight, self.once = kept.weight, kept.once
+        self.weight, self.once, self._kept = kept.weight, kept.once, kept
         self._left_out = left_out
 
     @property
     def labels(self) -> dict[str, Any]:
         """The first columns: run, method, module, layer, kind."""
         return self.run.labels(self.module)
+
+    def changes(self, axes: Sequence[Axis], *, allow_nonfinite: bool = False) -> dict[Axis, Change]:
+        """Return the change of the pair along some axes."""
+        return self._kept.changes(axes, allow_nonfinite)
 
     def __enter__(self) -> Self:
         return self
@@ -161,8 +134,8 @@ def at_steps(steps: Steps) -> Callable[[Run], Stops]:
 
 
 def at_pairs(pairs: Pairs) -> Callable[[Run], Stops]:
-    """Return a run's stops for these pairs; see `chosen_pairs`."""
-    return lambda run: chosen_pairs(run, pairs)
+    """Return a run's stops for these pairs, in the order of one pass; see `chosen_pairs`."""
+    return lambda run: in_one_pass(chosen_pairs(run, pairs))
 
 
 def chosen_steps(run: Run, steps: Steps) -> list[int]:
@@ -210,6 +183,13 @@ def chosen_pairs(run: Run, pairs: Pairs) -> list[tuple[Step, int]]:
         (None if start is None else whole_number("a step", start, 0, also="None"), whole_number("a step", end, 0))
         for start, end in given
     ]
+
+
+def pairs_by_kind(run: Run, pairs: Pairs | Sequence[PairKind]) -> dict[str | None, list[tuple[Step, int]]]:
+    """Return the pairs of steps of every kind that is named, or under ``None`` those of `chosen_pairs`."""
+    if not isinstance(pairs, str) and isinstance(pairs, Sequence) and pairs and all(isinstance(p, str) for p in pairs):
+        return {str(kind): chosen_pairs(run, kind) for kind in pairs}  # type: ignore[arg-type]
+    return {None: chosen_pairs(run, pairs)}  # type: ignore[arg-type]
 
 
 def _several(values: object, wrong: str) -> list[Any]:
