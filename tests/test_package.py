@@ -43,7 +43,7 @@ def test_importing_and_listing_is_light() -> None:
 def test_recording_loads_torch_and_little_else() -> None:
     found = loaded_after(RECORDING)
     assert "torch" in found
-    assert not found & {"pandas", "matplotlib", "seaborn", "scipy", "transformers", "torch._dynamo"}
+    assert not found & {"pandas", "matplotlib", "seaborn", "transformers", "torch._dynamo"}
 
 
 def test_every_name_is_there_and_nothing_private() -> None:

@@ -1,5 +1,6 @@
 """A method is one class and one line: a toy, registered from outside, goes through everything without another edit."""
 
+import importlib.metadata
 import json
 import sys
 from collections.abc import Iterator
@@ -123,7 +124,7 @@ def test_other_packages_bring_methods_by_an_entry_point(monkeypatch: pytest.Monk
         EntryPoint("shift-too", f"{__name__}:Shift", registry.ENTRY_POINTS),
         EntryPoint("lora", "their_package.theirs:Other", registry.ENTRY_POINTS),
     ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
     methods = registry.Methods({"lora": registry._Own("lora:LoRA")})
     with pytest.warns(UserWarning, match="'lora' of a package has a name that is taken"):
         assert list(methods) == ["lora", "theirs", "shift-too"]
