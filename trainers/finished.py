@@ -12,10 +12,12 @@ from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.format import BASE, CHECKPOINTS, MANIFEST, read_manifest
 from deltaw.analysis.records.lock import LOCK
 from deltaw.analysis.records.results import RESULT, read_result, write_result
+from deltaw.analysis.records.seal import SEAL
 from deltaw.trainers.settings import Settings
 
 R = TypeVar("R")
 TRAINING = "training"  # the folder with the Trainer's states, in the run's
+OWN = (TRAINING, BASE, CHECKPOINTS, SEAL, LOCK)  # what a run has before its manifest
 
 
 def finish(settings: Settings, out: Path, result: Any, dev: Mapping[str, str] | None = None) -> None:
@@ -52,7 +54,7 @@ def finished(settings: Settings, out: Path, kind: Callable[..., R]) -> R | None:
     if (out / MANIFEST).is_file():
         _same_settings(out, read_manifest(out).info.get("settings", {}), wanted)
     elif out.exists():
-        foreign = sorted(path.name for path in out.iterdir() if path.name not in (TRAINING, BASE, CHECKPOINTS, LOCK))
+        foreign = sorted(path.name for path in out.iterdir() if path.name not in OWN)
         if foreign:
             raise RecordError(f"{out}: holds {foreign[0]!r} and is no run; choose another folder, or a new one")
     return None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.names import kind_of, layer_of
 from deltaw.analysis.records.base import BaseLike
-from deltaw.analysis.records.format import VERSION
 from deltaw.analysis.records.open import glance, is_own
 from deltaw.analysis.records.source import Source
 
@@ -66,7 +65,7 @@ def inspect_run(
     if source.manifest is not None:
         manifest = source.manifest
         found |= {
-            "version": VERSION,
+            "version": manifest.version,
             "options": {entry.method: entry.options for entry in manifest.modules.values() if entry.method},
             "run_id": manifest.run_id,
             "created": manifest.created,

@@ -140,6 +140,22 @@ def append_line(path: Path, line: str, *, durable: bool) -> None:
             os.close(descriptor)
 
 
+def overwrite(path: Path, from_end: int, data: bytes) -> None:
+    """Write over a few bytes of a file, so many before its end, and wait until they are on the disk.
+
+    Raises:
+        WriteError: As ``atomic_write``.
+    """
+    with disk_errors(path):
+        descriptor = os.open(path, os.O_WRONLY | _NO_LINK)
+        try:
+            os.lseek(descriptor, -from_end, os.SEEK_END)
+            os.write(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn a failure to write into an error that names the file; it asks for free space where the disk is full."""

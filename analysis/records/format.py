@@ -5,10 +5,11 @@
     checkpoints.jsonl      one line a checkpoint: step, bytes, sha256; a checkpoint exists when its line does
     checkpoints/STEP.safetensors
     scalars.jsonl          one line a step: loss, learning rate, scores
+    seal.json              how far the index reached; see ``seal.py``
 
 No path is kept in any of these files: names follow from the step, so no file can point out of its folder. Files are
 written to a temporary file, flushed and renamed; a line is appended when what it announces is in place. A last line
-that was cut off announces nothing.
+that was cut off announces nothing. Every byte is under a checksum: see ``checked_lines.py`` for those of lines.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.errors import RecordError
+from deltaw.analysis.records.checked_lines import checked_line, without_check
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "deltaw-trajectory"
-VERSION = 2  # 1 had no constants: they stood in every checkpoint
+VERSION = 3  # 2 had no checksums of manifest, index and log; 1 no constants: they stood in every checkpoint
+CHECKED = 3  # the first version whose manifest and lines have checksums
 MANIFEST, BASE, INDEX, SCALARS, CHECKPOINTS = (
     "manifest.json",
     "base.safetensors",
@@ -58,6 +62,9 @@ class FileEntry:
 class Manifest:
     """The description of a run, apart from its checkpoints.
 
+    ``run_id`` has 32 random digits, and from version 3 on 32 more: the start of the sha256 of ``manifest.json`` as it
+    would be without them.
+
     ``constants`` says for every tensor of a method that never changes (``MODULE.NAME``) under which name the file of
     the base has it; layers that have it in common share one.
     """
@@ -70,14 +77,19 @@ class Manifest:
     created: str = ""
     deltaw: str = ""
     info: dict[str, Any] = field(default_factory=dict)
+    version: int = VERSION
 
     def to_json(self) -> str:
         """The text of ``manifest.json``."""
+        text = self._text(self.run_id[:32])
+        return self._text(self.run_id[:32] + digest_of(text.encode())[:32]) if self.version >= CHECKED else text
+
+    def _text(self, run_id: str) -> str:
         return json.dumps(
             {
                 "format": FORMAT,
-                "version": VERSION,
-                "run_id": self.run_id,
+                "version": self.version,
+                "run_id": run_id,
                 "method": self.method,
                 "created": self.created,
                 "deltaw": self.deltaw,
@@ -100,9 +112,18 @@ class CheckpointEntry:
     step: int
     file: FileEntry
 
-    def to_json(self) -> str:
-        """The line, with its newline."""
-        return json.dumps({"step": self.step, **vars(self.file)}) + "\n"
+    def line(self, before: str) -> tuple[str, str]:
+        """Return the line with its newline, and its check; ``before`` is the check of the line before."""
+        return checked_line({"step": self.step, **vars(self.file)}, before)
+
+
+def index_text(entries: Iterable[CheckpointEntry]) -> str:
+    """Return the text of an index."""
+    text, check = [], ""
+    for entry in entries:
+        line, check = entry.line(check)
+        text.append(line)
+    return "".join(text)
 
 
 def checkpoint_name(step: int) -> str:
@@ -158,9 +179,22 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
             created=_string(raw.get("created", "")),
             deltaw=_string(raw.get("deltaw", "")),
             info=dict(raw.get("info", {})),
+            version=version,
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RecordError(f"{where}: is damaged ({type(error).__name__}: {error})") from None
+
+
+def manifest_fault(data: bytes, manifest: Manifest) -> str | None:
+    """Return what is wrong with the bytes of a manifest, ``None`` where they are as they were written, or are older."""
+    run_id = manifest.run_id
+    if manifest.version < CHECKED and len(run_id) <= 32:
+        return None
+    stated = f'"run_id": "{run_id}"'.encode()
+    without = data.replace(stated, f'"run_id": "{run_id[:32]}"'.encode(), 1)
+    if len(run_id) == 64 and without != data and digest_of(without)[:32] == run_id[32:]:
+        return None
+    return "has another checksum than the one in its run_id: it was changed"
 
 
 def read_index(folder: Path) -> list[CheckpointEntry]:
@@ -213,7 +247,7 @@ def parse_scalars(data: bytes, where: str) -> list[dict[str, float]]:
     rows = []
     for number, line in numbered_lines(data, where):
         try:
-            raw = json.loads(line)
+            raw = json.loads(without_check(line.encode()))
             rows.append({_string(key): float("nan") if value is None else float(value) for key, value in raw.items()})
         except (TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
             raise RecordError(f"{where}: line {number} is damaged ({error})") from None
@@ -294,6 +328,11 @@ def read_tensors(path: Path, names: dict[str, str]) -> dict[str, Tensor]:
             return {key: file.get_tensor(name) for key, name in names.items()}
     except (OSError, SafetensorError) as error:
         raise RecordError(f"{path}: cannot be read as a safetensors file ({error})") from None
+
+
+def digest_of(data: bytes) -> str:
+    """Return the sha256 of some bytes."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def finite_or_none(value: float) -> float | None:

@@ -8,8 +8,10 @@ from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.analysis.records.base import BaseLike
+from deltaw.analysis.records.checked_lines import fault, lines_of
 from deltaw.analysis.records.format import (
     BASE,
+    CHECKED,
     CHECKPOINTS,
     INDEX,
     MANIFEST,
@@ -19,12 +21,14 @@ from deltaw.analysis.records.format import (
     checkpoint_name,
     compare_size,
     compare_sum,
+    manifest_fault,
     parse_index,
     parse_manifest,
     parse_scalars,
 )
 from deltaw.analysis.records.location import Location
 from deltaw.analysis.records.safetensors_file import Entry, header_entries, header_text, read_tensor
+from deltaw.analysis.records.seal import SEAL, broken_seal, parse_seal
 from deltaw.analysis.records.source import Source, State, float64
 from deltaw.analysis.records.storage import LocalStorage, Storage
 
@@ -158,11 +162,35 @@ class RecordedSource(Source):
         return parse_scalars(self._storage.whole(SCALARS), self._storage.file(SCALARS))
 
     def verify(self) -> int:
-        """Read every file and compare its checksum; return the number of files."""
-        self._check_sizes(self._storage, {BASE: self.manifest.base})
-        self._base_sum = self._storage.digest(BASE)
-        compare_sum(self._storage.file(BASE), self._base_sum, self.manifest.base)
-        entries = parse_index(self._storage.whole(INDEX), self._storage.file(INDEX))
+        """Read every file and compare its checksum; return the number of files with tensors."""
+        while True:
+            before = self._storage.whole(SEAL), self._storage.whole(INDEX)
+            try:
+                return self._verified(*before)
+            except RecordError:  # of a run that is being recorded, files may have gone since the index was read
+                after = self._storage.whole(SEAL), self._storage.whole(INDEX)
+                if before == after:
+                    raise
+
+    def _verified(self, seal: bytes, index: bytes) -> int:
+        storage, version = self._storage, self.manifest.version
+        self._check_sizes(storage, {BASE: self.manifest.base})
+        self._base_sum = storage.digest(BASE)
+        compare_sum(storage.file(BASE), self._base_sum, self.manifest.base)
+        log = storage.whole(SCALARS) if storage.has(SCALARS) else None
+        found = {
+            MANIFEST: manifest_fault(storage.whole(MANIFEST), self.manifest),
+            INDEX: fault(lines_of(index), old=version < CHECKED),
+            SCALARS: fault(lines_of(log or b""), old=version < CHECKED),
+        }
+        if seal:
+            found[SEAL] = broken_seal(parse_seal(seal, storage.file(SEAL)), index, log)
+        elif version >= CHECKED:
+            found[SEAL] = "is missing"
+        for name, message in found.items():
+            if message is not None:
+                raise RecordError(f"{storage.file(name)}: {message}; see what deltaw repair can save")
+        entries = parse_index(index, storage.file(INDEX))
         for entry in entries:
             name = checkpoint_name(entry.step)
             self._check_sizes(self._checkpoints, {name: entry.file})

@@ -2,10 +2,12 @@
 
 The order is the promise: a file is on the disk before the line that announces it, and a line is taken back before the
 file that it announced. What is in memory follows the disk: after a write that broke off in any way, Ctrl-C among them,
-the index is read again.
+the index is read again. The seal is written before an index that it would contradict.
 """
 
 import json
+import logging
+import os
 import uuid
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -17,17 +19,29 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deltaw.adapters.errors import RecordError
+from deltaw.adapters.errors import RecordError, WriteError
 from deltaw.analysis.records.atomic import (
     append_line,
     atomic_write,
     disk_errors,
     make_folder,
+    overwrite,
     remove_leftovers,
     write_text,
 )
+from deltaw.analysis.records.checked_lines import (
+    FINAL,
+    FINAL_FROM_END,
+    checked_line,
+    fault,
+    last_check,
+    lines_of,
+    relinked,
+    without_check,
+)
 from deltaw.analysis.records.format import (
     BASE,
+    CHECKED,
     CHECKPOINTS,
     INDEX,
     MANIFEST,
@@ -39,11 +53,15 @@ from deltaw.analysis.records.format import (
     check_sum,
     checkpoint_path,
     digest,
-    read_index,
+    index_text,
+    parse_index,
     read_manifest,
     read_tensors,
 )
 from deltaw.analysis.records.lock import FolderLock
+from deltaw.analysis.records.seal import SEAL, Seal, broken_seal, parse_seal, sealed
+
+logger = logging.getLogger(__name__)
 
 
 class RunWriter:
@@ -71,12 +89,18 @@ class RunWriter:
         self.folder = folder
         self._lock: FolderLock | None = None
         self._known: list[CheckpointEntry] | None = []  # None: the disk may be ahead of it
+        self._broke_off = False  # the last line of the index may be cut off
+        self._check = ""  # of the last line of the index, where the entries are known
+        self._log_check: str | None = None  # of the last line of the log; None: the disk knows
+        self._process: int | None = None  # that has begun or gone on with the run, and seals it
 
     @property
     def entries(self) -> list[CheckpointEntry]:
         """The announced checkpoints; read from the disk where a write broke off."""
         if self._known is None:
-            self._known = read_index(self.folder)
+            data = _bytes(self.folder / INDEX)
+            found = parse_index(data, str(self.folder / INDEX))
+            self._check, self._known = last_check(data), found
         return self._known
 
     @property
@@ -96,6 +120,10 @@ class RunWriter:
         lock.acquire()
         self._lock = lock
         if not (self.folder / MANIFEST).exists():
+            if _lines(self.folder / INDEX):
+                raise RecordError(
+                    f"{self.folder}: holds the checkpoints of a run whose {MANIFEST} is missing; choose another folder"
+                )
             return False
         if not resume:
             manifest = read_manifest(self.folder)
@@ -105,7 +133,19 @@ class RunWriter:
         return True
 
     def close(self) -> None:
-        """Release the folder."""
+        """Seal the run, and release the folder."""
+        if self._process == os.getpid():
+            try:
+                self._seal()
+            except WriteError as error:  # the run is whole all the same, as after a kill
+                logger.warning("%s: is not sealed: %s", self.folder, error)
+            finally:
+                self._release()
+        else:
+            self._release()
+
+    def _release(self) -> None:
+        self._process = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -139,8 +179,10 @@ class RunWriter:
             deltaw=_version(),
             info=info,
         )
+        write_text(self.folder / SEAL, sealed(b"").to_json())
         write_text(self.folder / MANIFEST, manifest.to_json())
-        self._known = []
+        self._known, self._check, self._log_check = [], "", None
+        self._process = os.getpid()
 
     def resume(
         self,
@@ -175,10 +217,17 @@ class RunWriter:
         for name, there in read_tensors(self.folder / BASE, {name: name for name in frozen} | fixed).items():
             if name not in own or not torch.equal(there, base[own[name]]):
                 raise RecordError(f"{self.folder}: cannot be resumed, its base of {name!r} is not this model's")
+        self._check_end()
         for log in (INDEX, SCALARS):
             self._drop_cut_line(log)
-        self._known = None
+        self._known = self._log_check = None
         self.entries  # noqa: B018 - a damaged index is refused now, and not in the middle of the training
+        index = _bytes(self.folder / INDEX)
+        found = fault(lines_of(index), old=manifest.version < CHECKED)
+        if found is not None:
+            raise RecordError(f"{self.folder / INDEX}: {found}; see what deltaw repair can save")
+        write_text(self.folder / SEAL, sealed(index).to_json())
+        self._process = os.getpid()
         return manifest.constants
 
     def append(self, step: int, tensors: dict[str, Tensor]) -> None:
@@ -189,8 +238,10 @@ class RunWriter:
         """
         entries = self._unsettled()
         entry = CheckpointEntry(step, _write_tensors(checkpoint_path(self.folder, step), tensors))
-        append_line(self.folder / INDEX, entry.to_json(), durable=True)
-        self._known = [*entries, entry]
+        line, check = entry.line(self._check)
+        append_line(self.folder / INDEX, line, durable=True)
+        self._check = check
+        self._known, self._broke_off = [*entries, entry], False
 
     def drop(self, steps: Collection[int]) -> None:
         """Take checkpoints back: first out of the index.
@@ -201,11 +252,16 @@ class RunWriter:
         if not steps:
             return
         kept = [entry for entry in self._unsettled() if entry.step not in steps]
-        write_text(self.folder / INDEX, "".join(entry.to_json() for entry in kept))
+        text = index_text(kept).encode()
+        before, after = sealed(_bytes(self.folder / INDEX)), sealed(text)
+        write_text(self.folder / SEAL, Seal(False, before.reached + after.reached).to_json())
+        _write_bytes(self.folder / INDEX, text)
+        write_text(self.folder / SEAL, after.to_json())
         with disk_errors(self.folder / CHECKPOINTS):
             for step in steps:
                 checkpoint_path(self.folder, step).unlink(missing_ok=True)
-        self._known = kept
+        self._check = last_check(text)
+        self._known, self._broke_off = kept, False
 
     def rewind(self, step: int) -> None:
         """Drop checkpoints and scalars from this step on; a second time it does nothing.
@@ -219,7 +275,12 @@ class RunWriter:
         lines = _lines(self.folder / SCALARS)
         kept = [line for line in lines if not _is_from(line, step)]
         if len(kept) < len(lines):
-            _write_bytes(self.folder / SCALARS, b"".join(kept))
+            self._log_check = None
+            with disk_errors(self.folder / SCALARS):
+                if kept:
+                    _write_bytes(self.folder / SCALARS, relinked(kept))
+                else:
+                    (self.folder / SCALARS).unlink()
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a line of scalars; it may be lost with the power, and with nothing else.
@@ -227,14 +288,20 @@ class RunWriter:
         Raises:
             WriteError: As ``append``.
         """
-        append_line(self.folder / SCALARS, json.dumps(line) + "\n", durable=False)
+        before, self._log_check = self._log_check, None
+        if before is None:
+            self._drop_cut_line(SCALARS)
+            before = last_check(_bytes(self.folder / SCALARS))
+        text, check = checked_line(line, before)
+        append_line(self.folder / SCALARS, text, durable=False)
+        self._log_check = check
 
     def base(self, names: dict[str, str]) -> dict[str, Tensor]:
         """Read tensors of the base's file: the wanted key -> the name in the file."""
         return read_tensors(self.folder / BASE, names)
 
     def _prepare(self) -> None:
-        for name in (MANIFEST, BASE, INDEX, SCALARS, CHECKPOINTS):
+        for name in (MANIFEST, BASE, INDEX, SCALARS, CHECKPOINTS, SEAL):
             if (self.folder / name).is_symlink():
                 raise RecordError(f"{self.folder}: {name} is a symbolic link; a record holds its files itself")
         make_folder(self.folder / CHECKPOINTS)
@@ -243,28 +310,52 @@ class RunWriter:
 
     def _unsettled(self) -> list[CheckpointEntry]:
         """The entries; from here until they are set again, the disk may be ahead of them."""
-        if self._known is None:
+        if self._broke_off:
             self._drop_cut_line(INDEX)
-        entries, self._known = self.entries, None
+        entries, self._known, self._broke_off = self.entries, None, True
         return entries
+
+    def _check_end(self) -> None:
+        """Warn where the run ends before its seal: training goes on all the same."""
+        try:
+            data = _bytes(self.folder / SEAL)
+            log = _bytes(self.folder / SCALARS) if (self.folder / SCALARS).exists() else None
+            found = broken_seal(parse_seal(data, SEAL), _bytes(self.folder / INDEX), log)
+        except RecordError:
+            found = "the seal is damaged"
+        if data and found is not None:
+            logger.warning("%s: %s", self.folder, found)
+
+    def _seal(self) -> None:
+        """Mark the ends of the log and the index, once both are on the disk."""
+        for name in (INDEX, SCALARS):
+            self._drop_cut_line(name)
+        last = list(lines_of(_bytes(self.folder / SCALARS)))[-1:]
+        if last and last[0].checked:
+            overwrite(self.folder / SCALARS, FINAL_FROM_END, FINAL)
+        write_text(self.folder / SEAL, sealed(_bytes(self.folder / INDEX), closed=True).to_json())
 
     def _drop_cut_line(self, name: str) -> None:
         path = self.folder / name
-        whole = b"".join(_lines(path))
+        whole = b"".join(line + b"\n" for line in _lines(path))
         if path.exists() and path.stat().st_size != len(whole):
             _write_bytes(path, whole)
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The lines of a log with their newlines, without a last one that was cut off."""
-    if not path.exists():
-        return []
-    return [line + b"\n" for line in path.read_bytes().split(b"\n")[:-1]]
+    """The lines of a log without their newlines, and without a last one that was cut off."""
+    return _bytes(path).split(b"\n")[:-1]
+
+
+def _bytes(path: Path) -> bytes:
+    """The bytes of a file, none where there is none."""
+    with disk_errors(path):
+        return path.read_bytes() if path.exists() else b""
 
 
 def _is_from(line: bytes, step: int) -> bool:
     try:
-        return bool(json.loads(line)["step"] >= step)
+        return bool(json.loads(without_check(line))["step"] >= step)
     except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
