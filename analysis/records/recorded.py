@@ -26,6 +26,7 @@ from deltaw.analysis.records.format import (
     parse_manifest,
     parse_scalars,
 )
+from deltaw.analysis.records.headers import check_base, check_checkpoint, matrix_shapes, tensor_shapes
 from deltaw.analysis.records.location import Location
 from deltaw.analysis.records.safetensors_file import Entry, header_entries, header_text, read_tensor
 from deltaw.analysis.records.seal import SEAL, broken_seal, parse_seal
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deltaw.adapters.method import Method
+
+
+HEADERS = 256  # that are read when a run is opened: a few milliseconds
 
 
 class RecordedSource(Source):
@@ -61,7 +65,7 @@ class RecordedSource(Source):
         self._check_sizes(storage, {BASE: self.manifest.base})
         self._check_sizes(self._checkpoints, self._announced)
         self._headers: dict[str, dict[str, Entry]] = {}  # by file
-        self._known: dict[tuple[bytes, int], dict[str, Entry]] = {}  # most checkpoints of a run have the same header
+        self._known: dict[tuple[bytes, int, bool], dict[str, Entry]] = {}  # most checkpoints of a run have the same header
         self._base_sum: str | None = None
         self._fetched: dict[str, Tensor] = {}  # of a base behind an address; see _from_base
         self.steps = [entry.step for entry in self.entries]
@@ -70,11 +74,20 @@ class RecordedSource(Source):
         self.info = self.manifest.info
         self.config = {}
         self._methods: dict[str, Method | None] = {}
+        self._expected = matrix_shapes(self.manifest)
+        if isinstance(storage, LocalStorage):  # behind an address each would be a request
+            self._header(storage, BASE, self.manifest.base.bytes)
+            for name in _some(list(self._announced)):
+                self._header(self._checkpoints, name, self._announced[name].bytes)
 
     @override
     def check_methods(self) -> None:
         for name in self.shapes:
             self.method_of(name)  # an unknown method is an error now, not in the middle of a table
+        self._expected = tensor_shapes(self.manifest, self.where)
+        for name, header in self._headers.items():
+            if name != BASE:
+                check_checkpoint(self._expected, header, self._checkpoints.file(name))
 
     def method_of(self, module: str) -> Method | None:
         """Return the method of a module, or ``None`` where its matrix itself is recorded."""
@@ -246,16 +259,32 @@ class RecordedSource(Source):
         """Tensors of a file: the key wanted in the result -> the tensor's name there."""
         size = storage.size(file)
         compare_size(storage.file(file), size, announced)
-        if file not in self._headers:
-            text = header_text(storage, file, size)
-            if (text, size) not in self._known:
-                self._known[text, size] = header_entries(text, size, storage.file(file))
-            self._headers[file] = self._known[text, size]
-        header = self._headers[file]
+        header = self._header(storage, file, size)
         for name in names.values():
             if name not in header:
                 raise RecordError(f"{storage.file(file)}: lacks the tensor {name!r}")
         return {key: read_tensor(storage, file, header[name]) for key, name in names.items()}
+
+    def _header(self, storage: Storage, file: str, size: int) -> dict[str, Entry]:
+        """The header of a file; read and held against the manifest the first time."""
+        if file not in self._headers:
+            text = header_text(storage, file, size)
+            key = text, size, file == BASE
+            if key not in self._known:
+                header = header_entries(text, size, storage.file(file))
+                if file == BASE:
+                    check_base(self.manifest, header, storage.file(file))
+                else:
+                    check_checkpoint(self._expected, header, storage.file(file))
+                self._known[key] = header
+            self._headers[file] = self._known[key]
+        return self._headers[file]
+
+
+def _some(names: list[str]) -> list[str]:
+    """The names, or so many of them as are looked into at once, evenly, the last one among them."""
+    apart = -(-len(names) // HEADERS)
+    return names[::-apart] if names else []
 
 
 def recognises(location: Location) -> bool:

@@ -182,3 +182,44 @@ def test_lines_are_linked_anew_where_some_are_taken_out():
     assert fault(lines_of(relinked([*lines[:2], *lines[3:]])), old=False) is None
     broken = [lines[0], lines[1].replace(b"1", b"7", 1), *lines[2:]]
     assert "line 2" in fault(lines_of(relinked(broken)), old=False)
+
+
+# --- headers ---
+
+
+def rename_header(path, change):
+    """Let a safetensors file say something else of the same bytes."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(change(json.loads(data[8 : 8 + length])), separators=(",", ":")).encode()
+    assert len(header) <= length
+    path.write_bytes(data[:8] + header.ljust(length) + data[8 + length :])
+
+
+def turned(name):
+    def change(header):
+        return header | {name: header[name] | {"shape": header[name]["shape"][::-1]}}
+
+    return change
+
+
+def retyped(name, dtype):
+    def change(header):
+        return header | {name: header[name] | {"dtype": dtype}}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("base.safetensors", turned("0"), r"base\.safetensors: 0 is \(6, 5\), it should be \(5, 6\)"),
+        ("base.safetensors", retyped("0", "I32"), "0 is int32, the manifest says float32"),
+        ("checkpoints/0000000002.safetensors", turned("0.lora_A"), r"0\.lora_A is \(6, 2\), it should be \(2, 6\)"),
+        ("checkpoints/0000000002.safetensors", lambda header: {"0.lora_B": header["0.lora_B"]}, "0000000002"),
+    ],
+)
+def test_opening_says_if_a_header_lies(file, change, words, run):
+    rename_header(run / file, change)
+    with pytest.raises(RecordError, match=words):
+        Trajectory.open(run)
