@@ -18,6 +18,7 @@ class Verbs(Group):
     about: ClassVar = {
         "train": "Fine-tune a model with a method, and record how its weights move.",
         "inspect": "Show what a run holds, whether it is whole, and whether it is sound.",
+        "repair": "Save what is whole of a damaged run, and guess nothing.",
         "changes": "Print ΔM and ΔD of every module, pair of steps and axis.",
         "rank": "Print the rank of ΔW by module.",
         "plot": "Draw a figure from recorded runs, or from results of training.",

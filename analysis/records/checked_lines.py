@@ -97,6 +97,12 @@ def lines_of(data: bytes) -> Iterator[Line]:
         raw_before = raw
 
 
+def follows(line: Line, check: str) -> bool:
+    """Return whether a line was written after the one with this check."""
+    found = _CHECKED.fullmatch(line.raw)
+    return found is not None and line.whole and found[3].decode() == _digits((check + found[2].decode()).encode())
+
+
 def last_check(data: bytes) -> str:
     """Return what the next line links to."""
     check = ""

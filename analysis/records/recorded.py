@@ -65,7 +65,7 @@ class RecordedSource(Source):
         self._check_sizes(storage, {BASE: self.manifest.base})
         self._check_sizes(self._checkpoints, self._announced)
         self._headers: dict[str, dict[str, Entry]] = {}  # by file
-        self._known: dict[tuple[bytes, int, bool], dict[str, Entry]] = {}  # most checkpoints of a run have the same header
+        self._known: dict[tuple[bytes, int, bool], dict[str, Entry]] = {}  # most checkpoints have the same header
         self._base_sum: str | None = None
         self._fetched: dict[str, Tensor] = {}  # of a base behind an address; see _from_base
         self.steps = [entry.step for entry in self.entries]

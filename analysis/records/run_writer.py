@@ -330,8 +330,12 @@ class RunWriter:
         """Mark the ends of the log and the index, once both are on the disk."""
         for name in (INDEX, SCALARS):
             self._drop_cut_line(name)
-        last = list(lines_of(_bytes(self.folder / SCALARS)))[-1:]
-        if last and last[0].checked:
+        log = _bytes(self.folder / SCALARS)
+        last = list(lines_of(log))[-1:]
+        if not log:
+            with disk_errors(self.folder / SCALARS):  # empty where its first line could not be written
+                (self.folder / SCALARS).unlink(missing_ok=True)
+        elif last and last[0].checked:
             overwrite(self.folder / SCALARS, FINAL_FROM_END, FINAL)
         write_text(self.folder / SEAL, sealed(_bytes(self.folder / INDEX), closed=True).to_json())
 
