@@ -333,3 +333,27 @@ def imported_by_recording(tmp_path_factory):
 @pytest.mark.parametrize("name", ["pandas", "matplotlib", "transformers", "torch._dynamo"])
 def test_recording_imports_neither_tables_nor_figures_nor_the_compiler(name, imported_by_recording):
     assert name not in imported_by_recording
+
+
+# --- the log ---
+
+
+def test_a_log_whose_first_line_could_not_be_written_is_none(tmp_path, monkeypatch):
+    full, original = [True], os.write
+
+    def write(descriptor, data):
+        if full[0] and os.readlink(f"/proc/self/fd/{descriptor}").endswith(SCALARS):
+            raise OSError(errno.ENOSPC, "no space left")
+        return original(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write)
+    with Recorder(make(), tmp_path / "run") as recorder:
+        with pytest.raises(DeltawError, match="Free some space"):
+            recorder.step(0, loss=1.0)
+        recorder.record(0)
+    assert not (tmp_path / "run" / SCALARS).exists()
+    assert Trajectory.open(tmp_path / "run").verify() == 2
+    full[0] = False
+    with Recorder(make(), tmp_path / "run", resume=True) as recorder:
+        recorder.step(1, loss=1.0)
+    assert Trajectory.open(tmp_path / "run").verify() == 3
