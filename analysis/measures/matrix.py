@@ -41,12 +41,17 @@ def matrix(name: str, value: object) -> Tensor:
 
 def finite_matrix(name: str, value: object) -> Tensor:
     """Return the value in float64; raise as `matrix` does, and where it holds NaN or infinity."""
+    return finite(name, value).double()
+
+
+def finite(name: str, value: object) -> Tensor:
+    """Return the value as `matrix` does, where float64 can be computed; raise where it holds NaN or infinity."""
     tensor = matrix(name, value)
-    wide = (tensor.cpu() if tensor.device.type == "mps" else tensor).double()  # mps has no float64
+    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor  # mps has no float64
     # A finite sum means finite entries, at a tenth of the cost; an infinite one may come from large entries.
-    if not (bool(wide.sum().isfinite()) or bool(wide.isfinite().all())):
+    if not (bool(tensor.sum(dtype=torch.float64).isfinite()) or bool(tensor.isfinite().all())):
         raise NonFiniteError(f"{name} holds NaN or infinity; repair the weights first")
-    return wide
+    return tensor
 
 
 def from_one_to(most: int, value: object) -> bool:

@@ -1,10 +1,6 @@
 """The singular values σ₁ ≥ σ₂ ≥ … of an update ΔW, and what is read off them: rank, effective ranks, norms.
 
-From factors, ΔW = U V, nothing of the size of ΔW is made: with U = Q_u R_u and Vᵀ = Q_v R_v,
-
-    U V = Q_u (R_u R_vᵀ) Q_vᵀ,
-
-and the r×r core R_u R_vᵀ has ΔW's singular values.
+How they are computed: from factors in `factors`, else by the cheapest exact way in `routes`.
 """
 
 from __future__ import annotations
@@ -16,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
-from deltaw.analysis.measures.matrix import Matrix, finite_matrix, matrix
-
-_EPS = torch.finfo(torch.float64).eps
+from deltaw.adapters.errors import OptionError
+from deltaw.analysis.measures.factors import of_factors, two_factors
+from deltaw.analysis.measures.matrix import Matrix, finite, matrix
+from deltaw.analysis.measures.norms import noise_floor
+from deltaw.analysis.measures.routes import Found, of_dense
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,6 +32,8 @@ class Spectrum:
         tolerance: The absolute threshold; only a singular value above it is signal.
         noise_floor: eps(stored)·‖weight‖₂, what rounded weights leave in ``tolerance``; 0 if not asked for.
         zero_rows, zero_columns: The shares of rows and columns of the update that are exactly zero, in [0, 1].
+        route: How they were computed: "factors", "gram" (then a σ at or below the tolerance may be off by about
+            √(n·eps)·σ₁) or "svd"; see `deltaw.analysis.measures.routes`.
 
     An update of zeros, or of noise alone, has rank, effective ranks and norms 0.
     """
@@ -44,6 +43,7 @@ class Spectrum:
     noise_floor: float
     zero_rows: float
     zero_columns: float
+    route: str = "svd"
 
     def __repr__(self) -> str:
         return (
@@ -154,12 +154,15 @@ def spectrum(
     ‖weight‖₂ comes from 8 block power steps on 8 vectors and the largest singular value on their span. That is never
     above the norm and, for the worst (flat) spectra, 0.2 to 1 percent below, far within the floor's slack.
 
-    Cost, 4096×4096: a dense update takes the time of a float64 SVD, O(out·in·min(out, in)), about half a minute on two
-    cores; factors of rank 64 take milliseconds.
+    The route: factors need r×r matrices only. A dense update takes the eigenvalues of its Gram matrix, where their
+    error bound β (about min(out, in)·eps·σ₁²) tells which σ are above the tolerance; each of these is then right to
+    β/σ, and Σσ to 1e-8. A σ at or below the tolerance may be off by √β, about √(n·eps)·σ₁. Elsewhere the float64 SVD.
+
+    Cost: factors of rank 64 take milliseconds. The Gram matrix takes a tenth of the SVD's time or less, and the SVD of
+    4096×4096 a minute on two cores. The answer is the same, to the bit, for any number of threads.
 
     Arguments:
-        update: ΔW, (out, in), a tensor or NumPy array of any floating dtype; widened to float64. The Gram matrix
-            would be faster, but it loses half of the digits.
+        update: ΔW, (out, in), a tensor or NumPy array of any floating dtype; computed in float64.
         factors: Instead of ``update``: (U, V), (out, r) and (r, in), with ΔW = U V.
         stored: The dtype of the rounded weights that ``update`` was read off. Goes with ``weight``.
         weight: Those weights, (out, in). Goes with ``stored``.
@@ -191,128 +194,24 @@ def spectrum(
         raise OptionError(f"stored is {stored!r}; pass a floating dtype, as torch.bfloat16")
     if update is not None and factors is None:
         update = matrix("update", update)
-        floor = 0.0 if stored is None or weight is None else _noise_floor(update, stored, weight)
-        return _of_dense(update, floor)
+        floor = 0.0 if stored is None or weight is None else noise_floor(update, stored, weight)
+        dense = finite("update", update)
+        zero = dense == 0
+        return _spectrum(of_dense(dense, floor), zero.all(1), zero.all(0), floor)
     if factors is not None and update is None:
         if stored is not None:
             raise OptionError("stored and weight go with update; factors are exact, leave them out")
-        return _of_factors(*two_factors(factors))
+        return _spectrum(*of_factors(*two_factors(factors)))
     given = "neither" if update is None else "both"
     raise OptionError(f"update and factors: {given} given; pass one, spectrum(update) or spectrum(factors=(U, V))")
 
 
-def two_factors(factors: object) -> tuple[Tensor, Tensor]:
-    """Return U and V as tensors.
-
-    Raises:
-        OptionError: They are no pair of matrices.
-    """
-    if not isinstance(factors, tuple | list) or len(factors) != 2:
-        raise OptionError(f"factors is a {type(factors).__name__}; pass a pair (U, V), (out, r) and (r, in)")
-    return matrix("factors[0]", factors[0]), matrix("factors[1]", factors[1])
-
-
-def _of_dense(update: Tensor, floor: float) -> Spectrum:
-    """Return the spectrum of the update itself; ``floor`` is its noise floor."""
-    wide = finite_matrix("update", update)
-    values = torch.linalg.svdvals(wide)
-    eps = torch.finfo(update.dtype).eps
-    computed = torch.finfo(update.dtype if update.dtype == torch.float32 else torch.float64).eps
-    relative = max(max(wide.shape) * computed, eps)
-    zero = wide == 0
+def _spectrum(found: Found, zero_rows: Tensor, zero_columns: Tensor, floor: float = 0.0) -> Spectrum:
     return Spectrum(
-        singular_values=values.cpu(),
-        tolerance=max(relative * float(values[0]), floor),
+        singular_values=found.values,
+        tolerance=found.tolerance,
         noise_floor=floor,
-        zero_rows=float(zero.all(1).double().mean()),
-        zero_columns=float(zero.all(0).double().mean()),
+        zero_rows=float(zero_rows.double().mean()),
+        zero_columns=float(zero_columns.double().mean()),
+        route=found.route,
     )
-
-
-def _of_factors(left: Tensor, right: Tensor) -> Spectrum:
-    """Return the spectrum of left·right, (out, r) times (r, in), from their triangles."""
-    # One after the other, so that the second one's copies take the place of the first one's.
-    r_u, u_full = _triangle(finite_matrix("factors[0]", left))  # (≤ r, r)
-    r_v, v_full = _triangle(finite_matrix("factors[1]", right).T)
-    if left.shape[1] != right.shape[0]:
-        raise ShapeError(f"factors have shapes {tuple(left.shape)} and {tuple(right.shape)}; pass (out, r) and (r, in)")
-    r_v = r_v.to(r_u.device)
-    size = max(left.shape[0], right.shape[1])
-    core = r_u @ r_v.T
-    if not bool(core.isfinite().all()):
-        raise NonFiniteError("factors: their product exceeds float64; scale them down")
-    values = torch.linalg.svdvals(core)
-    u_norms, v_norms = (torch.linalg.vector_norm(r, dim=0) for r in (r_u, r_v))  # (r,), those of u and vᵀ too
-    rows = _zero_rows(left, None if v_full else r_v, size)
-    columns = _zero_rows(right.T, None if u_full else r_u, size)
-    return Spectrum(
-        singular_values=values.cpu(),
-        tolerance=_EPS * max(size * float(values[0]), left.shape[1] * float(u_norms @ v_norms)),
-        noise_floor=0.0,
-        zero_rows=float(rows.double().mean()),
-        zero_columns=float(columns.double().mean()),
-    )
-
-
-def _triangle(tall: Tensor) -> tuple[Tensor, bool]:
-    """Return R of (n, r) = Q R, and whether the matrix surely has full rank r, its condition being far below 1/eps.
-
-    Cholesky's R₁ᵀR₁ = XᵀX, twice, the second time on Q₁ = X R₁⁻¹: two thirds of the work are matrix products. The first
-    R₁ may lose half of the digits; as X = Q₁ R₁ still holds to rounding, R₂R₁ loses none where Q₁ is well-conditioned,
-    and that is looked at. Elsewhere Householder's QR (Yamamoto et al. 2015, Cholesky QR 2).
-    """
-    first, failed = torch.linalg.cholesky_ex(tall.T @ tall, upper=True)
-    if not failed:
-        if tall.is_contiguous():  # LAPACK goes by columns; asked for the transpose, torch need not copy
-            q = torch.linalg.solve_triangular(first.mT, tall.mT, upper=False).mT
-        else:
-            q = torch.linalg.solve_triangular(first, tall, upper=True, left=False)
-        gram = q.T @ q
-        if bool(torch.dist(gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device)) < 0.01):  # not if NaN
-            return torch.linalg.cholesky(gram, upper=True) @ first, True
-    return torch.linalg.qr(tall, mode="r").R, False
-
-
-def _zero_rows(factor: Tensor, triangle: Tensor | None, size: int) -> Tensor:
-    """Return which rows of the product are zero, (n,), for its left factor X (n, r) and the other one's triangle R.
-
-    Row i is zero iff x_i Rᵀ is, as Q has full rank; terms that cancel may leave a rounding error. Without R, for R of
-    full rank: iff x_i is zero.
-    """
-    if triangle is None:
-        readable = factor if factor.dtype in (torch.float32, torch.float64) else factor.float()
-        largest: Tensor = readable.abs().amax(1)
-        return largest == 0
-    wide = factor.to(triangle.device).double()
-    bound: Tensor = wide.abs() @ torch.linalg.vector_norm(triangle, dim=0)
-    norms: Tensor = torch.linalg.vector_norm(wide @ triangle.T, dim=1)
-    return norms <= size * _EPS * bound
-
-
-def _noise_floor(update: Tensor, stored: torch.dtype, weight: Matrix) -> float:
-    """Return eps(stored)·‖weight‖₂."""
-    if not stored.is_floating_point:
-        raise OptionError(f"stored is {stored}; pass a floating dtype, as torch.bfloat16")
-    wide = finite_matrix("weight", weight)
-    if wide.shape != update.shape:
-        raise ShapeError(f"weight has shape {tuple(wide.shape)} and update has shape {tuple(update.shape)}")
-    return torch.finfo(stored).eps * _spectral_norm(wide)
-
-
-def _spectral_norm(weight: Tensor, vectors: int = 8, steps: int = 8) -> float:
-    """Return ‖weight‖₂ or up to one percent less: block power steps, then Rayleigh and Ritz on all they passed.
-
-    Arguments:
-        weight: (out, in), float64.
-        vectors: The width of the block.
-        steps: The number of power steps.
-    """
-    if min(weight.shape) <= vectors * (steps + 1):
-        return float(torch.linalg.matrix_norm(weight, 2))
-    generator = torch.Generator().manual_seed(0)  # its own: the caller's random numbers stay as they are
-    start = torch.randn(weight.shape[1], vectors, generator=generator, dtype=torch.float64)
-    blocks = [torch.linalg.qr(start.to(weight.device)).Q]
-    for _ in range(steps):
-        blocks.append(torch.linalg.qr(weight.T @ (weight @ blocks[-1])).Q)
-    basis = torch.linalg.qr(torch.cat(blocks, dim=1)).Q  # (in, vectors·(steps + 1))
-    return float(torch.linalg.matrix_norm(weight @ basis, 2))

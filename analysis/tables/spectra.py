@@ -24,9 +24,9 @@ def spectra_table(
 ) -> pd.DataFrame:
     """Return the rank and the spectrum of the update of every module at every step.
 
-    From factors where the method has them, else from the update in float64. Where whole matrices were recorded, or
-    magnitudes that multiply W₀ (DoRA, BoRA), the rounding of their dtype counts as noise floor. A singular value at or
-    below the tolerance is noise and counts in none of the measures; see `Spectrum`.
+    From factors where the method has them, else by the cheapest exact way from the update in float64. Where whole
+    matrices were recorded, or magnitudes that multiply W₀ (DoRA, BoRA), the rounding of their dtype counts as noise
+    floor. A singular value at or below the tolerance is noise and counts in none of the measures; see `Spectrum`.
 
     Arguments:
         runs: Opened runs.
@@ -40,7 +40,8 @@ def spectra_table(
         One row each: run, method, module, layer, kind, step, group, rank, full_rank (min(out, in)), tolerance,
         stable_rank, effective_rank, participation_ratio, energy_rank_90, energy_rank_99, nuclear, frobenius, spectral,
         zero_rows, zero_columns, noise (Σσ² of the singular values up to the tolerance, which no measure counts, over
-        Σσ² of all). ``attrs["left_out"]`` says which modules are left out, as their W₀ is not known.
+        Σσ² of all), route (the way that was the cheapest exact one: "factors", "gram" or "svd").
+        ``attrs["left_out"]`` says which modules are left out, as their W₀ is not known.
 
     Raises:
         NonFiniteError: A weight holds NaN or infinity; names module and step.
@@ -59,7 +60,7 @@ def spectra_table(
                 stop.labels | {"step": stop.step, "group": group, "full_rank": full_rank} | _numbers(each)
                 for group, each in found.items()
             ]
-    return walk.frame(rows, [*LABELS, "step", "group", *_RANKS, *_ENERGY, *_NORMS])
+    return walk.frame(rows, [*LABELS, "step", "group", *_RANKS, *_ENERGY, *_NORMS, "route"])
 
 
 def _groups(stop: Stop) -> dict[str, Tensor]:
@@ -70,6 +71,6 @@ def _groups(stop: Stop) -> dict[str, Tensor]:
     return method.groups({k: v.double() if v.is_floating_point() else v for k, v in state.items()})
 
 
-def _numbers(found: Spectrum) -> dict[str, float]:
-    named = {name: getattr(found, name) for name in [*_RANKS, *_NORMS] if name != "full_rank"}
+def _numbers(found: Spectrum) -> dict[str, float | str]:
+    named = {name: getattr(found, name) for name in [*_RANKS, *_NORMS, "route"] if name != "full_rank"}
     return named | {name: found.energy_rank(fraction) for name, fraction in _ENERGY.items()}

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
-from deltaw.analysis.measures.spectrum import Spectrum, _spectral_norm, spectrum
+from deltaw.analysis.measures.norms import spectral_norm as _spectral_norm
+from deltaw.analysis.measures.spectrum import Spectrum, spectrum
 
 SCALARS = ["rank", "stable_rank", "effective_rank", "participation_ratio", "nuclear", "frobenius", "spectral"]
 

@@ -83,6 +83,11 @@ def test_singular_values_are_the_dense_ones(method, tmp_path):
     assert frame.layer.dtype == frame.step.dtype == "Int64"
 
 
+def test_a_spectrum_says_its_route(runs):
+    assert set(runs["lora"].spectra(steps="last").route) == {"factors"}
+    assert set(runs["bora"].spectra(steps="last").route) == {"svd"}  # too small for the Gram matrix to pay
+
+
 def test_singular_values_of_some(runs):
     frame = singular_values(list(runs.values()), steps="last", modules=["*.query"], top=1)
     assert len(frame) == 2 * len(runs)
