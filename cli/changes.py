@@ -12,6 +12,7 @@ from deltaw.cli.output import emit_table, progress
 if TYPE_CHECKING:
     from deltaw.analysis.trajectory import Trajectory
 
+MODELS = ("safetensors", "transformers")  # formats of whole models
 PAIRS = ("consecutive", "initial", "base")
 
 
@@ -50,7 +51,7 @@ def command(
       deltaw changes before/model.safetensors after/model.safetensors
 
     A run is a folder that deltaw recorded, an output folder of Hugging Face or PEFT, or its address. Two model files,
-    or two folders of one model each, are compared with each other.
+    or two folders of one model each, are compared with each other, as are a model and an adapter of it.
     """
     from deltaw.analysis.measures.correlation import correlation
     from deltaw.analysis.runs import table
@@ -67,7 +68,7 @@ def _opened(paths: tuple[str, ...], base: str | None) -> "list[Trajectory]":
     from deltaw.analysis.trajectory import Trajectory
 
     runs = open_runs(paths, base=base)
-    models = base is None and all(
-        run.source.format in ("safetensors", "transformers") and len(run.steps) == 1 for run in runs
-    )
-    return [Trajectory.from_pair(*paths)] if len(runs) == 2 and models else runs
+    formats = [run.source.format for run in runs if len(run.steps) == 1]
+    two = base is None and len(runs) == len(formats) == 2
+    pair = two and formats[0] in MODELS and formats[1] in (*MODELS, "peft")
+    return [Trajectory.from_pair(*paths)] if pair else runs

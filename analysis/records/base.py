@@ -14,6 +14,7 @@ from deltaw.adapters.peft.names import BASE_LAYER, CONFIG, PREFIX
 from deltaw.analysis.names import is_embedding
 from deltaw.analysis.records.base_names import BaseNames, from_layer
 from deltaw.analysis.records.file_names import is_readable, weights_file
+from deltaw.analysis.records.foreign_adapters import refuse_factors
 from deltaw.analysis.records.layout import StoredMatrix, matrices, module_name
 from deltaw.analysis.records.location import Folder, listed, storage_of
 from deltaw.analysis.records.model_reader import model_reader
@@ -229,8 +230,16 @@ def open_base(base: BaseLike) -> Base | None:
         return Base(model_reader(Folder(storage, names))(), storage.mapping("config.json"))
     file = file or weights_file(names)
     if file is None:
+        if CONFIG in names:
+            named = storage.mapping(CONFIG).get("base_model_name_or_path")
+            told = f" (it names {named!r:.200})" if isinstance(named, str) and named else ""
+            raise RecordError(
+                f"{storage.where}: is an adapter and no model; give the model that it was trained on{told}"
+            )
         raise RecordError(f"{storage.where}: holds no model (no model.safetensors); give the folder of the base model")
-    return Base(read_weights(storage, file), storage.mapping("config.json"))
+    tensors = read_weights(storage, file)
+    refuse_factors(tensors.names(), tensors.where, alone=True)
+    return Base(tensors, storage.mapping("config.json"))
 
 
 def _base_in_memory(base: nn.Module | Mapping[str, Tensor]) -> Base:

@@ -11,6 +11,7 @@ from typing_extensions import override
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.base import GIVE, Base, BaseError, BaseLike, open_base
 from deltaw.analysis.records.file_names import has_model, is_sharded, weights_file
+from deltaw.analysis.records.foreign_adapters import refuse_factors
 from deltaw.analysis.records.layout import matrices
 from deltaw.analysis.records.location import Location
 from deltaw.analysis.records.model_reader import model_reader
@@ -61,6 +62,7 @@ class FullModelSource(Source):
         self._models, self._base, self._log = dict(models), base, log or []
         self._open: OrderedDict[int, Tensors] = OrderedDict()
         first = self._tensors(self.steps[0])
+        refuse_factors(first.names(), first.where)
         self._matrices = matrices(first, config, everything=everything)
         if not self._matrices:
             raise RecordError(f"{first.where}: holds no matrix of a linear layer in a floating dtype")

@@ -20,6 +20,7 @@ TRIED = (
 )  # where nothing is listed
 
 
+LOOKED_AT = 100  # names in a folder, when it is looked for adapters in folders
 INNER = ("model", "actor", "lora_adapter", "policy", "huggingface")  # where trainers put the model in a step's folder
 
 
@@ -63,7 +64,8 @@ def locate(path: str | Path) -> Location:
         RecordError: There is nothing there, no way to it, or two folders in it are of the same step.
         OptionError: It is no path.
     """
-    storage, file = storage_of(path)
+    adapter = _adapter_of_each(path)
+    storage, file = storage_of(path if adapter is None else Path(path).parent)
     if file is not None:
         return Location(storage, [file], file)
     names = listed(storage)
@@ -77,14 +79,41 @@ def locate(path: str | Path) -> Location:
                 f"{storage.where}: {steps[step]} and {name} are folders of the same step; move one of them away"
             )
         steps[step] = name
-    return Location(storage, names, None, {step: _model_in(storage.folder(steps[step])) for step in sorted(steps)})
+    return Location(
+        storage, names, None, {step: _model_in(storage.folder(steps[step]), adapter) for step in sorted(steps)}
+    )
 
 
-def _model_in(storage: Storage) -> Folder:
+def _adapter_of_each(path: str | Path) -> str | None:
+    """The name of an adapter in RUN/checkpoint-N/NAME, where the path is RUN/NAME."""
+    if (isinstance(path, str) and is_address(path)) or not isinstance(path, (str, Path)) or os.path.exists(path):
+        return None
+    parent, name = Path(path).parent, Path(path).name
+    if not is_folder(parent):
+        return None
+    steps = [found for found in os.listdir(parent) if folder_step(found) is not None]
+    return name if steps and all(os.path.isfile(parent / step / name / CONFIG) for step in steps) else None
+
+
+def adapters_in(folder: Folder) -> list[str]:
+    """Return the folders in a folder that hold an adapter, of the first ``LOOKED_AT`` names."""
+    return [
+        name
+        for name in folder.names[:LOOKED_AT]
+        if folder.storage.has_folder(name) and CONFIG in folder.storage.folder(name).names()
+    ]
+
+
+def _model_in(storage: Storage, adapter: str | None = None) -> Folder:
     """The folder of a step, or the one in it that holds its model, as in epoch_0_step_20/model."""
     folder = Folder(storage, storage.names())
+    if adapter is not None:
+        inside = storage.folder(adapter)
+        return Folder(inside, inside.names())
     while not is_readable(folder.names):
         inner = [name for name in INNER if name in folder.names and folder.storage.has_folder(name)]
+        if len(inner) != 1:
+            inner = adapters_in(folder)
         if len(inner) != 1:
             break
         inside = folder.storage.folder(inner[0])

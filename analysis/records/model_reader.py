@@ -13,7 +13,8 @@ from deltaw.analysis.records.file_names import (
     unreadable,
     weights_file,
 )
-from deltaw.analysis.records.location import Folder
+from deltaw.analysis.records.foreign_adapters import refuse_files
+from deltaw.analysis.records.location import Folder, adapters_in
 from deltaw.analysis.records.storage import Storage
 from deltaw.analysis.records.tensors import Tensors, read_pickled, read_weights
 
@@ -33,6 +34,11 @@ def model_reader(folder: Folder) -> Callable[[], Tensors]:
     own = [] if parts_of_one(names) else model_files(names)
     if len(own) == 1:
         return partial(read_file, storage, own[0])
+    refuse_files(names, storage.where)
+    adapters = adapters_in(folder)
+    if adapters:
+        each = "; in a run's folder, RUN/NAME opens the adapter of this name of all checkpoints" if adapters[1:] else ""
+        raise RecordError(f"{storage.where}: holds the adapters {', '.join(adapters)}; open one of these folders{each}")
     there = ", ".join(names[:8]) or "no files"
     raise RecordError(f"{storage.where}: holds no model weights (there are {there}); {unreadable(names)}")
 

@@ -15,11 +15,21 @@ from deltaw.adapters.patterns import matching
 from deltaw.adapters.peft.names import CONFIG
 from deltaw.analysis.records import full, recorded, step_files
 from deltaw.analysis.records.base import BaseLike
-from deltaw.analysis.records.location import Location, is_folder, listed, locate, storage_of
+from deltaw.analysis.records.file_names import folder_step
+from deltaw.analysis.records.foreign_adapters import refuse_files
+from deltaw.analysis.records.location import (
+    LOOKED_AT,
+    Location,
+    adapters_in,
+    is_folder,
+    listed,
+    locate,
+    storage_of,
+)
 from deltaw.analysis.records.pair import PairSource
 from deltaw.analysis.records.source import Source
 from deltaw.analysis.records.split import SplitSource
-from deltaw.analysis.records.storage import is_address
+from deltaw.analysis.records.storage import LocalStorage, is_address
 
 READABLE = (
     "a run of deltaw, checkpoint-*/ folders of Hugging Face or PEFT, a model or adapter folder, a folder of "
@@ -89,10 +99,27 @@ def glance(
     for form in FORMATS:
         if form.recognises(location):
             return _shown(form.opens(location, base, modules is not None), modules, split)
+    refuse_files(location.names, location.storage.where)
+    inner = _inner(location)
+    if inner:
+        raise RecordError(f"{location.storage.where}: holds {inner}; open one of these folders")
     raise RecordError(
         f"{location.storage.where}: is not a recorded run (it has no manifest.json), nor what else can be read: "
         f"{READABLE}"
     )
+
+
+def _inner(location: Location) -> str:
+    """What can be opened in the folders of a folder, in words."""
+    storage = location.storage
+    if not isinstance(storage, LocalStorage):
+        return ""
+    adapters = adapters_in(location)
+    if adapters:
+        return f"the adapters {', '.join(adapters[:8])}"
+    folders = [name for name in location.names[:LOOKED_AT] if storage.has_folder(name)]
+    runs = [name for name in folders if any(folder_step(step) is not None for step in storage.folder(name).names())]
+    return f"the runs {', '.join(runs[:8])}" if runs else ""
 
 
 def is_own(path: str | Path) -> bool:
@@ -113,13 +140,16 @@ def open_pair(
     """Open two models as one run: the first is W₀ and step 0, the second step 1.
 
     Arguments:
-        before, after: Each a file or a folder of one model, or its address.
+        before, after: Each a file or a folder of one model, or its address; the second may be an adapter of the first.
         modules, split: See ``open_source``.
 
     Raises:
         RecordError: One of them is no model, or they are not of one model.
     """
     modules = _patterns(modules)
+    location = locate(after)
+    if location.has(CONFIG):
+        return _shown(_opens_peft(location, before, modules is not None), modules, split)
     return _shown(PairSource(before, after, everything=modules is not None), modules, split)
 
 

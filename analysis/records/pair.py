@@ -13,6 +13,7 @@ from typing_extensions import override
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.base import Base
 from deltaw.analysis.records.base_names import HEADS, tied_to
+from deltaw.analysis.records.foreign_adapters import refuse_factors
 from deltaw.analysis.records.full import FullModelSource
 from deltaw.analysis.records.location import Folder, listed, storage_of
 from deltaw.analysis.records.model_reader import model_reader, read_file
@@ -42,7 +43,9 @@ class PairSource(FullModelSource):
     def __init__(self, before: str | Path, after: str | Path, *, everything: bool) -> None:
         first, second = (without_secrets(str(path)) for path in (before, after))
         storage, reader = _reader(before)
-        base = Base(reader(), storage.mapping("config.json"))
+        tensors = reader()
+        refuse_factors(tensors.names(), tensors.where, alone=True)
+        base = Base(tensors, storage.mapping("config.json"))
         storage, reader = _reader(after)
         config = storage.mapping("config.json") or base.config
         super().__init__(f"{first} → {second}", {1: reader}, config, base, everything=everything)

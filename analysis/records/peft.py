@@ -16,6 +16,7 @@ from deltaw.adapters.peft.formulas.table import FORMULAS, REFUSED, Formula
 from deltaw.adapters.peft.names import CONFIG, FIXED, LEAVES_THE_BASE, OUT_PROJ, PREFIX, ROOT, SHARED_THETA
 from deltaw.adapters.peft.targets import copied_layers, targeted
 from deltaw.analysis.records.base import GIVE, Base, BaseError, BaseLike, base_named, open_base
+from deltaw.analysis.records.foreign_adapters import refuse_settings
 from deltaw.analysis.records.peft_experts import Parameter, parameters
 from deltaw.analysis.records.peft_tensors import AdapterFile, embedding_as_linear, not_linear, read_adapter
 from deltaw.analysis.records.source import Shape, Source, State, fitting
@@ -344,6 +345,7 @@ def read_settings(place: Storage) -> dict[str, Any]:
         RecordError: It is damaged, or its type or an option cannot be read; says why and what to do.
     """
     settings = place.mapping(CONFIG)
+    refuse_settings(settings, place.where)
     kind = settings.get("peft_type")
     if isinstance(kind, str) and kind in REFUSED:
         raise RecordError(f"{place.where}: {kind} adapters are not read: {REFUSED[kind]}")

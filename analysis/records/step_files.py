@@ -5,6 +5,7 @@ from functools import partial
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.base import BaseLike, open_base
 from deltaw.analysis.records.file_names import file_step, model_files, parts_of_one, steps_of_files, unreadable
+from deltaw.analysis.records.foreign_adapters import refuse_factors, refuse_files
 from deltaw.analysis.records.full import FullModelSource, trainer_log
 from deltaw.analysis.records.location import Location
 from deltaw.analysis.records.model_reader import read_file
@@ -52,6 +53,8 @@ def opens(location: Location, base: BaseLike, everything: bool) -> Source:
         raise RecordError(f"{storage.where}: holds no model weights (there are {there}); {unreadable(location.names)}")
     if len(files) == 1:
         return _one_file(location, files[0], base, everything)
+    first = read_file(storage, files[0])  # some files are no steps as they are adapters
+    refuse_factors(first.names(), first.where)
     try:
         by_step = steps_of_files(files)
     except RecordError as error:
@@ -65,6 +68,7 @@ def opens(location: Location, base: BaseLike, everything: bool) -> Source:
 
 def _one_file(location: Location, file: str, base: BaseLike, everything: bool) -> Source:
     storage = location.storage
+    refuse_files([file], storage.where)
     if not file.endswith(FILES):
         raise RecordError(f"{storage.file(file)}: is no run's folder, and no file of weights ({', '.join(FILES)})")
     step = file_step(file)

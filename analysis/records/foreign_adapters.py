@@ -1,0 +1,130 @@
+"""Adapters of other tools than PEFT, known by the names of their tensors and files, and refused by name.
+
+Their factors are matrices, and would be read as layers. A format that is read later leaves this table for a `Source`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from deltaw.adapters.errors import RecordError
+
+MERGE = "merge it into its model with that tool, and open the merged model with the original as base"
+CONFIGURE = (
+    "put its adapter_config.json beside it and open the folder; without it α, and so the scale of ΔW, is not known"
+)
+
+
+class Tool(NamedTuple):
+    """A tool that saves adapters.
+
+    Arguments:
+        name: The tool, and of what it is the format.
+        tensor: What a name of one of its tensors has in it, and no layer's.
+        advice: What to do.
+    """
+
+    name: str
+    tensor: re.Pattern[str]
+    advice: str = MERGE
+
+
+# The first that fits counts: a tool with names of its own stands before those that share theirs.
+TOOLS = [
+    Tool("AdapterHub's adapters", re.compile(r"\.(?:loras|adapters|prefix_tunings|shared_parameters)\.[^.]+\.")),
+    Tool("NVlabs' DoRA", re.compile(r"\.weight_m_wdecomp(?:\.weight)?$")),
+    Tool(
+        "a PEFT model's state dict or adapter without its configuration",
+        re.compile(r"(?:^|\.)base_model\.model\..*\.(?:lora_|hada_|lokr_|oft_|boft_|ia3_l|vera_|hira_|miss_|randlora_)"),
+        CONFIGURE,
+    ),
+    Tool("LyCORIS's LoHa", re.compile(r"\.hada_[wt][12]")),
+    Tool("LyCORIS's LoKr", re.compile(r"\.lokr_[wt][12]")),
+    Tool("LyCORIS's or kohya's DoRA", re.compile(r"\.dora_scale$")),
+    Tool("LyCORIS's OFT", re.compile(r"\.(?:oft_blocks|oft_diag)$")),
+    Tool("LyCORIS's IA3 or full difference", re.compile(r"^(?:lora|lycoris)_.*\.(?:on_input|diff(?:_b)?)$")),
+    Tool("LyCORIS's GLoRA", re.compile(r"^(?:lora|lycoris)_.*\.[ab][12]\.weight$")),
+    Tool("kohya's LoRA (sd-scripts)", re.compile(r"^lora_[a-z]+\d*_.*\.lora_(?:down|up|mid)\.weight$")),
+    Tool("LoRA of a diffusion model", re.compile(r"\.lora_(?:down|up|mid)(?:\.weight)?$")),
+    Tool("diffusers' LoRA", re.compile(r"(?:_lora|\.lora(?:_linear_layer)?)\.(?:down|up)\.weight$")),
+    Tool("cloneofsimo's LoRA", re.compile(r"^\w+:\d+:(?:up|down)$")),
+    Tool("torchtune's LoRA", re.compile(r"\.lora_[ab]\.weight$")),
+    Tool("MLX's LoRA", re.compile(r"\.lora_[ab]$")),
+    Tool("DeepSpeed's LoRA", re.compile(r"\.lora_(?:right_weight|left_weight|weight_[12](?:\.weight)?)$")),
+    Tool("NeMo's or Megatron's adapter", re.compile(r"adapter.*\.linear_(?:in|out)\.weight$")),
+    Tool("LoRA of loralib, LitGPT or minLoRA", re.compile(r"\.lora_[AB]$")),
+    Tool(
+        "LoRA, as diffusers saves it, or PEFT without its prefix",
+        re.compile(r"(?:^|\.)lora_(?:A|B|E|embedding_A|embedding_B)\.(?:[\w-]+\.)?weight$|\.lora_(?:embedding|magnitude)"),
+        f"{CONFIGURE}; of a diffusion model: {MERGE}",
+    ),
+    Tool("a bottleneck adapter", re.compile(r"(?:^|\.)adapter_(?:down|up)(?:\.\d+)?\.weight$")),
+]  # fmt: skip
+# Files that can't be opened at all, or whose names tell more than their tensors do.
+FILES = {"lit_model.pth.lora": "LitGPT's LoRA", "pytorch_adapter.bin": "AdapterHub's adapters"}
+
+
+def foreign_tool(names: Iterable[str]) -> tuple[Tool, str] | None:
+    """Return whose adapters these tensors are and one of them, ``None`` where they are layers.
+
+    Example:
+        >>> found = foreign_tool(["lora_unet_mid_block.lora_down.weight", "lora_unet_mid_block.alpha"])
+        >>> found[0].name, found[1]
+        ("kohya's LoRA (sd-scripts)", 'lora_unet_mid_block.lora_down.weight')
+        >>> foreign_tool(["model.layers.0.self_attn.q_a_proj.weight"]) is None
+        True
+    """
+    given = list(names)
+    for tool in TOOLS:
+        name = next((name for name in given if tool.tensor.search(name)), None)
+        if name is not None:
+            return tool, name
+    return None
+
+
+def refuse_factors(names: Iterable[str], where: str, *, alone: bool = False) -> None:
+    """Raise where tensors are adapters' factors, which are no layers.
+
+    Arguments:
+        names: Of all tensors.
+        where: The file, for messages.
+        alone: Only where no matrix of a layer stands beside them, as some models keep adapters of their own.
+
+    Raises:
+        RecordError: Says whose they are and what to do.
+    """
+    given = list(names)
+    found = foreign_tool(given)
+    if alone and any(name.endswith(".weight") and foreign_tool([name]) is None for name in given):
+        return
+    if found is not None:
+        tool, name = found
+        raise RecordError(f"{where}: is {tool.name} (it has {name:.120}), which is not read; {tool.advice}")
+
+
+def refuse_files(names: Iterable[str], where: str) -> None:
+    """Raise where a folder, or a file's name, is known as another tool's adapters.
+
+    Raises:
+        RecordError: Says whose they are and what to do.
+    """
+    for name in names:
+        if name in FILES:
+            raise RecordError(f"{where}: {name} is {FILES[name]}, which is not read; {MERGE}")
+
+
+def refuse_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Raise where an ``adapter_config.json`` is another tool's than PEFT's.
+
+    Raises:
+        RecordError: Says whose it is and what to do.
+    """
+    tool = None
+    if settings.get("peft_type") == "DORA":
+        tool = "NVlabs' DoRA"
+    elif "peft_type" not in settings and {"fine_tune_type", "lora_parameters", "lora_layers"} & set(settings):
+        tool = "MLX's adapters"
+    elif "peft_type" not in settings and isinstance(settings.get("config"), dict):
+        tool = "AdapterHub's adapters"
+    if tool is not None:
+        raise RecordError(f"{where}: is {tool}, which is not read; {MERGE}")
