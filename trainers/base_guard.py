@@ -1,5 +1,6 @@
 """Notices where the weight below a PEFT adapter moves, so that the adapter's tensors no longer tell ΔW."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -9,11 +10,16 @@ from torch import Tensor
 
 from deltaw.adapters.effective import base_weight
 from deltaw.adapters.errors import RecordError
+from deltaw.adapters.peft.live import adapter_tensors
 from deltaw.adapters.peft.names import BASE_LAYER
 from deltaw.adapters.sharded import full, is_sharded
 from deltaw.trainers.distributed import local
 from deltaw.trainers.recorded_layers import Layer
 
+FEW = 4  # directions of a sketch
+ROUNDINGS = 4  # units in the last place of ‖W₀‖ + ‖ΔW‖ that merging and taking out again may leave, some times over
+TAKEN_IN = 0.5  # of the update before: the share from which on a base has taken it in
+TINY = 1e-300
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -23,7 +29,8 @@ class BaseGuard:
     ReLoRA adds the adapter to the weight below it and begins the adapter anew: recorded by its tensors alone, the run
     would have ΔW = 0. The check is a sum over the bits of the weight, which takes one pass over it. Only where that has
     changed the weights are compared: an adapter that was merged and taken out again (TRL merges it to generate) leaves
-    a rounding behind, which is none of ReLoRA's steps.
+    a rounding behind, up to a few units of ‖W₀‖ + ‖ΔW‖ and in no direction. A base that has moved further, or along the
+    update s·B A that the adapter had at the check before, has taken the adapter in.
 
     Arguments:
         layers: The recorded layers by name.
@@ -32,6 +39,7 @@ class BaseGuard:
     def __init__(self, layers: Mapping[str, Layer]) -> None:
         self._layers = {name: layer for name, layer in layers.items() if layer.adapter and layer.method is not None}
         self._sums = {name: _sum_of_bits(layer) for name, layer in self._layers.items()}
+        self._sketches = {name: _sketch(layer) for name, layer in self._layers.items()}
 
     def check(self, together: Callable[[Callable[[], Any]], Any], base_of: Callable[[str], dict[str, Tensor]]) -> None:
         """Raise where a weight has moved; collective where weights are sharded.
@@ -45,7 +53,9 @@ class BaseGuard:
         """
         for name, layer in self._moved():
             held = full(base_weight(layer.module)).detach()
-            together(partial(_compare_with, base_of, name, layer, held))
+            together(partial(_compare_with, base_of, name, layer, held, self._sketches[name]))
+            self._sums[name] = _sum_of_bits(layer)  # the next merge leaves another rounding
+        self._sketches = {name: _sketch(layer) for name, layer in self._layers.items()}
 
     def _moved(self) -> Iterator[tuple[str, Layer]]:
         for name, layer in self._layers.items():
@@ -65,16 +75,34 @@ def _sum_of_bits(layer: Layer) -> int:
     return int(total)
 
 
-def _compare_with(base_of: Callable[[str], dict[str, Tensor]], name: str, layer: Layer, held: Tensor) -> None:
+def _sketch(layer: Layer) -> Tensor:
+    """Return s·B A Z, (out, few), with a fixed Z: enough to know s·B A again, in two thin products."""
+    assert layer.method is not None
+    tensors = adapter_tensors(layer.module, layer.method, layer.adapter)
+    A, B = (full(tensors[name]).double().cpu() for name in ("lora_A", "lora_B"))
+    return getattr(layer.method, "scaling", 1.0) * (B @ (A @ _directions(A.shape[1])))
+
+
+def _directions(columns: int) -> Tensor:
+    """Return Z (columns, few), the same each time; the global random numbers are left as they are."""
+    return torch.randn(columns, FEW, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def _compare_with(
+    base_of: Callable[[str], dict[str, Tensor]], name: str, layer: Layer, held: Tensor, before: Tensor
+) -> None:
     record = base_of(name)
     held, expected = held.cpu().double(), record[""].double()
     if "start_A" in record:  # PiSSA: below the adapter is what it was not given
         scaling: float = getattr(layer.method, "scaling", 1.0)
         expected = expected - scaling * (record["start_B"].double() @ record["start_A"].double())
     weight: Any = layer.module.get_submodule(BASE_LAYER).weight
-    rounding = torch.finfo(weight.dtype).eps if weight.dtype.is_floating_point else 0.0
-    moved, size = float((held - expected).norm()), float(expected.norm())
-    if not moved <= rounding * size:
+    eps = torch.finfo(weight.dtype).eps if weight.dtype.is_floating_point else 0.0
+    difference = held - expected
+    moved, size = float(difference.norm()), float(expected.norm())
+    update = float(before.norm()) / math.sqrt(FEW)  # ‖s·B A‖, on average
+    along = float((difference @ _directions(held.shape[1])).mul(before).sum()) / max(float(before.square().sum()), TINY)
+    if not moved <= ROUNDINGS * eps * (size + update) or TAKEN_IN < along < 1 / TAKEN_IN:
         raise RecordError(
             f"the weight below PEFT's adapter of {name!r} has moved by {moved / (size or 1):.1e} of its size since the "
             "record began, as where an adapter is merged and begun anew (ReLoRA); its tensors no longer tell ΔW. Start "

@@ -57,3 +57,34 @@ def test_an_adapter_that_is_merged_for_a_while_is_recorded_right(start, dtype, t
         tensors = run.state(module, step)
         for key in ("lora_A", "lora_B"):
             assert torch.equal(tensors[key].to(dtype), state[f"{module}.{key}.default.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_merges_with_a_large_update_are_only_roundings(dtype, tmp_path):
+    model, layer = made(dtype=dtype)
+    with torch.no_grad():
+        layer.lora_B["default"].weight.mul_(30)  # ‖ΔW‖ is a multiple of ‖W₀‖
+    with Recorder(model, tmp_path / "run") as recorder:
+        for step in range(6):
+            recorder.step(step)
+            model.merge_adapter()
+            model.unmerge_adapter()
+            with torch.no_grad():
+                layer.lora_B["default"].weight.mul_(1.01)
+    assert Trajectory.open(tmp_path / "run").steps == list(range(6))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=str)
+def test_a_small_update_that_a_base_of_low_precision_takes_in_is_refused(options, tmp_path):
+    """Of 1 % of ‖W₀‖, near the rounding of bfloat16: the direction tells it."""
+    model, layer = made(dtype=torch.bfloat16, **options)
+    with torch.no_grad():
+        update = layer.get_delta_weight("default").norm() / layer.get_base_layer().weight.norm()
+        layer.lora_B["default"].weight.mul_(0.01 / update)
+    with Recorder(model, tmp_path / "run") as recorder:
+        recorder.step(0)
+        layer.merge()
+        layer.merged_adapters.clear()
+        nn.init.zeros_(layer.lora_B["default"].weight)
+        with pytest.raises(RecordError, match="ReLoRA"):
+            recorder.step(1)
