@@ -352,8 +352,8 @@ class Recorder:
 
     def _write(self, step: int, tensors: dict[str, Tensor], dropped: Collection[int]) -> None:
         """The part of ``record`` that the background does."""
-        self._run.drop(dropped)
         self._run.append(step, tensors)
+        self._run.drop(dropped)  # after it, so that the newest checkpoint is never missing
 
     def _make_ready(self) -> None:
         self._writer.wait_for_room()

@@ -27,6 +27,7 @@ from deltaw.analysis.records.atomic import (
     make_folder,
     overwrite,
     remove_leftovers,
+    sync_folder,
     write_text,
 )
 from deltaw.analysis.records.checked_lines import (
@@ -281,6 +282,7 @@ class RunWriter:
                     _write_bytes(self.folder / SCALARS, relinked(kept))
                 else:
                     (self.folder / SCALARS).unlink()
+                    sync_folder(self.folder)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a line of scalars; it may be lost with the power, and with nothing else.
