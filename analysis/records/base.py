@@ -94,7 +94,8 @@ class Base:
         if text:
             return text
         start = f"the base has no matrix of {module}"
-        quantised = self._quantised(module)
+        end = from_layer(module) or module
+        quantised = quantised_as(self._tensors, self.config, f".{end}.")
         if quantised:
             return (
                 f"{start} that can be read: the base is quantised ({quantised}); give the model as it was before, or "
@@ -109,20 +110,6 @@ class Base:
             )
         there = ", ".join(list(self._matrices)[:2]) or "no matrix at all"
         return f"{start}; is it the model that was trained? It has {there}, …"
-
-    def _quantised(self, module: str) -> str:
-        """How the base has a module quantised, "" where it has not."""
-        end = from_layer(module) or module
-        own = [name for name in self._tensors.names() if f".{end}." in f".{name}"]
-        dtypes = [self._tensors.dtype_name(name) for name in own if name.endswith(".weight")]
-        packed = any(name.endswith((".qweight", ".weight_packed")) for name in own)
-        if not packed and not any(dtype.startswith(("float8", "int", "uint")) for dtype in dtypes):
-            return ""
-        settings = self.config.get("quantization_config")
-        kind = (
-            [settings.get(key) for key in ("quant_method", "bnb_4bit_quant_type")] if isinstance(settings, dict) else []
-        )
-        return ", ".join(str(part)[:40] for part in kind if part) or ("packed integers" if packed else dtypes[0])
 
     def shape(self, module: str) -> Shape | None:
         """Return (out, in) of a module's matrix, ``None`` where there is none."""
@@ -202,6 +189,19 @@ class Base:
             return fitting(f"{self.where}: the base is of another model", module, found, shape)
         except RecordError as error:
             raise BaseError(str(error)) from None
+
+
+def quantised_as(tensors: Tensors, config: Mapping[str, Any], part: str = ".") -> str:
+    """Return how the layers whose names, after a dot, have a part in them are quantised; "" where they are not."""
+    own = [name for name in tensors.names() if part in f".{name}"]
+    dtypes = {tensors.dtype_name(name) for name in own if name.endswith(".weight")}
+    packed = any(name.endswith((".qweight", ".weight_packed")) for name in own)
+    small = sorted(dtype for dtype in dtypes if dtype.startswith(("float8", "int", "uint")))
+    if not packed and not small:
+        return ""
+    settings = config.get("quantization_config")
+    kind = [settings.get(key) for key in ("quant_method", "bnb_4bit_quant_type")] if isinstance(settings, dict) else []
+    return ", ".join(str(part)[:40] for part in kind if part) or ("packed integers" if packed else small[0])
 
 
 def open_base(base: BaseLike) -> Base | None:

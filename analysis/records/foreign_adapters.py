@@ -99,7 +99,7 @@ def refuse_factors(names: Iterable[str], where: str, *, alone: bool = False) -> 
         return
     if found is not None:
         tool, name = found
-        raise RecordError(f"{where}: is {tool.name} (it has {name:.120}), which is not read; {tool.advice}")
+        raise RecordError(f"{where}: holds {tool.name} (it has {name:.120}), which is not read; {tool.advice}")
 
 
 def refuse_files(names: Iterable[str], where: str) -> None:
@@ -127,4 +127,4 @@ def refuse_settings(settings: Mapping[str, Any], where: str) -> None:
     elif "peft_type" not in settings and isinstance(settings.get("config"), dict):
         tool = "AdapterHub's adapters"
     if tool is not None:
-        raise RecordError(f"{where}: is {tool}, which is not read; {MERGE}")
+        raise RecordError(f"{where}: holds {tool}, which is not read; {MERGE}")

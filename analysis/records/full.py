@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
-from deltaw.analysis.records.base import GIVE, Base, BaseError, BaseLike, open_base
+from deltaw.analysis.records.base import GIVE, Base, BaseError, BaseLike, open_base, quantised_as
 from deltaw.analysis.records.file_names import has_model, is_sharded, weights_file
 from deltaw.analysis.records.foreign_adapters import refuse_factors
 from deltaw.analysis.records.layout import matrices
@@ -65,7 +65,9 @@ class FullModelSource(Source):
         refuse_factors(first.names(), first.where)
         self._matrices = matrices(first, config, everything=everything)
         if not self._matrices:
-            raise RecordError(f"{first.where}: holds no matrix of a linear layer in a floating dtype")
+            how = quantised_as(first, config)
+            told = f"; it is quantised ({how}), open the model as it was before, or dequantised" if how else ""
+            raise RecordError(f"{first.where}: holds no matrix of a linear layer in a floating dtype{told}")
         self.shapes: dict[str, Shape] = {module: stored.shape for module, stored in self._matrices.items()}
         if base is not None:
             base.expect(self.shapes)

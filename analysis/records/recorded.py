@@ -18,6 +18,7 @@ from deltaw.analysis.records.format import (
     SCALARS,
     FileEntry,
     Manifest,
+    ModuleEntry,
     checkpoint_name,
     compare_size,
     compare_sum,
@@ -32,6 +33,7 @@ from deltaw.analysis.records.safetensors_file import Entry, header_entries, head
 from deltaw.analysis.records.seal import SEAL, broken_seal, parse_seal
 from deltaw.analysis.records.source import Source, State, float64
 from deltaw.analysis.records.storage import LocalStorage, Storage
+from deltaw.analysis.records.tensors import plain_modules
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +71,8 @@ class RecordedSource(Source):
         self._base_sum: str | None = None
         self._fetched: dict[str, Tensor] = {}  # of a base behind an address; see _from_base
         self.steps = [entry.step for entry in self.entries]
-        self.shapes = {name: entry.shape for name, entry in self.manifest.modules.items()}
+        self._recorded = plain_modules(self.manifest.modules)  # the names in the files
+        self.shapes = {name: self._entry(name).shape for name in self._recorded}
         self.method = self.manifest.method
         self.info = self.manifest.info
         self.config = {}
@@ -89,13 +92,16 @@ class RecordedSource(Source):
             if name != BASE:
                 check_checkpoint(self._expected, header, self._checkpoints.file(name))
 
+    def _entry(self, module: str) -> ModuleEntry:
+        return self.manifest.modules[self._recorded[module]]
+
     def method_of(self, module: str) -> Method | None:
         """Return the method of a module, or ``None`` where its matrix itself is recorded."""
         if module not in self._methods:
             self.check(module)
             from deltaw.adapters.methods.registry import create  # the methods need torch, which opening a run does not
 
-            entry = self.manifest.modules[module]
+            entry = self._entry(module)
             try:
                 self._methods[module] = None if entry.method is None else create(entry.method, **entry.options)
             except (OptionError, TypeError) as error:
@@ -105,7 +111,7 @@ class RecordedSource(Source):
     def label(self, module: str) -> str:
         """Return the name of the module's method, or of the run's."""
         self.check(module)
-        return self.manifest.modules[module].method or self.method
+        return self._entry(module).method or self.method
 
     @property
     def base_from(self) -> str | None:
@@ -116,7 +122,7 @@ class RecordedSource(Source):
         """Return W₀ (out, in), in the dtype it was recorded in."""
         self.check(module)
         shape = self.shapes[module]
-        tensor = self._from_base({"base": module})["base"]
+        tensor = self._from_base({"base": self._recorded[module]})["base"]
         if tuple(tensor.shape) != shape:
             raise RecordError(f"{self.base_from}: {module} is {tuple(tensor.shape)}, the manifest says {shape}")
         return tensor
@@ -127,10 +133,10 @@ class RecordedSource(Source):
         method, shape = self.method_of(module), self.shapes[module]
         file = checkpoint_name(step)
         wanted = {"weight": shape} if method is None else method.shapes(*shape) | method.frozen_shapes(*shape)
-        constants = self.manifest.constants
-        once = {key: constants[f"{module}.{key}"] for key in wanted if f"{module}.{key}" in constants}
+        constants, recorded = self.manifest.constants, self._recorded[module]
+        once = {key: constants[f"{recorded}.{key}"] for key in wanted if f"{recorded}.{key}" in constants}
         state = self._from_base(once) if once else {}
-        own = {key: f"{module}.{key}" for key in wanted if key not in once}
+        own = {key: f"{recorded}.{key}" for key in wanted if key not in once}
         state |= self._read(self._checkpoints, file, self._announced[file], own)
         for key, value in state.items():
             if tuple(value.shape) != tuple(wanted[key]):
@@ -161,7 +167,7 @@ class RecordedSource(Source):
     def rebuilt(self, module: str) -> bool:
         """Return whether a method rebuilds W'."""
         self.check(module)
-        return self.manifest.modules[module].method is not None
+        return self._entry(module).method is not None
 
     def rounding(self, module: str, step: int) -> torch.dtype | None:
         """Return the dtype of the recorded matrix, or of the magnitudes that multiply W₀, as large as it is."""
@@ -250,8 +256,9 @@ class RecordedSource(Source):
         missing = {name: name for name in names.values() if name not in self._fetched}
         if missing:
             found = self._read(self._storage, BASE, self.manifest.base, missing)
-            if not self.shapes.keys().isdisjoint(found):
-                self._fetched = {name: value for name, value in self._fetched.items() if name not in self.shapes}
+            modules = self.manifest.modules
+            if not modules.keys().isdisjoint(found):
+                self._fetched = {name: value for name, value in self._fetched.items() if name not in modules}
             self._fetched |= found
         return {key: self._fetched[name].clone() for key, name in names.items()}
 

@@ -7,7 +7,7 @@ from deltaw.analysis.records.base import BaseLike, open_base
 from deltaw.analysis.records.file_names import file_step, model_files, parts_of_one, steps_of_files, unreadable
 from deltaw.analysis.records.foreign_adapters import refuse_factors, refuse_files
 from deltaw.analysis.records.full import FullModelSource, trainer_log
-from deltaw.analysis.records.location import Location
+from deltaw.analysis.records.location import Location, adapters_in
 from deltaw.analysis.records.model_reader import read_file
 from deltaw.analysis.records.source import Source
 from deltaw.analysis.records.storage import FILES
@@ -48,6 +48,9 @@ def opens(location: Location, base: BaseLike, everything: bool) -> Source:
         return _one_file(location, location.file, base, everything)
     files = model_files(location.names)
     files = [name for name in files if name.endswith(".safetensors")] or files
+    adapters = [] if files else adapters_in(location)
+    if adapters:
+        raise RecordError(f"{storage.where}: holds the adapters {', '.join(adapters)}; open one of these folders")
     if not files or parts_of_one(files):
         there = ", ".join(location.names[:8])
         raise RecordError(f"{storage.where}: holds no model weights (there are {there}); {unreadable(location.names)}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
+from deltaw.adapters.peft.names import PREFIX
 from deltaw.analysis.records.file_names import SHARDED
 from deltaw.analysis.records.safetensors_file import Entry, read_header, read_tensor, torch_dtype
 from deltaw.analysis.records.storage import LocalStorage, Storage, plain_name
@@ -282,6 +283,20 @@ def unwrapped(names: Collection[str], where: str) -> dict[str, str]:
             raise RecordError(f"{where}: {found[plain]} and {name} are the same tensor, wrapped and not")
         found[plain] = name
     return found
+
+
+def plain_modules(names: Collection[str]) -> dict[str, str]:
+    """Return module names without what PEFT and wrappers put before them, each with the recorded one.
+
+    So a run that was recorded inside PEFT has the names of the adapter that PEFT saves. Where two would be the same,
+    all stay as they are.
+
+    Example:
+        >>> plain_modules(["base_model.model.layers.0.q", "_orig_mod.base_model.model.layers.1.q"])
+        {'layers.0.q': 'base_model.model.layers.0.q', 'layers.1.q': '_orig_mod.base_model.model.layers.1.q'}
+    """
+    found = {WRAPPERS.sub("", WRAPPERS.sub("", name).removeprefix(PREFIX)): name for name in names}
+    return found if len(found) == len(names) and "" not in found else {name: name for name in names}
 
 
 def _model_in(found: Any, where: str, depth: int) -> dict[str, Tensor]:

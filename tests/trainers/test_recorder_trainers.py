@@ -233,7 +233,7 @@ def test_peft_in_the_trainer(trainer_of, tmp_path):
     model = peft.get_peft_model(Model(), peft.LoraConfig(r=2, target_modules=["query"]))
     trainer_of(model, [RecorderCallback(tmp_path / "run")]).train()
     run = Trajectory.open(tmp_path / "run")
-    assert (run.method, run.modules) == ("lora", ["base_model.model.query"])
+    assert (run.method, run.modules) == ("lora", ["query"])
     weight = effective_weight(model.base_model.model.query)
     torch.testing.assert_close(run.weight(run.modules[0], 6), weight, rtol=1e-6, atol=1e-7)
     assert run.spectra(steps=[6])["rank"].item() == 2

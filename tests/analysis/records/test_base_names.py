@@ -129,6 +129,8 @@ def test_a_quantised_base_is_called_one(kind, tmp_path):
     run = Trajectory.open(adapter(tmp_path / "a", f"model.{Q}"), base=folder)
     assert f"the base is quantised ({kind})" in reason(run, f"model.{Q}")
     assert len(run.spectra()) == 1
+    with pytest.raises(RecordError, match=rf"quantised \({kind}\)"):
+        Trajectory.open(folder)
 
 
 def test_a_new_head_another_model_and_a_convolution_are_told_apart(tmp_path):

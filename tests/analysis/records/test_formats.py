@@ -70,3 +70,28 @@ def test_its_errors_are_the_projects_own(folder):
     (folder / "weights.txt").write_text("")
     with pytest.raises(RecordError, match="holds no step"):
         Trajectory.open(folder)
+
+
+def test_a_record_of_a_peft_model_has_the_names_of_its_adapter(tmp_path):
+    """Old records too, which have PEFT's prefix, and torch.compile's, in their files."""
+    import peft
+    from torch import nn
+
+    from deltaw.trainers import Recorder
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2))
+    model = peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["0", "1"], init_lora_weights=False))
+    with Recorder(model, tmp_path / "run") as recorder:
+        recorder.record(0)
+    assert (tmp_path / "run" / "manifest.json").read_text().count("base_model.model.") >= 2
+    model.save_pretrained(tmp_path / "adapter")
+    run, adapter = Trajectory.open(tmp_path / "run"), Trajectory.open(tmp_path / "adapter")
+    assert run.modules == adapter.modules == ["0", "1"]
+    for module in run.modules:
+        torch.testing.assert_close(run.update(module, 0), adapter.update(module, 0))
+        assert run.base(module).shape == run.shape(module)
+    assert set(run.spectra().module) == {"0", "1"}
+    with Recorder(model, tmp_path / "run", resume=True) as recorder:
+        recorder.record(1)
+    assert Trajectory.open(tmp_path / "run").steps == [0, 1]
