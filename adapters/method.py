@@ -9,7 +9,7 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,15 @@ class Layer(Protocol):
 
     def steps_taken(self) -> int:
         """Return how many optimizer steps the method's parameters went through since the last call."""
+
+
+class ScaledLowRank(NamedTuple):
+    """W' = diag(ρ) (W₀ + U V) diag(γ), in float64: from a few steps' small tensors and one W₀ their W' are compared."""
+
+    rho: Tensor  # (out,)
+    gamma: Tensor  # (in,)
+    U: Tensor  # (out, r)
+    V: Tensor  # (r, in)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +211,28 @@ class Method(ABC):
         """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where the method has no such form."""
         del base, state
         return None
+
+    def scaled_low_rank(self, base: Tensor, state: State) -> ScaledLowRank | None:
+        """Return W' as ρ, γ, U and V in float64, equal to ``weight`` up to rounding; ``None``: it has no such form.
+
+        By default ρ and γ are ones and U V are the method's ``factors``.
+
+        Arguments:
+            base: W₀ (out, in) in float32 or float64.
+            state: The method's tensors, widened to float64.
+        """
+        factors = self.factors(base, state)
+        if factors is None:
+            return None
+        return self.scaled(base, *factors)
+
+    @staticmethod
+    def scaled(
+        base: Tensor, U: Tensor, V: Tensor, rho: Tensor | None = None, gamma: Tensor | None = None
+    ) -> ScaledLowRank:
+        """Return the form with ones in the place of a ρ or γ that is not there."""
+        ones = [base.new_ones(length, dtype=torch.float64) for length in base.shape]
+        return ScaledLowRank(ones[0] if rho is None else rho, ones[1] if gamma is None else gamma, U, V)
 
     @abstractmethod
     def forward(self, layer: Layer, x: Tensor) -> Tensor:

@@ -22,15 +22,16 @@ def product_norms(
     """Return ‖v_i‖ (n,) of V = W + s·B A, and √(Σ_i p_i² v_ij²) (m,), p = magnitude / ‖v_i‖ or 1; a zero row adds none.
 
     Arguments:
-        weight, A, B: (n, m), (r, m) and (n, r), on the CPU, contiguous, float32 or float64, of one dtype.
+        weight, A, B: (n, m), (r, m) and (n, r), on the CPU, contiguous, float32 or float64, of one dtype; or the weight
+            in float32 and the others in float64.
         scaling: s.
         magnitude: (n,), of the same dtype, or ``None`` for p = 1.
         columns: ``False`` where the second is not wanted; then it is empty.
     """
     if missing := -len(A) % RANKS:
         A, B = F.pad(A, (0, 0, 0, missing)), F.pad(B, (0, missing))
-    of_rows, of_columns = weight.new_empty(len(weight)), weight.new_zeros(weight.shape[1] if columns else 0)
-    magnitude, s = of_rows[:0] if magnitude is None else magnitude, weight.new_full((1,), scaling)
+    of_rows, of_columns = A.new_empty(len(weight)), A.new_zeros(weight.shape[1] if columns else 0)
+    magnitude, s = of_rows[:0] if magnitude is None else magnitude, A.new_full((1,), scaling)
     run(_norms_of_rows, NORM_ROWS, of_columns, weight, A, B, s, magnitude, of_rows)
     return of_rows, of_columns.sqrt_()
 
@@ -60,7 +61,7 @@ def _norms_of_rows(
 ) -> None:
     weight, B, magnitude, rows, s = weight[own], B[own], magnitude[own], norms[own], scaling[0]
     width, last = weight.shape[1], len(weight) - 1
-    zero, v = weight.dtype.type(0), np.empty((4, width), weight.dtype)
+    zero, v = A.dtype.type(0), np.empty((4, width), A.dtype)
     part[:] = 0
     v0, v1, v2, v3 = v[0], v[1], v[2], v[3]
     for i in range(0, len(weight), 4):  # four rows at a time share what is read of A; they stay in the innermost caches
@@ -92,7 +93,7 @@ def _norms_of_rows(
             s3 += v3[j] * v3[j]
         rows[i], rows[i1], rows[i2], rows[i3] = np.sqrt(s0), np.sqrt(s1), np.sqrt(s2), np.sqrt(s3)
         if len(part):
-            p0 = p1 = p2 = p3 = weight.dtype.type(1)
+            p0 = p1 = p2 = p3 = A.dtype.type(1)
             if len(magnitude):  # a zero row adds nothing, whatever its factor
                 p0 = magnitude[i] / rows[i] if s0 > 0 else zero
                 p1 = magnitude[i1] / rows[i1] if s1 > 0 else zero

@@ -75,7 +75,8 @@ def _loop_norms(
     ``None`` where the compiled loop cannot read the tensors.
     """
     factors = () if magnitude is None else (magnitude,)
-    if not loop_reads(weight, A, B, *factors):
+    wide = A if A.dtype == torch.float64 else weight  # the loop widens W₀'s entries, and does not narrow them
+    if not (loop_reads(weight) and loop_reads(wide, A, B, *factors)):
         return None
     from deltaw.adapters.compiled import norms as kernels  # a quarter of a second, for those who need no norms
 

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from deltaw.adapters.linear.low_rank import low_rank_linear
 from deltaw.adapters.linear.norms import constant_norms_of_both, ratio, row_norms, starting_norms, weighted_column_norms
-from deltaw.adapters.method import Layer, Shape, State
+from deltaw.adapters.method import Layer, ScaledLowRank, Shape, State
 from deltaw.adapters.methods.lora import LowRankPair
 
 
@@ -70,6 +70,14 @@ class BoRA(LowRankPair):
         H = V * ratio(state["magnitude_row"], row_norm)[:, None]
         column_norm = torch.linalg.vector_norm(H.detach() if self.detach_norm else H, dim=0)
         return H * ratio(state["magnitude_column"], column_norm)
+
+    @override
+    def scaled_low_rank(self, base: Tensor, state: State) -> ScaledLowRank:
+        """Return m_r / ‖V‖ as ρ, m_c / ‖H‖ as γ, and the product's factors."""
+        A, B, magnitude = state["lora_A"], state["lora_B"], state["magnitude_row"]
+        row_norm, column_norm = constant_norms_of_both(base, A, B, self.scaling, magnitude)
+        rho, gamma = ratio(magnitude, row_norm), ratio(state["magnitude_column"], column_norm)
+        return self.scaled(base, self.scaling * B, A, rho, gamma)
 
     @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:

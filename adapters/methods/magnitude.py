@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.norms import ratio
-from deltaw.adapters.method import Layer, Method, Shape, State
+from deltaw.adapters.method import Layer, Method, ScaledLowRank, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,14 @@ class Magnitude(Method):
     def weight(self, base: Tensor, state: State) -> Tensor:
         """M W₀ / ‖W₀‖."""
         return base * ratio(state["magnitude"], state["norm"]).unsqueeze(0 if self.axis == "column" else 1)
+
+    @override
+    def scaled_low_rank(self, base: Tensor, state: State) -> ScaledLowRank:
+        """Return m / ‖W₀‖ as ρ or γ; there is no product."""
+        scale = ratio(state["magnitude"], state["norm"])
+        rho, gamma = (scale, None) if self.axis == "row" else (None, scale)
+        none = [scale.new_empty(side) for side in ((len(base), 0), (0, base.shape[1]))]
+        return self.scaled(base, none[0], none[1], rho, gamma)
 
     @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.low_rank import low_rank_linear
-from deltaw.adapters.linear.norms import norms, ratio, starting_norms
-from deltaw.adapters.method import Layer, RankedMethod, Shape, State
+from deltaw.adapters.linear.norms import constant_norms, norms, ratio, starting_norms
+from deltaw.adapters.method import Layer, RankedMethod, ScaledLowRank, Shape, State
 
 
 class _ScaledOnBothSides(torch.autograd.Function):
@@ -214,6 +214,14 @@ class DVoRA(SharedPair):
         dim = 0 if self.axis == "column" else 1
         norm = torch.linalg.vector_norm(V.detach() if self.detach_norm else V, dim=dim)
         return V * ratio(state["magnitude"], norm).unsqueeze(dim)
+
+    @override
+    def scaled_low_rank(self, base: Tensor, state: State) -> ScaledLowRank:
+        """Return m / ‖V‖ as ρ or γ, and the product's factors."""
+        A, B = self.pair(state)
+        scale = ratio(state["magnitude"], constant_norms(base, A, B, self.scaling, self.axis))
+        rho, gamma = (scale, None) if self.axis == "row" else (None, scale)
+        return self.scaled(base, self.scaling * B, A, rho, gamma)
 
     @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:

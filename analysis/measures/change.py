@@ -15,7 +15,7 @@ turned, turned but hardly rescaled, one end far shorter than the other) is done 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
+from deltaw.analysis.measures.built import Built, rows_of
 from deltaw.analysis.measures.compensated import difference_of_squares
 from deltaw.analysis.measures.matrix import Matrix, matrix
 from deltaw.analysis.measures.sums import AXES, Axis, Sums, sums
@@ -133,11 +134,29 @@ def changes(
         found = {turned[axis]: of for axis, of in sums(before.T, after.T, [turned[axis] for axis in axes]).items()}
     else:
         found = sums(before, after, axes)
-    return {axis: _change(before, after, axis, found[axis], allow_nonfinite) for axis in axes}
+    return changes_of_sums(before, after, {axis: found[axis] for axis in axes}, allow_nonfinite=allow_nonfinite)
 
 
-def _checked(before: object, after: object, axes: object) -> tuple[Tensor, Tensor, list[Axis]]:
-    """Return the two matrices as tensors and the axes as a list, or raise."""
+@torch.no_grad()
+def changes_of_sums(
+    before: Tensor | Built, after: Tensor | Built, found: Mapping[Axis, Sums], *, allow_nonfinite: bool = False
+) -> dict[Axis, Change]:
+    """Return the change along the axes that there are sums of; else as `changes`.
+
+    Arguments:
+        before, after: The matrix at two steps, looked at only where the sums are not enough.
+        found: Their sums, by axis.
+        allow_nonfinite: As in `change`.
+    """
+    return {axis: _change(before, after, axis, found[axis], allow_nonfinite) for axis in found}
+
+
+def checked_axes(axes: object) -> list[Axis]:
+    """Return the axes as a list.
+
+    Raises:
+        OptionError: There is another.
+    """
     if not isinstance(axes, str | Sequence):
         raise OptionError(f"axes is {axes!r}; choose one or both of {', '.join(map(repr, AXES))}")
     chosen: list[Axis] = []
@@ -145,6 +164,12 @@ def _checked(before: object, after: object, axes: object) -> tuple[Tensor, Tenso
         if axis not in AXES:
             raise OptionError(f"axis is {axis!r}; choose one of {', '.join(map(repr, AXES))}")
         chosen.append(axis)
+    return chosen
+
+
+def _checked(before: object, after: object, axes: object) -> tuple[Tensor, Tensor, list[Axis]]:
+    """Return the two matrices as tensors and the axes as a list, or raise."""
+    chosen = checked_axes(axes)
     first, second = matrix("before", before), matrix("after", after)
     if first.shape != second.shape:
         raise ShapeError(
@@ -154,7 +179,7 @@ def _checked(before: object, after: object, axes: object) -> tuple[Tensor, Tenso
     return first, second, chosen
 
 
-def _change(before: Tensor, after: Tensor, axis: Axis, found: Sums, allow_nonfinite: bool) -> Change:
+def _change(before: Tensor | Built, after: Tensor | Built, axis: Axis, found: Sums, allow_nonfinite: bool) -> Change:
     """Put ΔM and ΔD together from the sums; do the vectors again whose error bound is too large."""
     aa, ad, dd = found
     grown = 2 * ad + dd  # ‖b‖² − ‖a‖²
@@ -210,24 +235,24 @@ class _Scaled(NamedTuple):
     top: Tensor  # (vectors,), the largest absolute value before that; NaN if there is one
 
 
-def _vectors(before: Tensor, after: Tensor, axis: Axis, wanted: Tensor) -> Iterator[tuple[Tensor, _Scaled, _Scaled]]:
+def _vectors(
+    before: Tensor | Built, after: Tensor | Built, axis: Axis, wanted: Tensor
+) -> Iterator[tuple[Tensor, _Scaled, _Scaled]]:
     """Yield the wanted vectors, a block at a time, with their indices."""
     if axis == "column":
-        before, after = before.T, after.T
+        before, after = _turned(before), _turned(after)
     places, block = wanted.nonzero()[:, 0], max(1, _AGAIN // before.shape[1])
     for start in range(0, len(places), block):
         index = places[start : start + block]
         yield index, _scaled(_take(before, index)), _scaled(_take(after, index))
 
 
-def _take(matrix: Tensor, index: Tensor) -> Tensor:
-    """Return some rows in float64; by slices, as torch splits indexing over threads whatever its size."""
-    first, last = int(index[0]), int(index[-1])
-    if last - first + 1 == len(index):
-        rows = matrix[first : last + 1]
-    else:
-        rows = torch.stack([matrix[i] for i in index.tolist()])
-    return rows.to(torch.float64, memory_format=torch.contiguous_format)
+def _take(matrix: Tensor | Built, index: Tensor) -> Tensor:
+    return matrix.take(index) if isinstance(matrix, Built) else rows_of(matrix, index)
+
+
+def _turned(matrix: Tensor | Built) -> Tensor | Built:
+    return matrix.transposed() if isinstance(matrix, Built) else matrix.T
 
 
 def _scaled(vectors: Tensor) -> _Scaled:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from deltaw.adapters.method import Method
+    from deltaw.adapters.method import Method, ScaledLowRank
 
 
 HEADERS = 256  # that are read when a run is opened: a few milliseconds
@@ -164,6 +164,11 @@ class RecordedSource(Source):
         method = self.method_of(module)
         return None if method is None else method.factors(*self.wide(module, self.state(module, step), dtype))
 
+    @override
+    def scaled_low_rank(self, module: str, step: int, base: Tensor) -> ScaledLowRank | None:
+        method = self.method_of(module)
+        return None if method is None else method.scaled_low_rank(base, _widened(self.state(module, step), float64()))
+
     def rebuilt(self, module: str) -> bool:
         """Return whether a method rebuilds W'."""
         self.check(module)
@@ -236,9 +241,7 @@ class RecordedSource(Source):
 
         base = self.base(module)
         base = base.to(dtype or WIDENED.get(base.dtype, base.dtype))
-        return base, {
-            key: value.to(dtype if value.is_floating_point() else None, copy=True) for key, value in state.items()
-        }
+        return base, _widened(state, dtype)
 
     @staticmethod
     def _check_sizes(storage: Storage, announced: dict[str, FileEntry]) -> None:
@@ -292,6 +295,10 @@ def _some(names: list[str]) -> list[str]:
     """The names, or so many of them as are looked into at once, evenly, the last one among them."""
     apart = -(-len(names) // HEADERS)
     return names[::-apart] if names else []
+
+
+def _widened(state: State, dtype: torch.dtype | None) -> State:
+    return {key: value.to(dtype if value.is_floating_point() else None, copy=True) for key, value in state.items()}
 
 
 def recognises(location: Location) -> bool:

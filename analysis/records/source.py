@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from deltaw.adapters.method import Method
+    from deltaw.adapters.method import Method, ScaledLowRank
 
 Shape = tuple[int, int]
 State = dict[str, "Tensor"]
@@ -75,6 +75,16 @@ class Source(ABC):
     def factors(self, module: str, step: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor] | None:
         """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where there is no such form."""
         del module, step, dtype
+        return None
+
+    def scaled_low_rank(self, module: str, step: int, base: Tensor) -> ScaledLowRank | None:
+        """Return W' as diag(ρ) (W₀ + U V) diag(γ) in float64, or ``None`` where it is not recorded in such a form.
+
+        Arguments:
+            module, step: Of which matrix.
+            base: W₀ (out, in), as ``base(module)`` returns it, in float32 or float64.
+        """
+        del module, step, base
         return None
 
     def method_of(self, module: str) -> Method | None:

@@ -1,7 +1,8 @@
 """One pass over the checkpoints of a module for all pairs of steps that are asked for.
 
 The pairs are put in the order of the later step, so that each checkpoint is read once. What a later pair needs is kept,
-at most four matrices.
+at most four matrices. Where the matrices follow from W₀ and a method's small tensors, a few steps at a time are
+compared in one pass over W₀, and no W' is made (``measures.built``).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,12 +11,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from deltaw.analysis.measures.change import Axis, Change, changes
+from deltaw.adapters.layer import WIDENED
+from deltaw.adapters.method import ScaledLowRank
+from deltaw.analysis.measures.built import Built, built_sums
+from deltaw.analysis.measures.change import Axis, Change, changes, changes_of_sums, checked_axes
+from deltaw.analysis.measures.sums import Sums
 from deltaw.analysis.tables.run import Run, Step
 
 T = TypeVar("T")
 Stops = Sequence[tuple[Step, int]]  # (from, to); where a table has steps and no pairs, the first is not looked at
 AT_ONCE = 4  # matrices in memory
+STEPS_AT_ONCE = 9  # whose W' are built in one pass over W₀
 
 
 def in_one_pass(pairs: Iterable[tuple[Step, int]]) -> list[tuple[Step, int]]:
@@ -47,6 +53,8 @@ class OnePass:
         self._stops = stops
         self._weights: dict[Step, Tensor] = {}
         self._made: dict[str, Any] = {}
+        self._forms: dict[int, ScaledLowRank] = {}
+        self._sums: dict[tuple[Step, int], dict[Axis, Sums]] = {}
 
     def weight(self, step: Step) -> Tensor:
         """Return W' at a step of the present stop."""
@@ -59,7 +67,13 @@ class OnePass:
 
     def changes(self, axes: Sequence[Axis], allow_nonfinite: bool) -> dict[Axis, Change]:
         """Return the change of the present pair of steps along some axes."""
-        step_from, step = self._stops[self.position]
+        step_from, step = pair = self._stops[self.position]
+        if self._has_form(step):
+            if pair not in self._sums:
+                self._sum_next()
+            found, (before, after) = self._sums.pop(pair), (self._built(at) for at in pair)
+            asked = {axis: found[axis] for axis in checked_axes(axes)}
+            return changes_of_sums(before, after, asked, allow_nonfinite=allow_nonfinite)
         return changes(self.weight(step_from), self.weight(step), axes, allow_nonfinite=allow_nonfinite)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
@@ -68,6 +82,48 @@ class OnePass:
             self._made[name] = make()
         found: T = self._made[name]
         return found
+
+    def _base(self) -> Tensor:
+        """Return W₀ as the compiled loop reads it."""
+
+        def read() -> Tensor:
+            base = self.run.base(self.module)
+            return base.to(WIDENED.get(base.dtype, base.dtype)).contiguous()
+
+        return self.once("base", read)
+
+    def _has_form(self, step: int) -> bool:
+        """Return whether W' is made of ρ, γ, U and V: at all steps of the module, or at none."""
+        if not self.run.source.rebuilt(self.module):
+            return False
+        return self.once("has form", lambda: self._form(step) is not None)
+
+    def _form(self, step: int) -> ScaledLowRank | None:
+        if step not in self._forms:
+            found = self.run.source.scaled_low_rank(self.module, step, self._base())
+            if found is None:
+                return None
+            self._forms[step] = found
+        return self._forms[step]
+
+    def _built(self, step: Step) -> Tensor | Built:
+        return self._base() if step is None else Built(self._base(), self._forms[step])
+
+    def _sum_next(self) -> None:
+        """Make the sums of this stop and of the next ones, up to a number of steps."""
+        pairs: list[tuple[Step, int]] = []
+        steps: list[int] = []
+        for pair in self._stops[self.position :]:
+            new = [step for step in dict.fromkeys(pair) if step is not None and step not in steps]
+            if pairs and (len(steps) + len(new) > STEPS_AT_ONCE or len(pairs) == 2 * STEPS_AT_ONCE):
+                break
+            pairs.append(pair)
+            steps += new
+        self._forms = {step: form for step, form in self._forms.items() if step in steps}
+        forms = [form for step in steps if (form := self._form(step)) is not None]
+        places = {None: -1} | {step: place for place, step in enumerate(steps)}
+        found = built_sums(self._base(), forms, [(places[a], places[b]) for a, b in pairs])
+        self._sums = dict(zip(pairs, found, strict=True))
 
     def _drop(self, more: int) -> None:
         """Let go of what no later stop needs, and of what is needed last until there is room for some more."""

@@ -508,3 +508,20 @@ def test_bad_options_are_named(name, options, named):
 def test_unknown_method_lists_the_choices():
     with pytest.raises(OptionError, match="dual-lora"):
         create("lorax")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", CASES)
+def test_the_scaled_low_rank_form_is_the_weight(case, dtype):
+    layer = move(model_with(case, dtype))
+    state = {key: value.detach() for key, value in layer.state().items()}
+    wide = {key: value.double() if value.is_floating_point() else value for key, value in state.items()}
+    form = layer.method.scaled_low_rank(base_weight(layer), wide)
+    name = case.split()[0]
+    if not (name in FACTORS or case in FACTORS or name in {"dora", "dora-row", "bora", "dvora", "magnitude"}):
+        assert form is None
+        return
+    rho, gamma, U, V = form
+    assert {t.dtype for t in form} == {torch.float64}
+    W = rho[:, None] * (base_weight(layer).double() + U @ V) * gamma
+    torch.testing.assert_close(W, layer.method.weight(base_weight(layer).double(), wide), rtol=1e-12, atol=1e-14)
