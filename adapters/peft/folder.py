@@ -1,6 +1,5 @@
 """The two files of an adapter's folder, read and checked for ``load_peft``."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from deltaw.adapters.peft.names import (
     UNDERSTOOD,
     WEIGHTS,
 )
+from deltaw.adapters.small_files import bounded_json, regular_file, small_file
 
 UNLOAD = "load it with PEFT, call merge_and_unload(), and start from that plain model"
 LARGEST_CONFIG = 2**24  # bytes
@@ -33,19 +33,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path}: is no regular file")
-        with path.open("rb") as file:
-            text = file.read(LARGEST_CONFIG + 1)
-        if len(text) > LARGEST_CONFIG:
-            raise DataError(f"{path}: has more than {LARGEST_CONFIG} bytes, and holds no settings of PEFT")
-        config = json.loads(text)
+        config = bounded_json(small_file(path, LARGEST_CONFIG))
     except OSError as error:
-        raise DataError(f"{folder}: is no PEFT adapter folder, {CONFIG} cannot be read ({error.strerror})") from None
-    except DataError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is no JSON ({error})") from None
+        why = error.strerror or "no regular file"
+        raise DataError(f"{folder}: is no PEFT adapter folder, {CONFIG} cannot be read ({why})") from None
+    except ValueError as error:
+        raise DataError(f"{path}: is no JSON of settings ({error})") from None
     if not isinstance(config, dict):
         raise DataError(f"{path}: holds no settings")
     kind = config.get("peft_type")
@@ -86,7 +79,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: is no regular file")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with regular_file(path), safe_open(str(path), framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read as a safetensors file ({error})") from None

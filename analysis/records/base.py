@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.peft.names import BASE_LAYER, CONFIG, PREFIX
+from deltaw.adapters.small_files import small_file
 from deltaw.analysis.names import is_embedding
 from deltaw.analysis.records.base_names import BaseNames, from_layer
 from deltaw.analysis.records.file_names import is_readable, weights_file
@@ -272,8 +273,8 @@ def cached_model(name: str, revision: str | None = None) -> Path | None:
         return None
     folder = cache_folder() / ("models--" + "--".join(parts))
     try:
-        commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        commit = small_file(folder / "refs" / revision, 1000).decode("utf-8").strip()
+    except (OSError, ValueError):
         commit = revision
     found = folder / "snapshots" / commit
     return found if re.fullmatch(r"\w+", commit) and found.is_dir() else None

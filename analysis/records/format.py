@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.errors import RecordError
+from deltaw.adapters.small_files import bounded_json, small_file
 from deltaw.analysis.records.checked_lines import checked_line, without_check
+from deltaw.analysis.records.storage import LOG_LIMIT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,8 +150,8 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise RecordError(f"{folder}: is not a recorded run (it has no {MANIFEST})")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raw = bounded_json(small_file(path), unique=True)
+    except (OSError, ValueError) as error:
         raise RecordError(f"{path}: is damaged, it is not JSON ({error})") from None
     return parse_manifest(raw, str(path))
 
@@ -164,7 +166,7 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
         raise RecordError(f"{where}: is not the manifest of a deltaw run")
     version = raw.get("version")
     if not isinstance(version, int) or version < 1:
-        raise RecordError(f"{where}: is damaged, its version is {version!r}")
+        raise RecordError(f"{where}: is damaged, its version is {version!r:.60}")
     if version > VERSION:
         raise RecordError(
             f"{where}: has format version {version}, this deltaw reads up to {VERSION}; pip install -U deltaw"
@@ -270,11 +272,11 @@ def numbered_lines(data: bytes, where: str) -> list[tuple[int, str]]:
 
 def _log(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return small_file(path, LOG_LIMIT)
     except FileNotFoundError:
         return b""
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def compare_size(where: str, size: int | None, entry: FileEntry) -> None:
@@ -342,13 +344,13 @@ def finite_or_none(value: float) -> float | None:
 
 def _string(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r:.60} is no text")
     return value
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is no whole number of at least 0")
+    if type(value) is not int or not 0 <= value < 2**53:  # which pandas and every JSON reader count exactly
+        raise ValueError(f"{value!r:.60} is no whole number from 0 to 2^53")
     return value
 
 

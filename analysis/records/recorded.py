@@ -61,7 +61,7 @@ class RecordedSource(Source):
         self._storage, self._checkpoints = storage, storage.folder(CHECKPOINTS)
         if not storage.has(MANIFEST):
             raise RecordError(f"{self.where}: is not a recorded run (it has no {MANIFEST})")
-        self.manifest = parse_manifest(storage.json(MANIFEST), storage.file(MANIFEST))
+        self.manifest = parse_manifest(storage.json(MANIFEST, unique=True), storage.file(MANIFEST))
         self.entries = parse_index(storage.whole(INDEX), storage.file(INDEX))
         self._announced = {checkpoint_name(entry.step): entry.file for entry in self.entries}
         self._check_sizes(storage, {BASE: self.manifest.base})

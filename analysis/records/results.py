@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deltaw.adapters.errors import RecordError
+from deltaw.adapters.small_files import bounded_json
 from deltaw.analysis.records.atomic import write_text
 from deltaw.analysis.records.storage import LocalStorage
 
@@ -73,9 +74,10 @@ def read_result(folder: Path) -> Result | None:
     if size > LIMIT:
         raise RecordError(f"{where}: is damaged, it has {size} bytes; a result has at most {LIMIT}")
     try:
-        raw = json.loads(bytes(storage.read(RESULT, 0, size)).decode("utf-8"))
-        return _checked(raw)
-    except (ValueError, RecursionError) as error:
+        return _checked(bounded_json(storage.read(RESULT, 0, size, size), unique=True))
+    except RecordError:
+        raise
+    except ValueError as error:
         raise RecordError(f"{where}: is damaged ({str(error)[:200]})") from None
 
 

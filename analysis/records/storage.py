@@ -7,7 +7,6 @@ behind an address only the range asked for is fetched.
 
 import contextlib
 import hashlib
-import json
 import mmap
 import os
 import re
@@ -20,9 +19,10 @@ from typing import Any
 from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
+from deltaw.adapters.small_files import JSON_LIMIT, bounded_json, regular_file, small_file
 
 Buffer = memoryview | bytearray
-JSON_LIMIT = 100_000_000  # bytes; the largest index of a public model has 10 MB
+LOG_LIMIT = 2**28  # bytes of an index or a log; a line has a hundred
 MAPPED_FROM_START = 2**32  # bytes of a file up to which torch maps it
 CHUNK = 2**24  # bytes of a file behind an address that are held at once while its checksum is taken
 FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # what a single file with weights is called
@@ -69,8 +69,17 @@ class Storage(ABC):
         return found.hexdigest()
 
     def whole(self, name: str) -> bytes:
-        """Return all bytes of a file; none where there is no such file."""
-        return bytes(self.read(name, 0, self.size(name))) if self.has(name) else b""
+        """Return all bytes of an index or a log; none where there is no such file.
+
+        Raises:
+            RecordError: It has more than ``LOG_LIMIT`` bytes, is no regular file, or cannot be read.
+        """
+        if not self.has(name):
+            return b""
+        size = self.size(name)
+        if size > LOG_LIMIT:
+            raise RecordError(f"{self.file(name)}: has {size} bytes; an index or a log here has at most {LOG_LIMIT}")
+        return bytes(self.read(name, 0, size, size))
 
     def file(self, name: str) -> str:
         """Return how a message names a file."""
@@ -104,16 +113,16 @@ class Storage(ABC):
             raise RecordError(f"{self.file(name)}: gave {len(found)} bytes where {length} were asked for")
         return found
 
-    def json(self, name: str) -> Any:
-        """Return what a JSON file holds.
+    def json(self, name: str, *, unique: bool = False) -> Any:
+        """Return what a JSON file holds; see ``bounded_json``.
 
         Raises:
-            RecordError: The file is missing, too large or no JSON.
+            RecordError: The file is missing, too large, too deep or no JSON.
         """
         size = self.size(name)
         if size > JSON_LIMIT:
             raise RecordError(f"{self.file(name)}: has {size} bytes; a JSON file here has at most {JSON_LIMIT}")
-        return parsed(self.read(name, 0, size, size), self.file(name))
+        return parsed(self.read(name, 0, size, size), self.file(name), unique=unique)
 
     def mapping(self, name: str) -> dict[str, Any]:
         """Return the mapping that a JSON file holds; an empty one where there is no such file."""
@@ -170,21 +179,22 @@ class LocalStorage(Storage):
 
     @override
     def digest(self, name: str) -> str:
-        with self._errors(self.file(name)), (self.path / plain_name(name, self.where)).open("rb") as file:
+        with self._errors(self.file(name)), regular_file(self.path / plain_name(name, self.where)) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @override
     def whole(self, name: str) -> bytes:
+        path = self.path / plain_name(name, self.where)
         with self._errors(self.file(name)):
             try:
-                return (self.path / plain_name(name, self.where)).read_bytes()
+                return small_file(path, LOG_LIMIT)  # opened once: a recorder may put another in its place
             except FileNotFoundError:
                 return b""
 
     @override
     def _bytes(self, name: str, start: int, length: int) -> Buffer:
         found = bytearray(length)
-        with self._errors(self.file(name)), (self.path / name).open("rb") as file:
+        with self._errors(self.file(name)), regular_file(self.path / name) as file:
             file.seek(start)
             read = file.readinto(found)
         return memoryview(found)[:read]
@@ -224,20 +234,22 @@ def plain_name(name: Any, where: str) -> str:
     Raises:
         RecordError: It is empty, ``..``, or has a separator in it.
     """
-    if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0:]", name):
-        raise RecordError(f"{where}: names the file {name!r}; only files of the folder itself are read")
+    if not isinstance(name, str):  # not shown: what a pickle nests may take years to write out
+        raise RecordError(f"{where}: names a file by a {type(name).__name__}; only files of the folder itself are read")
+    if name in ("", ".", "..") or re.search(r"[/\\\0:]", name):
+        raise RecordError(f"{where}: names the file {name!r:.200}; only files of the folder itself are read")
     return name
 
 
-def parsed(data: Buffer | bytes, where: str) -> Any:
-    """Return what some JSON says.
+def parsed(data: Buffer | bytes, where: str, *, unique: bool = False) -> Any:
+    """Return what some JSON says; see ``bounded_json``.
 
     Raises:
-        RecordError: It is no JSON.
+        RecordError: It is no JSON, or beyond a bound.
     """
     try:
-        return json.loads(bytes(data))
-    except (ValueError, RecursionError) as error:
+        return bounded_json(data, unique=unique)
+    except ValueError as error:
         raise RecordError(f"{where}: is damaged, it is not JSON ({error})") from None
 
 
