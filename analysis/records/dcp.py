@@ -1,16 +1,15 @@
 """A folder of torch.distributed.checkpoint: ``.metadata`` says in which file which block of a tensor starts.
 
-``.metadata`` is a pickle. It is read by an unpickler that makes nothing of torch's: every class that the format uses is
-replaced by an empty record here, any other is refused, and so is every instruction that the format does not need. The
-blocks are what ``torch.save`` wrote; they are read with ``weights_only=True``.
+``.metadata`` is a pickle, read as ``plain_pickle.py`` does: every class that the format uses is an empty record here,
+any other is refused, and so is every instruction that the format does not need. The blocks are what ``torch.save``
+wrote; they are read as its files are (``torch_file.py``), and no two share bytes.
 """
 
-import io
+import itertools
 import math
 import pickle
-import zipfile
 from collections.abc import Collection
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,36 +17,13 @@ from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.file_names import DCP_METADATA
+from deltaw.analysis.records.plain_pickle import FIRST, MAPPING, PICKLE_LIMIT, PlainUnpickler, Record, said, whole_sizes
 from deltaw.analysis.records.storage import Storage, plain_name
 from deltaw.analysis.records.tensors import Tensors
+from deltaw.analysis.records.torch_file import Saved, saved_in_bytes
 
-METADATA_LIMIT = 50_000_000  # bytes
 OUTER = ("model", "state_dict", "module", "app")  # the levels of a state dict above the model's own names
-
-
-class _Record:
-    """Stands for any object of the format: keeps what it was made of, does nothing."""
-
-    state: Any = None
-
-    def __new__(cls, *args: Any) -> "_Record":
-        del args
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any) -> None:
-        del args
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def get(self, key: str) -> Any:
-        """Return a field, ``None`` where there is none."""
-        return self.state.get(key) if isinstance(self.state, dict) else None
-
-
-def _first(*args: Any) -> Any:
-    return args[0] if args else None
-
+NAME_LIMIT = 4096  # characters of a name, and levels of a state dict above it
 
 _CLASSES = {
     "torch.distributed.checkpoint.metadata": {
@@ -61,80 +37,38 @@ _CLASSES = {
 }  # fmt: skip
 
 
-class _Unpickler(pickle._Unpickler):
-    """Reads ``.metadata``. In Python, not C: its memory grows with the file alone."""
+class _Unpickler(PlainUnpickler):
+    """Reads ``.metadata``."""
 
-    # Instructions that set aside memory by a number in the file, hash what is nested, or reach outside.
-    dispatch: ClassVar[dict[int, Any]] = {
-        code: do
-        for code, do in pickle._Unpickler.dispatch.items()
-        if bytes([code])
-        not in (
-            pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.PERSID, pickle.BINPERSID,
-            pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.INST, pickle.OBJ, pickle.FROZENSET, pickle.ADDITEMS,
-            pickle.EMPTY_SET, pickle.DICT, pickle.NEWOBJ_EX,
-        )
-    }  # fmt: skip
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._found: dict[tuple[str, str], Any] = {}
 
+    @override
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in of a class of the format.
 
         Raises:
             UnpicklingError: It is none of them.
         """
+        if (module, name) not in self._found:
+            self._found[module, name] = self._stand_in(module, name)
+        return self._found[module, name]
+
+    def _stand_in(self, module: str, name: str) -> Any:
         if module == "torch":
             found = getattr(torch, name, None) if name.isidentifier() else None
             if isinstance(found, torch.dtype):
                 return found
             if name == "Size":
-                return _first
-        if module == "torch.serialization" and name == "_get_layout":
-            return _first
+                return FIRST
+        if (module, name) == ("torch.serialization", "_get_layout"):
+            return FIRST
         if name in _CLASSES.get(module, ()):
-            return _Record if name in ("_MEM_FORMAT_ENCODING",) else type(name, (_Record,), {})
+            return type(name, (Record,), {})
         if (module, name) in (("collections", "OrderedDict"), ("builtins", "dict")):
-            return dict
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, which no such folder needs")
-
-    def _key(self, key: Any) -> Any:
-        if not isinstance(key, (str, int, _Record)):
-            raise pickle.UnpicklingError(f"a key is a {type(key).__name__}")
-        return key
-
-    def load_setitem(self) -> None:
-        """Set one entry of a mapping; its key is plain."""
-        value, key = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
-        self._set([key, value])
-
-    def load_setitems(self) -> None:
-        """Set several entries."""
-        self._set(self.pop_mark())  # type: ignore[attr-defined]
-
-    def _set(self, items: list[Any]) -> None:
-        into = self.stack[-1]  # type: ignore[attr-defined]
-        if type(into) is not dict:
-            raise pickle.UnpicklingError("entries are put into what is no mapping")
-        for k in range(0, len(items) - 1, 2):
-            into[self._key(items[k])] = items[k + 1]
-
-    def load_reduce(self) -> None:
-        """Call a stand-in."""
-        args, func = self.stack.pop(), self.stack[-1]  # type: ignore[attr-defined]
-        if not isinstance(args, tuple) or (func is dict and args):
-            raise pickle.UnpicklingError("a call has no plain arguments")
-        self.stack[-1] = func(*args)  # type: ignore[attr-defined]
-
-    def load_build(self) -> None:
-        """Give a record its state; nothing else has any."""
-        state, into = self.stack.pop(), self.stack[-1]  # type: ignore[attr-defined]
-        if not isinstance(into, _Record):
-            raise pickle.UnpicklingError("a state is given to what has none")
-        into.__setstate__(state)
-
-    dispatch[pickle.SETITEM[0]] = load_setitem
-    dispatch[pickle.SETITEMS[0]] = load_setitems
-    dispatch[pickle.REDUCE[0]] = load_reduce
-    dispatch[pickle.BUILD[0]] = load_build
+            return MAPPING
+        raise pickle.UnpicklingError(f"it holds {module:.60}.{name:.60}, which no such folder needs")
 
 
 class _Block:
@@ -159,10 +93,10 @@ class ShardedTensors(Tensors):
     def __init__(self, storage: Storage) -> None:
         self._storage, self.where = storage, storage.where
         where, size = storage.file(DCP_METADATA), storage.size(DCP_METADATA)
-        if size > METADATA_LIMIT:
-            raise RecordError(f"{where}: has {size} bytes; at most {METADATA_LIMIT} are read")
+        if size > PICKLE_LIMIT:
+            raise RecordError(f"{where}: has {size} bytes; at most {PICKLE_LIMIT} are read")
         try:
-            root = _Unpickler(io.BytesIO(bytes(storage.read(DCP_METADATA, 0, size, size)))).load()
+            root = _Unpickler(bytes(storage.read(DCP_METADATA, 0, size, size))).load()
             self._shapes: dict[str, tuple[int, ...]] = {}
             self._dtypes: dict[str, torch.dtype] = {}
             self._blocks: dict[str, list[_Block]] = {}
@@ -170,33 +104,50 @@ class ShardedTensors(Tensors):
         except RecordError:
             raise
         except Exception as error:  # whatever the unpickler makes of damaged bytes
-            raise RecordError(f"{where}: is no metadata of torch.distributed.checkpoint ({_short(error)})") from None
+            raise RecordError(f"{where}: is no metadata of torch.distributed.checkpoint ({said(error)})") from None
         if not self._shapes:
             raise RecordError(f"{where}: speaks of no tensor of a model")
 
-    def _fill(self, root: _Record) -> None:
+    def _fill(self, root: Any) -> None:
         planned = root.get("planner_data")
-        stored_blocks = {}
-        for index, info in root.get("storage_data").items():
+        stored_blocks: dict[tuple[str, tuple[int, ...] | None], Record] = {}
+        for index, info in _mapping(root.get("storage_data")).items():
             offset = index.get("offset")
-            stored_blocks[index.get("fqn"), None if offset is None else _sizes(offset)] = info
-        for full, stored in root.get("state_dict_metadata").items():
-            name = _name(full, planned.get(full) if isinstance(planned, dict) else None)
+            stored_blocks[_text(index.get("fqn")), None if offset is None else whole_sizes(offset)] = info
+        left = len(stored_blocks)  # each is of one tensor, so a list of them that many tensors share ends soon
+        for full, stored in _mapping(root.get("state_dict_metadata")).items():
+            name = _name(_text(full), planned.get(full) if type(planned) is dict else None)
             if name is None or stored.get("chunks") is None:
                 continue
-            self._shapes[name] = _sizes(stored.get("size"))
+            self._shapes[name] = whole_sizes(stored.get("size"))
             self._dtypes[name] = _dtype(stored.get("properties"))
-            self._blocks[name] = []
-            for chunk in stored.get("chunks"):
-                offsets, sizes = _sizes(chunk.get("offsets")), _sizes(chunk.get("sizes"))
-                info = stored_blocks.get((full, offsets)) or stored_blocks.get((full, None))
-                if info is None:
-                    raise ValueError(f"a block of {full} is in no file")
-                if info.get("transform_descriptors"):
-                    raise ValueError(f"{full} is compressed")
-                file = plain_name(info.get("relative_path"), self.where)
-                start, length = _sizes((info.get("offset"), info.get("length")))
-                self._blocks[name].append(_Block(offsets, sizes, file, start, length))
+            chunks = stored.get("chunks")
+            left -= len(chunks)
+            if left < 0:
+                raise ValueError("it has more blocks than the files")
+            self._blocks[name] = [self._block_of(full, chunk, stored_blocks) for chunk in chunks]
+        for file, ranges in self._ranges().items():
+            ranges.sort()
+            if any(end > start for (_, end), (start, _) in itertools.pairwise(ranges)):
+                raise ValueError(f"blocks in {file:.100} overlap")
+
+    def _block_of(self, full: str, chunk: Any, stored: dict[tuple[str, tuple[int, ...] | None], Record]) -> "_Block":
+        offsets, sizes = whole_sizes(chunk.get("offsets")), whole_sizes(chunk.get("sizes"))
+        info = stored.get((full, offsets)) or stored.get((full, None))
+        if info is None:
+            raise ValueError(f"a block of {full:.100} is in no file")
+        if info.get("transform_descriptors"):
+            raise ValueError(f"{full:.100} is compressed")
+        file = plain_name(info.get("relative_path"), self.where)
+        start, length = whole_sizes((info.get("offset"), info.get("length")))
+        return _Block(offsets, sizes, file, start, length)
+
+    def _ranges(self) -> dict[str, list[tuple[int, int]]]:
+        """Where in each file the blocks of the model stand."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for block in (block for blocks in self._blocks.values() for block in blocks):
+            found.setdefault(block.file, []).append((block.start, block.start + block.length))
+        return found
 
     @override
     def names(self) -> Collection[str]:
@@ -239,49 +190,49 @@ class ShardedTensors(Tensors):
 
     def _block(self, block: _Block, name: str, dtype: torch.dtype) -> Tensor:
         where = self._storage.file(block.file)
-        data = bytes(self._storage.read(block.file, block.start, block.length))
+        data = self._storage.read(block.file, block.start, block.length)
         try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                members = archive.infolist()
-            if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > len(
-                data
-            ):
-                raise ValueError("it is compressed")
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            found = saved_in_bytes(data)
         except Exception as error:  # whatever the unpickler makes of damaged bytes
-            raise RecordError(f"{where}: the block of {name} cannot be read ({_short(error)})") from None
-        if not isinstance(found, Tensor) or tuple(found.shape) != block.sizes or found.dtype != dtype:
-            told = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise RecordError(f"{where}: the block of {name} is {told}, the metadata says {block.sizes} in {dtype}")
-        return found
+            raise RecordError(f"{where}: the block of {name} cannot be read ({said(error)})") from None
+        if not isinstance(found, Saved):
+            raise RecordError(f"{where}: the block of {name} is a {type(found).__name__}, no tensor")
+        if found.shape != block.sizes or found.dtype != str(dtype).removeprefix("torch."):
+            raise RecordError(
+                f"{where}: the block of {name} is {found.shape} in {found.dtype}, the metadata says {block.sizes} in "
+                f"{dtype}"
+            )
+        return found.of(data[found.start : found.start + found.length])
 
 
-def _name(full: Any, path: Any) -> str | None:
+def _name(full: str, path: Any) -> str | None:
     """The model's own name of an entry, without the levels above; ``None`` for the optimizer's and the like."""
-    if not isinstance(full, str):
-        raise ValueError("a name is no text")
-    parts = list(path) if isinstance(path, (tuple, list)) and path else [full]
-    while len(parts) > 1 and parts[0] in OUTER:
-        parts = parts[1:]
-    if any(isinstance(part, str) and part.startswith("optim") for part in parts[:1]) or full.startswith("optim"):
+    parts: list[str] = [full]
+    if type(path) in (tuple, list) and 0 < len(path) <= NAME_LIMIT:
+        parts = [part if type(part) is str else str(whole_sizes((part,))[0]) for part in path]
+    outer = 0
+    while outer < len(parts) - 1 and parts[outer] in OUTER:
+        outer += 1
+    if parts[outer].startswith("optim") or full.startswith("optim"):
         return None
-    return ".".join(str(part) for part in parts)
+    return _text(".".join(parts[outer:]))
 
 
-def _sizes(raw: Any) -> tuple[int, ...]:
-    found = tuple(raw)
-    if len(found) > 8 or any(type(size) is not int or not 0 <= size < 2**62 for size in found):
-        raise ValueError(f"{found!r:.60} are no sizes")
+def _text(name: Any) -> str:
+    if type(name) is not str or len(name) > NAME_LIMIT:
+        raise ValueError(f"a name is no text of at most {NAME_LIMIT} characters")
+    return name
+
+
+def _mapping(found: Any) -> dict[Any, Any]:
+    if type(found) is not dict:
+        raise ValueError("a mapping is missing")
     return found
 
 
 def _dtype(properties: Any) -> torch.dtype:
     state = properties.state
-    found = state[0] if isinstance(state, tuple) and state else properties.get("dtype")
+    found = state[0] if type(state) is tuple and state else properties.get("dtype")
     if not isinstance(found, torch.dtype):
         raise ValueError("a dtype is missing")
     return found
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".split("\n", 1)[0][:200]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
@@ -16,19 +14,12 @@ from deltaw.adapters.peft.names import PREFIX
 from deltaw.analysis.records.file_names import SHARDED
 from deltaw.analysis.records.safetensors_file import Entry, read_header, read_tensor, torch_dtype
 from deltaw.analysis.records.storage import LocalStorage, Storage, plain_name
+from deltaw.analysis.records.torch_file import model_in_file
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-CONVERT = (
-    "if you trust it, save its tensors alone where it was made, as with safetensors.torch.save_file(STATE_DICT, "
-    "'model.safetensors'), where STATE_DICT is in torch.load(FILE, weights_only=False)"
-)
-# Under which key of a file of torch.save a model stands, the preferred ones first.
-MODEL_KEYS = ("state_dict", "model_state_dict", "model", "module", "state", "params", "net", "network", "weights")
-NO_MODEL = re.compile(r"optim|sched|scaler|rng|random|loss|metric|config|args|hyper|callback|loop|epoch", re.IGNORECASE)
-NESTING = 4  # of mappings around the model's own tensors
 # What torch.compile, checkpointing and FSDP put into the names of the modules that they wrap.
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
@@ -119,6 +110,44 @@ class SafeTensors(Tensors):
     def read(self, name: str, index: int | None = None) -> Tensor:
         entry = self._entry(name)
         return read_tensor(self._storage, self._files[name], entry, index)
+
+
+class SavedTensors(Tensors):
+    """The model's tensors in a file of ``torch.save``.
+
+    Arguments:
+        storage: The folder, on this machine.
+        file: The file's name.
+
+    Raises:
+        RecordError: The file is no such, is compressed, or needs code to run.
+    """
+
+    def __init__(self, storage: LocalStorage, file: str) -> None:
+        self._storage, self._file, self.where = storage, file, storage.file(file)
+        found = model_in_file(storage, file)
+        self._saved = {name: found[stored] for name, stored in unwrapped(found, self.where).items()}
+
+    @override
+    def names(self) -> Collection[str]:
+        return self._saved
+
+    @override
+    def shape(self, name: str) -> tuple[int, ...]:
+        self.need(name)
+        return self._saved[name].shape
+
+    @override
+    def dtype_name(self, name: str) -> str:
+        self.need(name)
+        return self._saved[name].dtype
+
+    @override
+    def read(self, name: str, index: int | None = None) -> Tensor:
+        self.need(name)
+        saved = self._saved[name]
+        tensor = saved.of(self._storage.mapped(self._file, saved.start, saved.length))
+        return tensor if index is None else tensor[index]
 
 
 class InMemory(Tensors):
@@ -243,27 +272,7 @@ def read_pickled(storage: Storage, file: str) -> Tensors:
     where = storage.file(file)
     if not isinstance(storage, LocalStorage):
         raise RecordError(f"{where}: is a pickle, which is read only from this machine; copy the folder here")
-    path = storage.path / plain_name(file, storage.where)
-    _check_archive(path, storage.size(file), where)
-    import torch
-
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever the unpickler makes of damaged bytes
-        raise RecordError(f"{where}: holds more than tensors, or is damaged ({_reason(error)}); {CONVERT}") from None
-    tensors = _model_in(found, where, NESTING)
-    if not tensors:
-        raise RecordError(f"{where}: holds no tensors by name ({_described(found)}); {CONVERT}")
-    return InMemory({name: tensors[stored] for name, stored in unwrapped(tensors, where).items()}, where)
-
-
-def _reason(error: Exception) -> str:
-    """Say why the unpickler stopped: the class that is no tensor, or the first line of its message."""
-    text = str(error).strip()
-    found = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", text)
-    if found:
-        return f"it holds {found.group(1)[:100]}"
-    return "".join(c if c.isprintable() else " " for c in text.split("\n", 1)[0][:200])
+    return SavedTensors(storage, file)
 
 
 def unwrapped(names: Collection[str], where: str) -> dict[str, str]:
@@ -297,51 +306,3 @@ def plain_modules(names: Collection[str]) -> dict[str, str]:
     """
     found = {WRAPPERS.sub("", WRAPPERS.sub("", name).removeprefix(PREFIX)): name for name in names}
     return found if len(found) == len(names) and "" not in found else {name: name for name in names}
-
-
-def _model_in(found: Any, where: str, depth: int) -> dict[str, Tensor]:
-    """The model's tensors in what a training loop saved: at the top, or under a key for it."""
-    if not isinstance(found, dict) or depth == 0:
-        return {}
-    own = _flat(found)
-    if any(tensor.ndim > 1 for tensor in own.values()):
-        return own
-    inner = {key: _model_in(found[key], where, depth - 1) for key in found if isinstance(key, str)}
-    inner = {key: tensors for key, tensors in inner.items() if tensors and not NO_MODEL.search(key)}
-    for key in MODEL_KEYS:
-        if key in inner:
-            return inner[key]
-    if len(inner) > 1 and not all(isinstance(found[key], dict) and _flat(found[key]) for key in inner):
-        inner = {}
-    if len(inner) > 1:
-        raise RecordError(
-            f"{where}: holds several models ({', '.join(inner)}); save the one that is meant in a file of its own"
-        )
-    return next(iter(inner.values()), own)
-
-
-def _described(found: Any) -> str:
-    if not isinstance(found, dict):
-        return f"it is a {type(found).__name__}"
-    return f"its keys are {', '.join(repr(key)[:40] for key in list(found)[:8])}" if found else "it is empty"
-
-
-def _flat(found: dict[Any, Any]) -> dict[str, Tensor]:
-    from torch import Tensor, strided
-
-    return {
-        key: value
-        for key, value in found.items()
-        if isinstance(key, str) and isinstance(value, Tensor) and value.layout == strided and not value.is_meta
-    }
-
-
-def _check_archive(path: Path, size: int, where: str) -> None:
-    """Raise where it is no plain archive: the old format cannot be mapped, what is compressed may grow without end."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except Exception:  # zipfile has many ways to fail on damaged bytes
-        raise RecordError(f"{where}: is damaged, or of torch's format from before 2020; {CONVERT}") from None
-    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
-        raise RecordError(f"{where}: is compressed or says it is larger than it is; {CONVERT}")

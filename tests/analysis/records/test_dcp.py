@@ -159,5 +159,5 @@ def test_tricks_of_pickles(data, tmp_path):
 
 
 def test_only_records_are_made():
-    found = _Unpickler(io.BytesIO(pickle.dumps(Metadata({}, storage_meta=dcp.metadata.StorageMeta())))).load()
+    found = _Unpickler(pickle.dumps(Metadata({}, storage_meta=dcp.metadata.StorageMeta()))).load()
     assert type(found).__module__ == "deltaw.analysis.records.dcp"
