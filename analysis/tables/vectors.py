@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.measures.change import AXES, Axis
+from deltaw.analysis.measures.change import AXES, Axis, changes
 from deltaw.analysis.tables.changes import from_to
 from deltaw.analysis.tables.run import LABELS, Pairs, Run
 from deltaw.analysis.tables.walk import Walk, at_pairs
@@ -54,7 +54,8 @@ def vector_changes(
     for stop in walk:
         stop.where = from_to(stop.step_from, stop.step)
         with stop:
-            for axis, change in stop.changes(axes).items():
+            found = changes(stop.weight(stop.step_from), stop.weight(stop.step), axes)
+            for axis, change in found.items():
                 vectors = {"delta_m": change.magnitude.numpy(), "delta_d": change.direction.numpy()}
                 spread = vectors if at is None else {name: _quantiles(each, at) for name, each in vectors.items()}
                 blocks.append(
