@@ -143,17 +143,30 @@ def append_line(path: Path, line: str, *, durable: bool) -> None:
 def overwrite(path: Path, from_end: int, data: bytes) -> None:
     """Write over a few bytes of a file, so many before its end, and wait until they are on the disk.
 
+    Where that fails in the middle, what was there is put back.
+
     Raises:
         WriteError: As ``atomic_write``.
     """
     with disk_errors(path):
-        descriptor = os.open(path, os.O_WRONLY | _NO_LINK)
+        descriptor = os.open(path, os.O_RDWR | _NO_LINK)
         try:
-            os.lseek(descriptor, -from_end, os.SEEK_END)
-            os.write(descriptor, data)
+            place = os.lseek(descriptor, -from_end, os.SEEK_END)
+            before = os.read(descriptor, len(data))
+            try:
+                _write_at(descriptor, place, data)
+            except OSError:
+                _write_at(descriptor, place, before)
+                raise
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _write_at(descriptor: int, place: int, data: bytes) -> None:
+    os.lseek(descriptor, place, os.SEEK_SET)
+    while data:  # a write may be short
+        data = data[os.write(descriptor, data) :]
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """The lock of a run folder: one recorder at a time, in one process or in many.
 
 Two things are locked, of which either is enough. The folder itself, on POSIX: this lock lasts where somebody cleans up
-the lock file. And the file ``.recording.lock`` in it: network file systems lock files, but no folders. A process that
-ends in any way gives both back. Where the file system locks neither, the file's being there is the lock; then a process
+the lock file. And the file ``.recording.lock`` in it: network file systems lock files, but no folders. There ``renew``
+looks, before each write, whether the file is still the one that was locked. A process that ends in any way gives both
+back. Where the file system locks neither, the file's being there is the lock; then a process
 that was killed leaves it behind, and the next recorder is refused until somebody removes it.
 """
 
@@ -50,6 +51,7 @@ class FolderLock:
         self._descriptors: list[int] = []
         self._file: tuple[int, int] | None = None  # device and inode of the lock file
         self._where: tuple[int, int] | None = None  # and of the folder
+        self._folder_locked = False
 
     def acquire(self) -> None:
         """Take the folder.
@@ -60,14 +62,31 @@ class FolderLock:
         """
         try:
             self._where = _identity(os.stat(self.folder))
-            folder_locked = self._lock_folder()
-            self._lock_file(alone=not folder_locked)
+            self._folder_locked = self._lock_folder()
+            self._lock_file(alone=not self._folder_locked)
         except BaseException as error:
             self._close()
             if isinstance(error, OSError):
                 raise WriteError(f"{self.folder / LOCK}: cannot be made ({error.strerror})") from error
             raise
         _held.add(self)
+
+    def renew(self) -> None:
+        """Make the lock file again where a cleaner has removed it and the folder itself could not be locked.
+
+        Raises:
+            RecordError: Another recorder has come since then.
+            WriteError: The lock file cannot be made.
+        """
+        if self._folder_locked or self._file is None:
+            return
+        with contextlib.suppress(OSError):
+            if _identity(os.stat(self.folder / LOCK)) == self._file:
+                return
+        try:
+            self._lock_file(alone=True)
+        except OSError as error:
+            raise WriteError(f"{self.folder / LOCK}: cannot be made ({error.strerror})") from error
 
     def release(self) -> None:
         """Give the folder back; the second time, and in a process that was forked off, nothing happens to it."""

@@ -290,6 +290,7 @@ class RunWriter:
         Raises:
             WriteError: As ``append``.
         """
+        self._hold()
         before, self._log_check = self._log_check, None
         if before is None:
             self._drop_cut_line(SCALARS)
@@ -312,10 +313,15 @@ class RunWriter:
 
     def _unsettled(self) -> list[CheckpointEntry]:
         """The entries; from here until they are set again, the disk may be ahead of them."""
+        self._hold()
         if self._broke_off:
             self._drop_cut_line(INDEX)
         entries, self._known, self._broke_off = self.entries, None, True
         return entries
+
+    def _hold(self) -> None:
+        if self._lock is not None:
+            self._lock.renew()
 
     def _check_end(self) -> None:
         """Warn where the run ends before its seal: training goes on all the same."""

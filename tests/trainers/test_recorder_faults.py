@@ -175,6 +175,37 @@ def test_without_locks_of_the_file_system_the_file_itself_is_the_lock(code, tmp_
     assert (tmp_path / "run" / LOCK).exists()
 
 
+@pytest.mark.parametrize("comes", [False, True])
+def test_where_folders_cannot_be_locked_a_cleaner_lets_nobody_in_unnoticed(comes, tmp_path, monkeypatch):
+    """As on NFS: the second recorder that came when the file was gone, or else the first, is told."""
+    real = lock_module.fcntl.flock
+
+    def flock(descriptor, operation):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EBADF, "no locks of folders here")
+        real(descriptor, operation)
+
+    monkeypatch.setattr(lock_module.fcntl, "flock", flock)
+    with Recorder(make(), tmp_path / "run") as recorder:
+        recorder.record(0)
+        (tmp_path / "run" / LOCK).unlink()
+        if comes:
+            with Recorder(make(), tmp_path / "run", resume=True) as second:
+                second.record(1)
+                for write in (lambda: recorder.record(2), lambda: recorder.log(2, loss=1.0)):
+                    with pytest.raises(RecordError, match="is being recorded to"):
+                        write()
+        else:
+            recorder.record(1)
+            assert (tmp_path / "run" / LOCK).exists()
+            with pytest.raises(RecordError, match="is being recorded to"):
+                Recorder(make(), tmp_path / "run", resume=True).__enter__()
+    assert not (tmp_path / "run" / LOCK).exists()
+    run = Trajectory.open(tmp_path / "run")
+    assert run.steps == [0, 1]
+    assert run.verify() == 3
+
+
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOCK).symlink_to(tmp_path / "elsewhere")
@@ -333,6 +364,54 @@ def imported_by_recording(tmp_path_factory):
 @pytest.mark.parametrize("name", ["pandas", "matplotlib", "transformers", "torch._dynamo"])
 def test_recording_imports_neither_tables_nor_figures_nor_the_compiler(name, imported_by_recording):
     assert name not in imported_by_recording
+
+
+# --- Ctrl-C at any call ---
+
+
+@pytest.mark.parametrize("options", [{}, {"keep": 2}], ids=str)
+@pytest.mark.parametrize("after", [False, True])
+def test_ctrl_c_at_any_call_and_then_a_save(options, after, tmp_path, monkeypatch):
+    """The n-th call of the system is interrupted, before or behind it; the loop saves, and goes on."""
+    calls, real = [0, 0], {name: getattr(os, name) for name in ("open", "write", "fsync", "replace", "unlink")}
+
+    def interrupted(name):
+        def call(*arguments, **more):
+            calls[0] += 1
+            if calls[0] == calls[1] and not after:
+                raise KeyboardInterrupt
+            result = real[name](*arguments, **more)
+            if calls[0] == calls[1] and after:
+                if name == "open":
+                    os.close(result)
+                raise KeyboardInterrupt
+            return result
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(os, name, interrupted(name))
+    for number in range(1, 200, 1 if os.environ.get("CI") else 5):
+        path = tmp_path / str(number)
+        with Recorder(make(), path) as recorder:
+            recorder.step(0, loss=1.0)
+        calls[:] = [0, -1]
+        with Recorder(make(), path, resume=True, **options) as recorder:
+            calls[:] = [0, number]
+            for step in range(1, 5):
+                try:
+                    recorder.step(step, loss=1.0)
+                except KeyboardInterrupt:
+                    recorder.record(step)
+            reached, calls[1] = calls[0] >= number, -1
+        run = Trajectory.open(path)
+        assert run.steps == recorder.steps
+        assert run.steps[-1] == 4
+        assert run.verify() == len(run.steps) + 1
+        assert len(set(run.scalars()["step"])) >= 4  # the interrupted step may have no row
+        if not reached:
+            return
+    pytest.fail("there was no end of calls")
 
 
 # --- the log ---

@@ -8,7 +8,14 @@ import pytest
 
 from deltaw.adapters.errors import WriteError
 from deltaw.analysis.records import atomic
-from deltaw.analysis.records.atomic import append_line, atomic_write, make_folder, remove_leftovers, write_text
+from deltaw.analysis.records.atomic import (
+    append_line,
+    atomic_write,
+    make_folder,
+    overwrite,
+    remove_leftovers,
+    write_text,
+)
 
 
 def test_two_writers_of_one_file_do_not_tear_it(tmp_path):
@@ -96,6 +103,26 @@ def test_folders_are_synced_after_files_are_made_in_them(tmp_path, monkeypatch):
     append_line(tmp_path / "a" / "log", "1\n", durable=True)
     append_line(tmp_path / "a" / "log", "2\n", durable=True)
     assert synced[2:] == [tmp_path / "a"]
+
+
+def test_writing_over_a_few_bytes_is_whole_or_undone(tmp_path, monkeypatch):
+    path, original, calls = tmp_path / "log", os.write, []
+    path.write_text("a check b\n")
+
+    def short(descriptor, data):
+        calls.append(bytes(data))
+        if fails and len(calls) == 2:
+            raise OSError("input or output")
+        return original(descriptor, data[:2])
+
+    monkeypatch.setattr(os, "write", short)
+    fails = True
+    with pytest.raises(WriteError, match="log"):
+        overwrite(path, len("check b\n"), b"final")
+    assert path.read_text() == "a check b\n"
+    fails = False
+    overwrite(path, len("check b\n"), b"final")
+    assert path.read_text() == "a final b\n"
 
 
 def test_the_files_have_the_users_own_mode(tmp_path):
