@@ -1,11 +1,18 @@
 """Data small enough to train on in a test."""
 
+import gc
 import json
 
 import pytest
 from PIL import Image
 
 from deltaw.trainers.cola.data import BUILTIN
+
+
+def pytest_collection_finish():
+    """Take what the imports have made out of the garbage collector, which a Trainer calls after every training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
