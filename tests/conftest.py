@@ -2,17 +2,27 @@
 
 import gc
 import json
+import os
 
 import pytest
 from PIL import Image
 
 from deltaw.trainers.cola.data import BUILTIN
 
+EXHAUSTIVE = os.environ.get("CI") == "true"
+
 
 def pytest_collection_finish():
     """Take what the imports have made out of the garbage collector, which a Trainer calls after every training."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk(request, monkeypatch):
+    """Where whole experiments are trained, wait for the disk on CI alone; the tests of recording always do."""
+    if request.path.parent.name in ("cola", "vl", "reproduce") and not EXHAUSTIVE:
+        monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture

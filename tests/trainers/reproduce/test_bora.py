@@ -11,7 +11,7 @@ from deltaw.analysis import Trajectory
 from deltaw.cli import main
 from deltaw.trainers.cola import ColaSettings
 from deltaw.trainers.cola.data import BUILTIN
-from deltaw.trainers.reproduce import BORA_METHODS, FORMATS, common, reproduce_bora
+from deltaw.trainers.reproduce import BORA_METHODS, FORMATS, reproduce_bora
 
 
 def settings(small, **options):
@@ -19,7 +19,7 @@ def settings(small, **options):
     return ColaSettings(method="bora", model=str(BUILTIN / "model"), data=str(small), **chosen)
 
 
-def test_from_training_to_verdict_and_not_twice(small, tmp_path, monkeypatch):
+def test_from_training_to_verdict_and_not_twice(small, tmp_path, monkeypatch, draw_png_alone):
     report = reproduce_bora(tmp_path / "out", settings(small), full_learning_rate=1e-4, progress=False)
     assert [result.method for result in report.results] == list(BORA_METHODS)
     for stem in ("figure2_symmetry", "figure3_updates", "rank_by_layer"):
@@ -43,12 +43,13 @@ def test_from_training_to_verdict_and_not_twice(small, tmp_path, monkeypatch):
         raise AssertionError("a finished run was trained again")
 
     monkeypatch.setattr(Trainer, "train", train)
+    draw_png_alone()
     again = reproduce_bora(tmp_path / "out", settings(small), full_learning_rate=1e-4, progress=False)
     assert again.results == report.results
 
 
-def test_more_seeds_add_to_it_and_the_intervals_resample_them(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "FORMATS", ("png",))
+def test_more_seeds_add_to_it_and_the_intervals_resample_them(small, tmp_path, draw_png_alone):
+    draw_png_alone()
     wanted = settings(small, epochs=1)
     one = reproduce_bora(tmp_path / "out", wanted, ["lora", "bora"], progress=False)
     before = (tmp_path / "out" / "runs" / "bora" / "result.json").stat().st_mtime_ns
@@ -67,7 +68,8 @@ def test_more_seeds_add_to_it_and_the_intervals_resample_them(small, tmp_path, m
     assert "seed" in both.page()
 
 
-def test_other_settings_in_the_same_folder_are_refused(small, tmp_path):
+def test_other_settings_in_the_same_folder_are_refused(small, tmp_path, draw_png_alone):
+    draw_png_alone()
     reproduce_bora(tmp_path / "out", settings(small), ["lora"], progress=False)
     with pytest.raises(RecordError, match="another run"):
         reproduce_bora(tmp_path / "out", settings(small, epochs=3), ["lora"], progress=False)
@@ -79,7 +81,8 @@ def test_an_unknown_method_is_named_before_anything_is_trained(small, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_command(small, tmp_path, capsys):
+def test_command(small, tmp_path, capsys, draw_png_alone):
+    draw_png_alone()
     arguments = ["reproduce", "bora", "-o", str(tmp_path / "out"), "--methods", "lora,bora", "--epochs", "1"]
     arguments += ["--model", str(BUILTIN / "model"), "--data", str(small), "--batch-size", "16", "--record-every", "1"]
     assert main([*arguments, "--json"]) == 0

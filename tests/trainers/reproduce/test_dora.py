@@ -56,13 +56,14 @@ def test_from_training_to_verdict(made):
         assert words in report.page()
 
 
-def test_it_is_not_trained_twice(made, capsys, monkeypatch):
+def test_it_is_not_trained_twice(made, capsys, monkeypatch, draw_png_alone):
     out, report = made
 
     def train(*_, **__):
         raise AssertionError("a finished run was trained again")
 
     monkeypatch.setattr(Trainer, "train", train)
+    draw_png_alone()
     arguments = ["reproduce", "dora", "-o", str(out), "--methods", ",".join(METHODS), "--lr", "lora:1e-3", *CALL]
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

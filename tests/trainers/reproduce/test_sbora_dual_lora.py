@@ -21,13 +21,17 @@ def settings(small, **options):
 
 
 @pytest.fixture
-def forbidden(monkeypatch):
-    """Call it, and from then on nothing may be trained."""
+def forbidden(monkeypatch, draw_png_alone):
+    """Call it, and from then on nothing may be trained, and figures are written as PNG alone."""
 
     def train(*_, **__):
         raise AssertionError("a finished run was trained again")
 
-    return lambda: monkeypatch.setattr(Trainer, "train", train)
+    def forbid():
+        monkeypatch.setattr(Trainer, "train", train)
+        draw_png_alone()
+
+    return forbid
 
 
 def call(small, *arguments):
@@ -165,7 +169,8 @@ def test_bora_gives_options_and_rates_to_the_methods_that_have_them(small, tmp_p
     assert galore.rank == 4
 
 
-def test_other_settings_in_the_same_folder_are_refused(small, tmp_path):
+def test_other_settings_in_the_same_folder_are_refused(small, tmp_path, draw_png_alone):
+    draw_png_alone()
     reproduce_sbora(tmp_path, settings(small), ["sbora-fa"], ranks=[2], progress=False)
     with pytest.raises(RecordError, match="another run"):
         reproduce_sbora(tmp_path, settings(small, epochs=2), ["sbora-fa"], ranks=[2], progress=False)
