@@ -1,17 +1,18 @@
 """Singular values from the Gram matrix A Aᵀ of the smaller side, with a bound on what that costs in digits.
 
 A Aᵀ has the eigenvalues σ². In float64 they come many times faster than A's singular values, but with an absolute error
-of about n·eps·σ₁², which drowns the small ones:
+that drowns the small ones:
 
-    |λ̂_i − σ_i²| ≤ β = (m·eps + (b + ⌈n/b⌉)·(eps/2)·s)·σ₁²,        |σ̂_i − σ_i| ≤ β/σ̂_i
+    |λ̂_i − σ_i²| ≤ β = (4√m + s·√(b + ⌈n/b⌉))·eps·σ₁²,        |σ̂_i − σ_i| ≤ β/σ̂_i
 
 for A (m, n), m ≤ n, summed in blocks of b columns, with s = ‖A‖_F²/σ₁², the stable rank.
 
-The second term is the sums': whatever the order within a block, an entry ⟨a_i, a_j⟩ is off by at most
-(b + ⌈n/b⌉)·u·⟨|a_i|, |a_j|⟩ with u = eps/2 (Higham 2002, section 3.1), so the matrix by (b + ⌈n/b⌉)·u·‖|A||A|ᵀ‖₂, and
-‖|A||A|ᵀ‖₂ ≤ ‖A‖_F². The first is the eigenvalues': they are those of a matrix within p(m)·eps·‖A Aᵀ‖₂ of the given one
-(LAPACK Users' Guide, section 4.7), where p grows slowly; p(m) = m is generous. By Weyl's theorem no eigenvalue moves by
-more than both together. In practice the error is a hundredth of β.
+The second term is the sums': an entry ⟨a_i, a_j⟩ passes b + ⌈n/b⌉ roundings, whatever the order within a block, each of at
+most u·‖a_i‖‖a_j‖ with u = eps/2. Taken as independent and of mean zero, as in Higham, Mary 2019, they add up to
+√(b + ⌈n/b⌉)·u·‖a_i‖‖a_j‖ in the root mean square, and over all entries, in the Frobenius norm, to that with ‖A‖_F²; β has
+twice as much. The first is the eigenvalues': they are those of a matrix within p(m)·eps·‖A Aᵀ‖₂ of the given one (LAPACK
+Users' Guide, section 4.7, which takes p = 1), an error of a few eps for each of m reflections, so 4√m in the same model.
+By Weyl's theorem no eigenvalue moves by more than both together. In practice the error is a tenth of β or less.
 """
 
 from __future__ import annotations
@@ -74,5 +75,5 @@ def squares(found: Gram) -> tuple[Tensor, float]:
         values = torch.linalg.eigvalsh(found.lower, UPLO="L").flip(0).clamp(min=0).cpu()
         trace = float(found.lower.diagonal().sum())
     first = float(values[0])
-    sums = (BLOCK + math.ceil(found.inner / BLOCK)) * EPS / 2
-    return values, len(values) * EPS * first + sums * trace
+    sums = math.sqrt(BLOCK + math.ceil(found.inner / BLOCK))
+    return values, EPS * (4 * math.sqrt(len(values)) * first + sums * trace)

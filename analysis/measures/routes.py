@@ -2,7 +2,7 @@
 
 "gram": the eigenvalues of ΔW ΔWᵀ in float64, the smaller side's, see `deltaw.analysis.measures.gram`. Taken where
 their error bound β decides for every σ on which side of the tolerance it is, and leaves Σσ of those above right to
-1e-8. It decides where the tolerance stands above √β, and also below, where no σ is that small, as in an update of full
+1e-6. It decides where the tolerance stands above √β, and also below, where no σ is that small, as in an update of full
 rank.
 
 "svd": the singular value decomposition in float64. Taken where the Gram matrix cannot decide, and where the update is
@@ -21,7 +21,7 @@ from torch import Tensor
 from deltaw.analysis.measures.gram import gram, squares
 from deltaw.analysis.measures.threads import one_thread
 
-AGREE = 1e-8  # relative, of the sum of the singular values above the tolerance
+AGREE = 1e-6  # relative, of the sum of the singular values above the tolerance
 SMALL = 128  # the smaller side below which the decomposition itself is as fast
 
 

@@ -33,7 +33,7 @@ class Spectrum:
         noise_floor: eps(stored)·‖weight‖₂, what rounded weights leave in ``tolerance``; 0 if not asked for.
         zero_rows, zero_columns: The shares of rows and columns of the update that are exactly zero, in [0, 1].
         route: How they were computed: "factors", "gram" (then a σ at or below the tolerance may be off by about
-            √(n·eps)·σ₁) or "svd"; see `deltaw.analysis.measures.routes`.
+            1e-7·σ₁) or "svd"; see `deltaw.analysis.measures.routes`.
 
     An update of zeros, or of noise alone, has rank, effective ranks and norms 0.
     """
@@ -155,8 +155,8 @@ def spectrum(
     above the norm and, for the worst (flat) spectra, 0.2 to 1 percent below, far within the floor's slack.
 
     The route: factors need r×r matrices only. A dense update takes the eigenvalues of its Gram matrix, where their
-    error bound β (about min(out, in)·eps·σ₁²) tells which σ are above the tolerance; each of these is then right to
-    β/σ, and Σσ to 1e-8. A σ at or below the tolerance may be off by √β, about √(n·eps)·σ₁. Elsewhere the float64 SVD.
+    error bound β (about √n·eps·‖ΔW‖_F²) tells which σ are above the tolerance; each of these is then right to
+    β/σ, and Σσ to 1e-6. A σ at or below the tolerance may be off by √β, some 1e-7·σ₁. Elsewhere the float64 SVD.
 
     Cost: factors of rank 64 take milliseconds. The Gram matrix takes a tenth of the SVD's time or less, and the SVD of
     4096×4096 a minute on two cores. The answer is the same, to the bit, for any number of threads.

@@ -23,7 +23,7 @@ def singular_values(
     """Return the singular values of ΔW of every module at every step: its spectrum over training.
 
     From factors where the method has them, else by the cheapest exact way; where that is the Gram matrix, a value at or
-    below the tolerance may be off by about √(n·eps)·σ₁, see `spectrum`.
+    below the tolerance may be off by some 1e-7·σ₁, see `spectrum`.
 
     Arguments:
         runs: Opened runs.

@@ -50,7 +50,7 @@ def test_squares_are_within_their_bound(shape, name, scale):
     values, bound = squares(matrix)
     true = (torch.linalg.svdvals(update) / matrix.scale).square()
     assert bound < 1e-10 * float(true[0])
-    assert float((values - true).abs().max()) <= bound
+    assert float((values - true).abs().max()) <= bound  # in fact a tenth
 
 
 @pytest.mark.parametrize("last", [1e-3, 1e-6, 1e-9])
