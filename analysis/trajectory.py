@@ -269,6 +269,7 @@ class Trajectory:
         steps: Steps = None,
         modules: Sequence[str] | None = None,
         *,
+        measures: Sequence[str] | None = None,
         groups: bool = False,
         progress: bool = False,
     ) -> pd.DataFrame:
@@ -277,6 +278,8 @@ class Trajectory:
         Arguments:
             steps: The steps; "last" for the last, ``None`` for all that are recorded.
             modules: Glob patterns over the recorded modules; ``None`` for all.
+            measures: The columns that are wanted, as ("frobenius", "stable_rank"); ``None`` for all. Where the largest
+                singular values suffice, large matrices are many times faster.
             groups: Also the groups that a method's update is made of, as Dual LoRA's two.
             progress: Show a progress bar.
 
@@ -289,7 +292,7 @@ class Trajectory:
         """
         from deltaw.analysis.tables.spectra import spectra_table
 
-        return spectra_table([self], steps, modules, groups=groups, progress=progress)
+        return spectra_table([self], steps, modules, measures=measures, groups=groups, progress=progress)
 
     def _check(self, module: str, step: Step = None) -> None:
         """Raise where it is no name or no step at all; whether there is one, the source says."""

@@ -7,12 +7,13 @@ that drowns the small ones:
 
 for A (m, n), m ≤ n, summed in blocks of b columns, with s = ‖A‖_F²/σ₁², the stable rank.
 
-The second term is the sums': an entry ⟨a_i, a_j⟩ passes b + ⌈n/b⌉ roundings, whatever the order within a block, each of at
-most u·‖a_i‖‖a_j‖ with u = eps/2. Taken as independent and of mean zero, as in Higham, Mary 2019, they add up to
-√(b + ⌈n/b⌉)·u·‖a_i‖‖a_j‖ in the root mean square, and over all entries, in the Frobenius norm, to that with ‖A‖_F²; β has
-twice as much. The first is the eigenvalues': they are those of a matrix within p(m)·eps·‖A Aᵀ‖₂ of the given one (LAPACK
-Users' Guide, section 4.7, which takes p = 1), an error of a few eps for each of m reflections, so 4√m in the same model.
-By Weyl's theorem no eigenvalue moves by more than both together. In practice the error is a tenth of β or less.
+The second term is the sums': an entry ⟨a_i, a_j⟩ passes b + ⌈n/b⌉ roundings, whatever the order within a block, each of
+at most u·‖a_i‖‖a_j‖ with u = eps/2. Taken as independent and of mean zero, as in Higham, Mary 2019, they add up to
+√(b + ⌈n/b⌉)·u·‖a_i‖‖a_j‖ in the root mean square, and over all entries, in the Frobenius norm, to that with ‖A‖_F²; β
+has twice as much. The first is the eigenvalues': they are those of a matrix within p(m)·eps·‖A Aᵀ‖₂ of the given one
+(LAPACK Users' Guide, section 4.7, which takes p = 1), an error of a few eps for each of m reflections, so 4√m in the
+same model. By Weyl's theorem no eigenvalue moves by more than both together. In practice the error is a tenth of β or
+less.
 """
 
 from __future__ import annotations
@@ -53,14 +54,19 @@ def gram(update: Tensor) -> Gram:
     """
     wide = update if update.shape[0] <= update.shape[1] else update.T  # (m, n)
     m, n = wide.shape
-    largest = float(update.abs().amax())
-    scale = 2.0 ** (math.frexp(largest)[1] - 1) if largest > 0 else 1.0  # the largest entry is then in [1, 2)
+    scale = power_of_two(update)
     lower = torch.zeros(m, m, dtype=torch.float64, device=update.device)
     for block in _blocks(wide, scale):  # (m, b)
         for start in range(0, m, BLOCK):
             rows = block[start : start + BLOCK]
             lower[start:, start : start + BLOCK].addmm_(block[start:], rows.T)
     return Gram(lower, scale, n)
+
+
+def power_of_two(update: Tensor) -> float:
+    """Return the power of two by which the largest entry comes into [1, 2); 1 for zeros."""
+    largest = float(update.abs().amax())
+    return 2.0 ** (math.frexp(largest)[1] - 1) if largest > 0 else 1.0
 
 
 def _blocks(wide: Tensor, scale: float) -> Iterator[Tensor]:

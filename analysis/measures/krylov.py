@@ -1,8 +1,8 @@
 """The largest singular values of A from products with thin matrices, and bounds that hold for all the others.
 
 A block Krylov method on G = AᵀA (or A Aᵀ, the smaller): Q, an orthonormal basis of X, GX, G²X, …, X random, and the
-eigenvalues θ_i of QᵀGQ, strongest first. By Cauchy's interlacing θ_i ≤ σ_i². From above, with U the first c Ritz vectors,
-E = GU − UΘ their residuals, and ρ at least the norm of G on the complement of U,
+eigenvalues θ_i of QᵀGQ, strongest first. By Cauchy's interlacing θ_i ≤ σ_i². From above, with U the first c Ritz
+vectors, E = GU − UΘ their residuals, and ρ at least the norm of G on the complement of U,
 
     θ_i ≤ σ_i² ≤ θ_i + ‖E‖²/(θ_i − ρ)        where θ_i > ρ,
 
@@ -71,7 +71,8 @@ class BlockKrylov:
         new = image - basis @ (basis.T @ image)
         new -= basis @ (basis.T @ new)  # twice is enough (Kahan)
         block, self._rest = torch.linalg.qr(new)
-        self._blocks.append(block)
+        # Where G has no more directions, what is new is rounding, and points back into the basis.
+        self._blocks.append(torch.linalg.qr(block - basis @ (basis.T @ block)).Q)
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return θ (d,) descending, the Ritz vectors' coordinates (d, d), and the norms of their residuals (d,)."""
@@ -93,12 +94,13 @@ def product_of(matrix: Tensor) -> tuple[Product, int]:
     return lambda x: narrow.T @ (narrow @ x), narrow.shape[1]
 
 
-def leading(matrix: Tensor, enough: Callable[[Tensor], int | None], most: int) -> Leading | None:
+def leading(matrix: Tensor, enough: Callable[[Tensor, int], int | None], most: int) -> Leading | None:
     """Return the largest σ² of a matrix with bounds, or ``None`` where they would take more work than the whole.
 
     Arguments:
         matrix: A, float64, finite, its squares far from over- and underflow.
-        enough: From θ (d,) to how many of them are wanted, or ``None`` as long as these do not tell.
+        enough: From θ (d,) and the number of those that have converged to how many are wanted; ``None`` as long as
+            these do not tell, 0 to give up.
         most: The largest basis.
     """
     product, n = product_of(matrix)
@@ -111,8 +113,11 @@ def leading(matrix: Tensor, enough: Callable[[Tensor], int | None], most: int) -
             if steps % 4:
                 continue
             values, coordinates, residuals = krylov.ritz()
-            wanted = enough(values)
-            settled = int((residuals > _CONVERGED * values[0]).int().argmax())  # the first that has not converged
+            loose = (residuals > _CONVERGED * values[0]).nonzero()
+            settled = int(loose[0]) if len(loose) else len(values)
+            wanted = enough(values, settled)
+            if wanted == 0:
+                return None
             if wanted is not None and settled > wanted:
                 taken = krylov.vectors(coordinates[:, :settled])
                 return _bounded(product, taken, second, wanted)
@@ -124,8 +129,7 @@ def _bounded(product: Product, taken: Tensor, start: Tensor, wanted: int) -> Lea
     taken = torch.linalg.qr(taken).Q
     image = product(taken)
     inner = taken.T @ image
-    values, turn = torch.linalg.eigh((inner + inner.T) / 2)
-    values = values.flip(0)
+    values = torch.linalg.eigvalsh((inner + inner.T) / 2).flip(0)
     residual = float(torch.linalg.matrix_norm(image - taken @ inner))  # Frobenius, at least ‖E‖₂
     outside = lambda x: x - taken @ (taken.T @ x)  # noqa: E731
     check = BlockKrylov(lambda x: outside(product(outside(x))), outside(start))

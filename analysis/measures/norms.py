@@ -37,4 +37,5 @@ def spectral_norm(weight: Tensor, vectors: int = 8, steps: int = 8) -> float:
         for _ in range(steps):
             blocks.append(torch.linalg.qr(weight.T @ (weight @ blocks[-1])).Q)
         basis = torch.linalg.qr(torch.cat(blocks, dim=1)).Q  # (in, vectors·(steps + 1))
-        return float(torch.linalg.matrix_norm(weight @ basis, 2))
+        image = weight @ basis
+        return float(torch.linalg.matrix_norm(torch.linalg.qr(image, mode="r").R, 2))

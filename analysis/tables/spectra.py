@@ -1,10 +1,13 @@
 """The rank and the spectrum of every update."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
+from deltaw.adapters.errors import OptionError
+from deltaw.analysis.measures.leading import LeadingSpectrum, leading_spectrum
 from deltaw.analysis.measures.spectrum import Spectrum, spectrum
 from deltaw.analysis.tables.run import LABELS, Run, Steps, update_of
 from deltaw.analysis.tables.walk import Stop, Walk, at_steps
@@ -12,6 +15,9 @@ from deltaw.analysis.tables.walk import Stop, Walk, at_steps
 _RANKS = ["rank", "full_rank", "tolerance", "stable_rank", "effective_rank", "participation_ratio"]
 _NORMS = ["nuclear", "frobenius", "spectral", "zero_rows", "zero_columns", "noise"]
 _ENERGY = {"energy_rank_90": 0.90, "energy_rank_99": 0.99}
+MEASURES = (*_RANKS, *_ENERGY, *_NORMS)
+# What does not need all singular values.
+_LEADING = {"full_rank", "tolerance", "frobenius", "spectral", "stable_rank", "zero_rows", "zero_columns", *_ENERGY}
 
 
 def spectra_table(
@@ -19,6 +25,7 @@ def spectra_table(
     steps: Steps = None,
     modules: Sequence[str] | None = None,
     *,
+    measures: Sequence[str] | None = None,
     groups: bool = False,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -32,6 +39,9 @@ def spectra_table(
         runs: Opened runs.
         steps: The steps; "last" for each run's last, ``None`` for all that are recorded.
         modules: Glob patterns over the recorded modules; ``None`` for all.
+        measures: The columns that are wanted, of those from rank to noise; ``None`` for all. Norms, stable rank, energy
+            ranks and zero rows and columns of large matrices need only the largest singular values, and come many times
+            faster where nothing else is asked for: the norms then right to 1e-6, the energy ranks exact.
         groups: Also the groups that a method's update is made of, told apart by the column ``group``: "update", and for
             Dual LoRA "magnitude" for ReLU(B A) and "direction" for Sign(D C).
         progress: Show a progress bar.
@@ -40,27 +50,49 @@ def spectra_table(
         One row each: run, method, module, layer, kind, step, group, rank, full_rank (min(out, in)), tolerance,
         stable_rank, effective_rank, participation_ratio, energy_rank_90, energy_rank_99, nuclear, frobenius, spectral,
         zero_rows, zero_columns, noise (Σσ² of the singular values up to the tolerance, which no measure counts, over
-        Σσ² of all), route (the way that was the cheapest exact one: "factors", "gram" or "svd").
-        ``attrs["left_out"]`` says which modules are left out, as their W₀ is not known.
+        Σσ² of all), route (the way that was the cheapest: "factors", "gram", "svd"; "krylov" for the largest singular
+        values alone). ``attrs["left_out"]`` says which modules are left out, as their W₀ is not known.
 
     Raises:
         NonFiniteError: A weight holds NaN or infinity; names module and step.
-        OptionError: No such module or step.
+        OptionError: No such module, step or measure.
     """
+    wanted = _chosen(measures)
     rows = []
     walk = Walk(runs, "spectra", at_steps(steps), modules, progress=progress)
     for stop in walk:
         full_rank = min(stop.run.shape(stop.module))
         stop.where = f"of shape {stop.run.shape(stop.module)}, at step {stop.step}"
         with stop:
-            found = {"update": spectrum(**update_of(stop.run, stop.module, stop.step))}
+            found = {"update": update_of(stop.run, stop.module, stop.step)}
             if groups:
-                found |= {name: spectrum(matrix) for name, matrix in _groups(stop).items()}
+                found |= {name: {"update": matrix} for name, matrix in _groups(stop).items()}
             rows += [
-                stop.labels | {"step": stop.step, "group": group, "full_rank": full_rank} | _numbers(each)
+                stop.labels
+                | {"step": stop.step, "group": group, "full_rank": full_rank}
+                | _numbers(_measured(each, wanted), wanted)
                 for group, each in found.items()
             ]
-    return walk.frame(rows, [*LABELS, "step", "group", *_RANKS, *_ENERGY, *_NORMS, "route"])
+    return walk.frame(rows, [*LABELS, "step", "group", *wanted, "route"])
+
+
+def _chosen(measures: Sequence[str] | None) -> list[str]:
+    """Return the measures in the order of the table's columns."""
+    if measures is None:
+        return list(MEASURES)
+    given = [measures] if isinstance(measures, str) else measures
+    if not isinstance(given, Sequence) or not given or not all(name in MEASURES for name in given):
+        raise OptionError(f"measures is {measures!r}; choose of {', '.join(MEASURES)}, or None for all")
+    return [name for name in MEASURES if name in given]
+
+
+def _measured(update: dict[str, Any], wanted: Sequence[str]) -> Spectrum | LeadingSpectrum:
+    """Return what the wanted measures are read off, by the cheapest way."""
+    if "factors" not in update and set(wanted) <= _LEADING:
+        found = leading_spectrum(**update, energy=[share for name, share in _ENERGY.items() if name in wanted])
+        if found is not None:
+            return found
+    return spectrum(**update)
 
 
 def _groups(stop: Stop) -> dict[str, Tensor]:
@@ -71,6 +103,6 @@ def _groups(stop: Stop) -> dict[str, Tensor]:
     return method.groups({k: v.double() if v.is_floating_point() else v for k, v in state.items()})
 
 
-def _numbers(found: Spectrum) -> dict[str, float | str]:
-    named = {name: getattr(found, name) for name in [*_RANKS, *_NORMS, "route"] if name != "full_rank"}
-    return named | {name: found.energy_rank(fraction) for name, fraction in _ENERGY.items()}
+def _numbers(found: Spectrum | LeadingSpectrum, wanted: Sequence[str]) -> dict[str, float | str]:
+    named = {name: getattr(found, name) for name in [*wanted, "route"] if name not in _ENERGY and name != "full_rank"}
+    return named | {name: found.energy_rank(fraction) for name, fraction in _ENERGY.items() if name in wanted}

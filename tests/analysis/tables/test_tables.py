@@ -88,6 +88,27 @@ def test_a_spectrum_says_its_route(runs):
     assert set(runs["bora"].spectra(steps="last").route) == {"svd"}  # too small for the Gram matrix to pay
 
 
+def test_only_the_measures_that_are_asked_for(runs, monkeypatch):
+    monkeypatch.setattr("deltaw.analysis.measures.leading.LARGE", 4)
+    monkeypatch.setattr("deltaw.analysis.measures.leading._BASIS", 1)
+    for run in runs.values():
+        full = run.spectra()
+        few = run.spectra(measures=("stable_rank", "frobenius"))
+        assert few.columns.tolist()[-3:] == ["stable_rank", "frobenius", "route"]
+        np.testing.assert_allclose(few.frobenius, full.frobenius, rtol=1e-6)
+        np.testing.assert_allclose(few.stable_rank, full.stable_rank, rtol=1e-6)
+        assert (run.spectra(measures=["energy_rank_90"]).energy_rank_90 == full.energy_rank_90).all()
+        pd.testing.assert_frame_equal(
+            run.spectra(measures=["nuclear", "rank"]), full[run.spectra(measures=["nuclear", "rank"]).columns]
+        )
+
+
+@pytest.mark.parametrize("wrong", ["norm", ["rank", "norm"], [["rank"]], [], 3])
+def test_an_unknown_measure_is_named(runs, wrong):
+    with pytest.raises(OptionError, match=r"measures is .*choose of rank, full_rank"):
+        runs["lora"].spectra(measures=wrong)
+
+
 def test_singular_values_of_some(runs):
     frame = singular_values(list(runs.values()), steps="last", modules=["*.query"], top=1)
     assert len(frame) == 2 * len(runs)

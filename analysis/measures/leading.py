@@ -1,0 +1,131 @@
+"""Norms, stable rank and energy ranks of a large update without its whole spectrum.
+
+‖ΔW‖_F needs no singular value, ‖ΔW‖₂ and the stable rank need σ₁, and an energy rank the few σ that hold the energy:
+the Frobenius norm tells how much is still missing. The σ come from `krylov` with bounds from both sides. A number is
+handed on where these decide it: an energy rank if both bounds give the same, a norm if they agree to 1e-6. Else there
+is none, and the caller takes the exact way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deltaw.analysis.measures.gram import power_of_two
+from deltaw.analysis.measures.krylov import Leading, leading
+from deltaw.analysis.measures.matrix import Matrix, finite
+from deltaw.analysis.measures.norms import noise_floor
+from deltaw.analysis.measures.routes import relative_tolerance
+from deltaw.analysis.measures.threads import one_thread
+
+AGREE = 1e-6  # relative, of σ₁² and of ‖ΔW‖_F²
+LARGE = 768  # the smaller side from which this is faster than the whole spectrum
+_BASIS = 6  # the largest basis is this part of the smaller side
+
+
+@dataclass(frozen=True)
+class LeadingSpectrum:
+    """What of `Spectrum` needs only the largest singular values, each right to 1e-6, counts to the last one.
+
+    Arguments:
+        frobenius, spectral, stable_rank, tolerance, zero_rows, zero_columns: As in `Spectrum`.
+        energy_ranks: By the share of the energy.
+        route: "krylov".
+    """
+
+    frobenius: float
+    spectral: float
+    stable_rank: float
+    tolerance: float
+    zero_rows: float
+    zero_columns: float
+    energy_ranks: dict[float, int]
+    route: str = "krylov"
+
+    def energy_rank(self, fraction: float) -> int:
+        """Return the energy rank of a share that was asked for."""
+        return self.energy_ranks[fraction]
+
+
+@torch.no_grad()
+def leading_spectrum(
+    update: Matrix,
+    *,
+    stored: torch.dtype | None = None,
+    weight: Matrix | None = None,
+    energy: Collection[float] = (),
+) -> LeadingSpectrum | None:
+    """Return norms, stable rank and energy ranks, or ``None`` where the update is small or the bounds do not decide.
+
+    Arguments:
+        update, stored, weight: As in `spectrum`.
+        energy: The shares of the energy whose ranks are wanted.
+
+    Raises:
+        As `spectrum`.
+    """
+    dense = finite("update", update)
+    if min(dense.shape) < LARGE:
+        return None
+    floor = 0.0 if stored is None or weight is None else noise_floor(dense, stored, weight)
+    scale = power_of_two(dense)
+    scaled = dense.double() / scale
+    with one_thread():
+        whole = float(torch.linalg.vector_norm(scaled, dim=1).square().sum())  # ‖ΔW‖_F²
+    zero = dense == 0
+    zeros = float(zero.all(1).double().mean()), float(zero.all(0).double().mean())
+    if whole == 0:
+        return LeadingSpectrum(0.0, 0.0, 0.0, floor, *zeros, dict.fromkeys(energy, 0))
+    most = min(dense.shape) // _BASIS
+    found = leading(scaled, _enough(whole, max(energy, default=0.0), most), most)
+    if found is None:
+        return None
+    sigma = math.sqrt(float(found.lower[0]))
+    tolerance = max(relative_tolerance(dense) * sigma, floor / scale)
+    noise = _most_noise(found, whole, tolerance, min(dense.shape))
+    certain = float(found.upper[0] / found.lower[0]) - 1 <= AGREE and noise <= AGREE * whole
+    ranks = {share: _energy_rank(found, whole, noise, share) for share in energy}
+    if not certain or None in ranks.values():
+        return None
+    return LeadingSpectrum(
+        math.sqrt(whole) * scale,
+        sigma * scale,
+        whole / sigma**2,
+        tolerance * scale,
+        *zeros,
+        {share: rank for share, rank in ranks.items() if rank is not None},
+    )
+
+
+def _enough(whole: float, share: float, most: int) -> Callable[[Tensor, int], int | None]:
+    """Return what tells the Krylov method how many σ² it takes to hold this share of the energy."""
+
+    def enough(values: Tensor, settled: int) -> int | None:
+        energy = values.cumsum(0)
+        if float(energy[-1]) >= share * whole:
+            return int((energy < share * whole).sum()) + 1
+        # Those to come are no larger than those that are there.
+        held = float(energy[settled - 1]) if settled else 0.0
+        following = float(values[min(settled, len(values) - 1)])
+        return 0 if settled and held + (most - settled) * following < share * whole else None
+
+    return enough
+
+
+def _most_noise(found: Leading, whole: float, tolerance: float, size: int) -> float:
+    """Return how much of Σσ² can at most be of σ at or below the tolerance."""
+    signal = found.lower[found.lower > tolerance**2]
+    return min((size - len(signal)) * tolerance**2, whole - float(signal.sum()))
+
+
+def _energy_rank(found: Leading, whole: float, noise: float, share: float) -> int | None:
+    """Return the energy rank, or ``None`` where the bounds leave more than one."""
+    slack = 1e-12 * whole  # the sums' own rounding
+    least, most = found.lower.cumsum(0), found.upper.cumsum(0)
+    surely = int((least < share * whole + slack).sum()) + 1  # so many hold the share
+    perhaps = int((most < share * (whole - noise) - slack).sum()) + 1  # fewer do not
+    return surely if surely == perhaps and surely <= len(least) else None
