@@ -89,6 +89,7 @@ def soundness(
       where it holds for all modules).
     - "zero update": an adapter's update is still zero at the last step, as when its B never trained (broken where it
       holds for all modules).
+    - "scale": an adapter's update is zero because its α is 0, though its tensors are not.
     - "magnitude": magnitudes are all as at the first step, while the rest of the adapter moved.
     - "base": the base is another one (broken): it lacks every module; an adapter that starts at the identity does not
       reproduce W₀ at step 0; the median of DoRA's magnitudes is more than half away from W₀'s norms; the first factors
@@ -230,7 +231,12 @@ def _check_adapter(
     if run.base_from is None:
         return
     yield from _check_start(run, module, steps, first)
-    if steps[-1] > 0 and not run.update(module, steps[-1]).any():
+    still = not run.update(module, steps[-1]).any()
+    if still and run.info.get("peft", {}).get("lora_alpha") == 0 and all(value.any() for value in last.values()):
+        yield Finding(
+            "warning", "scale", module, steps[-1], "its update is zero, as lora_alpha is 0 in its configuration"
+        )
+    elif steps[-1] > 0 and still:
         zero = [name for name, value in last.items() if value.is_floating_point() and not value.any()]
         because = f" ({', '.join(zero)} is zero)" if zero else ""
         yield Finding("warning", "zero update", module, steps[-1], f"its update is still zero{because}")

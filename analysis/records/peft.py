@@ -17,13 +17,14 @@ from deltaw.adapters.peft.names import CONFIG, FIXED, LEAVES_THE_BASE, OUT_PROJ,
 from deltaw.adapters.peft.targets import copied_layers, targeted
 from deltaw.analysis.records.base import GIVE, Base, BaseError, BaseLike, base_named, open_base
 from deltaw.analysis.records.foreign_adapters import refuse_settings
-from deltaw.analysis.records.peft_experts import Parameter, parameters
+from deltaw.analysis.records.peft_experts import Parameter, needing_base, parameters
 from deltaw.analysis.records.peft_tensors import AdapterFile, embedding_as_linear, not_linear, read_adapter
 from deltaw.analysis.records.source import Shape, Source, State, fitting
 from deltaw.analysis.records.storage import Storage
 from deltaw.analysis.records.tensors import Renamed
 
 OPEN_AT_ONCE = 2  # checkpoints whose headers are kept
+TELLS = ("LORA", "ADALORA", "LOHA", "LOKR", "DELORA")  # types whose tensors have the layer's own sides
 NAMED = 8  # modules that a message names
 logger = logging.getLogger(__name__)
 
@@ -75,13 +76,17 @@ class Adapters(Source):
         }
         self.shapes: dict[str, Shape] = {}
         self._parameters: dict[str, Parameter] = {}
-        if kind == "LORA" and self._settings.get("target_parameters"):
-            self._parameters, used = parameters(
-                stored, self._settings["target_parameters"], self._base, self._copies, where
-            )
+        left_out = dict(file.left_out)
+        targets = self._settings.get("target_parameters") if kind == "LORA" else None
+        if targets and self._base is None:
+            told_by_base = needing_base(stored, targets, where)
+            if len(told_by_base) < len(stored):  # the others can do without
+                left_out |= dict.fromkeys(told_by_base, f"its base tells which parameters these are; {GIVE}")
+                stored = {module: shapes for module, shapes in stored.items() if module not in told_by_base}
+        if targets:
+            self._parameters, used = parameters(stored, targets, self._base, self._copies, where)
             self.shapes |= {module: parameter.shape for module, parameter in self._parameters.items()}
             stored = {module: shapes for module, shapes in stored.items() if module not in used}
-        left_out = dict(file.left_out)
         for module, shapes in stored.items():
             reason = not_linear(shapes, self._settings, LEAVES_THE_BASE)
             shape = self._shape(module, shapes) if reason is None else reason
@@ -125,7 +130,7 @@ class Adapters(Source):
         base = self._base_of(module)
         part = None if base is None else base.find(self._copies(module))
         if part is not None:
-            tells = self._settings["peft_type"] == "LORA" and not self._settings.get("use_qalora")
+            tells = self._settings["peft_type"] in TELLS and not self._settings.get("use_qalora")
             return found if tells and found is not None else part.shape  # of a resized vocabulary, it differs
         if self._base is not None and (found is None or self._base.not_a_matrix(self._copies(module))):
             return self._base.why_not(self._copies(module))

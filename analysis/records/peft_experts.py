@@ -8,7 +8,7 @@ is the parameter that was registered last, ``….experts.base_layer`` the one be
 A stack that PEFT takes for [experts, out, in] though it is [experts, in, out] gives ΔW_eᵀ.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,20 +68,9 @@ def parameters(
     Raises:
         RecordError: No base was given, it lacks a parameter, or it cannot be told which is which.
     """
-    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        raise RecordError(f"{where}: target_parameters = {targets!r:.60} is no list of names")
-    levels: dict[str, list[str]] = {}  # the innermost wrapper, which is the first parameter, comes first
-    for holder in sorted(holders, key=len, reverse=True):
-        module = holder
-        while module.endswith(WRAPPED):
-            module = module.removesuffix(WRAPPED)
-        levels.setdefault(module, []).append(holder)
     found: dict[str, Parameter] = {}
     used: set[str] = set()
-    for module, nested in levels.items():
-        last = {target.rpartition(".")[2] for target in targets if f".{module}.x".endswith(_holder(target))}
-        if not last:
-            continue
+    for module, nested, last in _meant(holders, targets, where):
         if base is None:
             raise RecordError(f"{where}: the adapter of {module} does not tell its parameters, its base does; {GIVE}")
         known = {f"{module}.{end}": base.stack(original(f"{module}.{end}")) for end in sorted(last)}
@@ -102,6 +91,27 @@ def parameters(
                 Parameter(holder, name, stacks[name].shape, turned=turned[holder]), holders, stacks, where
             )
     return found, used
+
+
+def needing_base(holders: Collection[str], targets: Any, where: str) -> set[str]:
+    """Return the names in the file that ``target_parameters`` means, of which the base tells the parameter."""
+    return {holder for _, nested, _ in _meant(holders, targets, where) for holder in nested}
+
+
+def _meant(holders: Collection[str], targets: Any, where: str) -> Iterator[tuple[str, list[str], set[str]]]:
+    """The modules whose parameters may be adapted: each with its wrappers and the parameters' own names."""
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise RecordError(f"{where}: target_parameters = {targets!r:.60} is no list of names")
+    levels: dict[str, list[str]] = {}  # the innermost wrapper, which is the first parameter, comes first
+    for holder in sorted(holders, key=len, reverse=True):
+        module = holder
+        while module.endswith(WRAPPED):
+            module = module.removesuffix(WRAPPED)
+        levels.setdefault(module, []).append(holder)
+    for module, nested in levels.items():
+        last = {target.rpartition(".")[2] for target in targets if f".{module}.x".endswith(_holder(target))}
+        if last:
+            yield module, nested, last
 
 
 def _holder(target: str) -> str:

@@ -311,3 +311,14 @@ def test_inspect_names_a_foreign_base(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "is another base" in shown.err
     assert "nothing in common" in " ".join(shown.out.split())
+
+
+def test_an_alpha_of_zero_is_said(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 6))
+    base = {key: value.clone() for key, value in model.state_dict().items()}
+    config = peft.LoraConfig(r=2, lora_alpha=0, target_modules=["0", "1"], init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path)
+    found = soundness(Trajectory.open(tmp_path, base=base))
+    assert [(finding.level, finding.check) for finding in found.findings] == [("warning", "scale")] * 2
+    assert "lora_alpha is 0" in found.findings[0].message
