@@ -34,7 +34,7 @@ ORDER: dict[str, list[set[str]]] = {
         {"bitsandbytes", "patterns", "peft.names"},
         {"layer"},
         {"clock", "constants", "method", "residual"},
-        {"checks", "linear", "sharded", "uncompiled"},
+        {"checks", "linear", "sharded", "small_files", "uncompiled"},
         {"compiled"},
         {"errors"},
     ],
