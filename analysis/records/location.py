@@ -4,11 +4,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.peft.names import CONFIG
 from deltaw.analysis.records.file_names import folder_step, is_readable
-from deltaw.analysis.records.remote import NotListedError, RemoteStorage
+from deltaw.analysis.records.remote import NotListedError, RemoteStorage, is_web
 from deltaw.analysis.records.storage import FILES, LocalStorage, Storage, is_address
 
 TRIED = (
@@ -131,9 +132,10 @@ def storage_of(where: str | Path) -> tuple[Storage, str | None]:
     if not isinstance(where, (str, Path)):
         raise OptionError(f"path is a {type(where).__name__}; give a folder, a file or an address")
     if isinstance(where, str) and is_address(where):
-        head, _, last = where.rstrip("/").rpartition("/")
+        path, mark, query = where.partition("?") if is_web(where) else (where, "", "")
+        head, _, last = path.rstrip("/").rpartition("/")
         if last.endswith(FILES):
-            return RemoteStorage(head), last
+            return RemoteStorage(f"{head}{mark}{query}"), unquote(last) if is_web(where) else last
         return RemoteStorage(where), None
     path = Path(where)
     if os.path.isfile(path):

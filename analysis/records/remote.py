@@ -6,12 +6,13 @@ import re
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.storage import Buffer, Storage, plain_name, without_secrets
+from deltaw.analysis.records.web import Web
 
 ASKED_AT_ONCE = 16  # files whose sizes are asked for at the same time
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs"}
@@ -34,12 +35,14 @@ class RemoteStorage(Storage):
     """
 
     def __init__(self, url: str, inner: tuple[Any, str] | None = None) -> None:
-        self.where = without_secrets(url.rstrip("/"))
+        plain, _, query = url.partition("?") if is_web(url) else (url, "", "")
+        self.where = without_secrets(plain.rstrip("/"))
         self._hidden = _secrets(url)
         if inner is None:
-            inner = self._connected(url.rstrip("/"))
+            inner = self._connected(plain.rstrip("/"))
         self._files: Any = inner[0]
         self._root: str = inner[1]
+        self._web = Web(self._files, query) if _is_web(self._files) else None
         self._sizes: dict[str, int | None] = {}
         self._listed: dict[str, bool] | None = None  # whether it is a folder, by name
 
@@ -75,13 +78,13 @@ class RemoteStorage(Storage):
         """
         if self._listed is None:
             try:
-                found = self._files.ls(self._root, detail=True)
+                found = self._entries()
             except FileNotFoundError as error:
-                if not _is_web(self._files):
+                if self._web is None:
                     raise RecordError(f"{self.where}: there is no such folder ({self._described(error)})") from None
                 found = []
             except Exception as error:
-                forbidden = _is_web(self._files) and getattr(error, "status", None) == 403
+                forbidden = self._web is not None and getattr(error, "status", None) == 403
                 kind = NotListedError if forbidden else RecordError
                 raise kind(f"{self.where}: cannot be listed ({self._described(error)})") from None
             kinds = {str(e["name"]).rstrip("/").rsplit("/", 1)[-1]: e.get("type") == "directory" for e in found}
@@ -90,6 +93,13 @@ class RemoteStorage(Storage):
                 if entry.get("type") == "file" and isinstance(entry.get("size"), int):
                     self._sizes.setdefault(str(entry["name"]).rsplit("/", 1)[-1], entry["size"])
         return sorted(self._listed)
+
+    def _entries(self) -> list[dict[str, Any]]:
+        if self._web is None:
+            found: list[dict[str, Any]] = self._files.ls(self._root, detail=True)
+            return found
+        links = self._web.links(self._root)
+        return [{"name": unquote(link), "type": "directory" if link.endswith("/") else "file"} for link in links]
 
     @override
     def has_folder(self, name: str) -> bool:
@@ -100,7 +110,7 @@ class RemoteStorage(Storage):
     def folder(self, name: str) -> "RemoteStorage":
         plain_name(name, self.where)
         inside = RemoteStorage(f"{self.where}/{name}", (self._files, f"{self._root.rstrip('/')}/{name}"))
-        inside._hidden = self._hidden
+        inside._hidden, inside._web = self._hidden, self._web
         return inside
 
     @override
@@ -109,7 +119,7 @@ class RemoteStorage(Storage):
 
     @override
     def sizes(self, names: Collection[str]) -> dict[str, int | None]:
-        if not _is_web(self._files):
+        if self._web is None:
             with contextlib.suppress(RecordError):
                 self.names()
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
@@ -130,12 +140,16 @@ class RemoteStorage(Storage):
 
     def _asked_size(self, name: str) -> int | None:
         try:
-            found = self._files.info(f"{self._root.rstrip('/')}/{name}")
+            if self._web is not None:
+                size = self._web.size(self._address(name))
+                found = None if size is None else {"type": "file", "size": size}
+            else:
+                found = self._files.info(f"{self._root.rstrip('/')}/{name}")
         except FileNotFoundError:
             return None
         except Exception as error:
             raise RecordError(f"{self.file(name)}: cannot be looked at ({self._described(error)})") from None
-        if found.get("type") == "directory":
+        if found is None or found.get("type") == "directory":
             return None
         if not isinstance(found.get("size"), int):
             raise RecordError(f"{self.file(name)}: the server does not say how large it is; copy the folder here")
@@ -148,15 +162,15 @@ class RemoteStorage(Storage):
         if not self._files.async_impl and type(self._files).cat_file is generic:
             options["cache_type"] = "none"  # it opens the file, as one of the Hub, and would read 5 MB ahead
         try:
+            if self._web is not None:
+                return self._web.read(self._address(name), start, length)
             found = self._files.cat_file(f"{self._root.rstrip('/')}/{name}", start=start, end=start + length, **options)
         except Exception as error:
             raise RecordError(f"{self.file(name)}: cannot be fetched ({self._described(error)})") from None
-        if len(found) != length:
-            raise RecordError(
-                f"{self.file(name)}: the server gave {len(found)} bytes where {length} were asked for (does it know "
-                "byte ranges?); copy the folder here"
-            )
         return bytearray(found)
+
+    def _address(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{quote(name)}"
 
 
 def _secrets(url: str) -> list[str]:
@@ -165,6 +179,11 @@ def _secrets(url: str) -> list[str]:
     user, query = parts.groups() if parts else (None, None)
     found = {text for text in (user, query, *(user or "").split(":", 1)[1:]) if text}
     return sorted({*found, *map(unquote, found)}, key=len, reverse=True)
+
+
+def is_web(url: str) -> bool:
+    """Return whether an address is that of a web server, where a query may follow the path."""
+    return url.lower().startswith(("http://", "https://"))
 
 
 def _is_web(files: Any) -> bool:
