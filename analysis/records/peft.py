@@ -132,7 +132,11 @@ class Adapters(Source):
         if part is not None:
             tells = self._settings["peft_type"] in TELLS and not self._settings.get("use_qalora")
             return found if tells and found is not None else part.shape  # of a resized vocabulary, it differs
-        if self._base is not None and (found is None or self._base.not_a_matrix(self._copies(module))):
+        for base in (self._own_base, self._base):
+            reason = "" if base is None else base.not_a_matrix(self._copies(module))
+            if reason:
+                return reason
+        if self._base is not None and found is None:
             return self._base.why_not(self._copies(module))
         if found is None:
             kind = self._settings["peft_type"]
@@ -240,7 +244,8 @@ class Adapters(Source):
             return value.to(dtype) if value.is_floating_point() else value
 
         def shared(name: str) -> Tensor:
-            for key in (f"{ROOT}{name}", f"{PREFIX}{name}"):
+            end = "" if file.adapter is None else f".{file.adapter}"
+            for key in (f"{ROOT}{name}", f"{PREFIX}{name}", f"{ROOT}{name}{end}", f"{PREFIX}{name}{end}"):
                 if key in tensors.names():
                     return wide(tensors.read(key))
             raise RecordError(

@@ -43,6 +43,7 @@ class AdapterFile:
         whole: The matrices of modules that were trained as a whole, by module.
         base: What of W₀ stands in the file: the tensor's name in the plain model, and in ``tensors``.
         attention: The ``nn.MultiheadAttention`` that an adapted matrix is a part of.
+        adapter: The adapter's name, where the names have it, as in a state dict.
         left_out: What is no matrix of a linear layer or an embedding, and why.
     """
 
@@ -51,6 +52,7 @@ class AdapterFile:
     whole: dict[str, str] = field(default_factory=dict)
     base: dict[str, str] = field(default_factory=dict)
     attention: dict[str, str] = field(default_factory=dict)
+    adapter: str | None = None
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -94,6 +96,7 @@ def read_adapter(place: Storage, kind: str, prefix: str) -> AdapterFile:
         {module: name for module, name in whole.items() if module not in left_out},
         base,
         dict(parts_of.values()),
+        adapter,
         left_out,
     )
 

@@ -141,6 +141,25 @@ def test_the_state_dict_of_a_peft_model_beside_its_configuration(file, lead, tmp
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_state_dict_says_that_a_layer_is_a_convolution(tmp_path):
+    _, model = saved(tmp_path, peft.LoHaConfig(r=4, target_modules=["conv1", "0"]))
+    save_file(model.state_dict(), tmp_path / "adapter_model.safetensors")
+    run = Trajectory.open(tmp_path)
+    assert run.modules == ["layers.0"]
+    weight = run.weight("layers.0", 0, torch.float64)
+    torch.testing.assert_close(weight, model.merge_and_unload().layers[0].weight.double(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_state_dict_of_a_type_whose_layers_share_tensors(tmp_path):
+    _, model = saved(tmp_path, peft.VeraConfig(r=4, target_modules=["0"]))
+    torch.save(model.state_dict(), tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    weight = Trajectory.open(tmp_path).weight("layers.0", 0, torch.float64)
+    torch.testing.assert_close(weight, model.merge_and_unload().layers[0].weight.double(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_state_dict_of_before_there_was_a_base_layer(tmp_path):
     base, model = saved(tmp_path, peft.LoraConfig(r=4, target_modules=["0"]))
     state = {key.replace(".base_layer.", "."): value for key, value in model.state_dict().items()}
