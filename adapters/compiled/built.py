@@ -15,6 +15,7 @@ from torch import Tensor
 from deltaw.adapters.compiled.loops import compiled, run
 
 _TILE = 512  # columns at a time
+APART = 16  # rows a multiple of 4096 bytes apart would push each other out of the innermost cache
 _CHUNKS = 16  # of rows at most; fixed, so that the sums do not depend on the number of threads
 _ALONE = 2**15  # entries below which one thread is faster
 _RANKS = 4  # at a time
@@ -28,7 +29,8 @@ def add_built_sums(
     Arguments:
         base: W₀ (n, m), float32 or float64; on the CPU and contiguous, as all others.
         rho, gamma: ρ (steps, n) and γ (steps, m) in float64.
-        P, Q: diag(ρ) U (steps, n, r) and V diag(γ) (steps, r, m) in float64, r a multiple of 4.
+        P, Q: diag(ρ) U (steps, n, r) and V diag(γ) (steps, r, m + ``APART``) in float64, r a multiple of 4; the last
+            columns of Q are not looked at.
         pairs: Two positions among the steps (pairs, 2) in int64; −1 is W₀.
         rows, columns: (pairs, 3, n) and (pairs, 3, m) in float64.
     """
@@ -51,11 +53,12 @@ def _built_sums_of_rows(
 ) -> None:
     base, rho, P, rows = base[own], rho[:, own], P[:, own], rows[:, :, own]
     height, width, steps, rank, last = len(base), base.shape[1], len(rho), P.shape[2], len(base) - 1
-    columns[:] = 0
     rows[:] = 0
-    built = np.empty((steps + 1, 4, _TILE))  # the last is W₀
+    built = np.empty((steps + 1, 4, _TILE + APART))  # the last is W₀
+    of_tile = np.empty((len(pairs), 3, _TILE + APART))
     for first in range(0, width, _TILE):
         tile = slice(first, min(first + _TILE, width))
+        of_tile[:] = 0
         for i in range(0, height, 4):  # four rows at a time share what is read of Q and the columns' sums
             i1, i2, i3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
             w0, w1, w2, w3 = base[i, tile], base[i1, tile], base[i2, tile], base[i3, tile]
@@ -98,7 +101,7 @@ def _built_sums_of_rows(
                 before, after = built[pairs[p, 0]], built[pairs[p, 1]]  # −1 is the last, W₀
                 a0, a1, a2, a3 = before[0, :length], before[1, :length], before[2, :length], before[3, :length]
                 b0, b1, b2, b3 = after[0, :length], after[1, :length], after[2, :length], after[3, :length]
-                of_aa, of_ad, of_dd = columns[p, 0, tile], columns[p, 1, tile], columns[p, 2, tile]
+                of_aa, of_ad, of_dd = of_tile[p, 0, :length], of_tile[p, 1, :length], of_tile[p, 2, :length]
                 aa0 = aa1 = aa2 = aa3 = 0.0
                 ad0 = ad1 = ad2 = ad3 = 0.0
                 dd0 = dd1 = dd2 = dd3 = 0.0
@@ -133,3 +136,6 @@ def _built_sums_of_rows(
                 sums[0, i3] += aa3
                 sums[1, i3] += ad3
                 sums[2, i3] += dd3
+        for p in range(len(pairs)):
+            for k in range(3):
+                columns[p, k, tile] = of_tile[p, k, : tile.stop - first]

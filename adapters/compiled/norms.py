@@ -61,9 +61,9 @@ def _norms_of_rows(
 ) -> None:
     weight, B, magnitude, rows, s = weight[own], B[own], magnitude[own], norms[own], scaling[0]
     width, last = weight.shape[1], len(weight) - 1
-    zero, v = A.dtype.type(0), np.empty((4, width), A.dtype)
+    zero, v = A.dtype.type(0), np.empty((4, width + 16), A.dtype)
     part[:] = 0
-    v0, v1, v2, v3 = v[0], v[1], v[2], v[3]
+    v0, v1, v2, v3 = v[0, :width], v[1, :width], v[2, :width], v[3, :width]
     for i in range(0, len(weight), 4):  # four rows at a time share what is read of A; they stay in the innermost caches
         i1, i2, i3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)  # the last row may be done several times
         w0, w1, w2, w3 = weight[i], weight[i1], weight[i2], weight[i3]
