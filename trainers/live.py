@@ -7,8 +7,10 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.method import Method
-from deltaw.analysis.measures.change import changes
+from deltaw.analysis.measures.built import Built, built_sums
+from deltaw.analysis.measures.change import Axis, Change, changes, changes_of_sums
 from deltaw.analysis.names import kind_of
 
 Numbers = dict[str, float]
@@ -42,24 +44,47 @@ def live_changes(
     found: dict[str, list[float]] = defaultdict(list)
     for module, method in methods.items():
         constant = base(module)
-        after = _weight(module, method, constant, now)
-        pairs = {"base": constant[""] if method is None else constant[""].double()}
-        if before is not None:
-            pairs["consecutive"] = _weight(module, method, constant, before)
-        for pair, origin in pairs.items():
-            for axis, change in changes(origin, after, allow_nonfinite=True).items():
+        states = {"consecutive": before} if before is not None else {}
+        for pair, change_of in _changes(module, method, constant, states, now).items():
+            for axis, change in change_of.items():
                 place = f"{pair}/{kind_of(module)}/{axis}"
                 found[f"delta_m/{place}"].append(change.delta_m)
                 found[f"delta_d/{place}"].append(change.delta_d)
     return {name: fmean(values) for name, values in found.items()}
 
 
-def _weight(module: str, method: Method | None, base: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Tensor:
-    """W' as the tables have it: in float64 where it is made from a method's tensors, else as it is recorded."""
+def _changes(
+    module: str,
+    method: Method | None,
+    base: Mapping[str, Tensor],
+    before: Mapping[str, Mapping[str, Tensor]],
+    now: Mapping[str, Tensor],
+) -> dict[str, dict[Axis, Change]]:
+    """Return the changes since W₀ and since the states by name, made as the tables make them."""
+    W = base[""]
     if method is None:
-        return state[f"{module}.weight"]
+        origins = {"base": W} | {name: state[f"{module}.weight"] for name, state in before.items()}
+        after = now[f"{module}.weight"]
+        return {name: changes(origin, after, allow_nonfinite=True) for name, origin in origins.items()}
+    states = [_state(module, method, base, state) for state in (*before.values(), now)]
+    narrow = W.to(WIDENED.get(W.dtype, W.dtype)).contiguous()
+    with torch.no_grad():
+        forms = [form for state in states if (form := method.scaled_low_rank(narrow, state)) is not None]
+        if not forms:
+            dense = [method.weight(W.double(), state) for state in states]
+            origins = {"base": W.double()} | dict(zip(before, dense, strict=False))
+            return {name: changes(origin, dense[-1], allow_nonfinite=True) for name, origin in origins.items()}
+    built = [Built(narrow, form) for form in forms]
+    places = {"base": -1} | {name: place for place, name in enumerate(before)}
+    found = built_sums(narrow, forms, [(place, len(forms) - 1) for place in places.values()])
+    return {
+        name: changes_of_sums(narrow if place < 0 else built[place], built[-1], sums, allow_nonfinite=True)
+        for (name, place), sums in zip(places.items(), found, strict=True)
+    }
+
+
+def _state(module: str, method: Method, base: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a method's tensors, widened to float64."""
     names = method.shapes(*base[""].shape) | method.frozen_shapes(*base[""].shape)
     tensors = {key: state[f"{module}.{key}"] if f"{module}.{key}" in state else base[key] for key in names}
-    wide = {key: value.double() if value.is_floating_point() else value for key, value in tensors.items()}
-    with torch.no_grad():
-        return method.weight(base[""].double(), wide)
+    return {key: value.double() if value.is_floating_point() else value for key, value in tensors.items()}
