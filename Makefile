@@ -27,7 +27,7 @@ demo: .venv/train.stamp
 	$(BIN)/deltaw reproduce bora --out demo
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Type checkers do not see an editable install of mapped folders, so mypy reads an installed copy.
 lint: .venv/dev.stamp

@@ -33,6 +33,7 @@ def test_defaults_are_loras_for_roberta_base():
     assert (method.rank, method.alpha) == (8, 8.0)
 
 
+@pytest.mark.always(method=("ft", "dora", "bora", "sbora-fa", "pissa", "galore", "vera"))
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_and_is_recorded(method, small, tmp_path):
     result = train_cola(settings(small, method), tmp_path / "run", progress=False)
@@ -66,6 +67,7 @@ def test_every_method_trains_and_is_recorded(method, small, tmp_path):
     assert again == result  # read, not trained
 
 
+@pytest.mark.always(method=("bora", "ft", "galore", "corda", "delta-lora"))
 @pytest.mark.parametrize("method", ["bora", "dual-lora", "ft", "galore", "lora+", "vera", "corda", "delta-lora"])
 def test_an_interrupted_run_goes_on_to_the_same_weights(method, small, tmp_path, monkeypatch):
     chosen = settings(small, method, epochs=3)
@@ -117,6 +119,7 @@ def test_a_method_that_starts_from_data_gets_the_first_batches(small, tmp_path, 
     assert "context_batches" not in Trajectory.open(tmp_path / "lora").manifest.info["settings"]
 
 
+@pytest.mark.always(method=("bora", "sbora-fa"))
 @pytest.mark.parametrize("method", ["lora", "dora", "bora", "sbora-fa", "sbora-fb", "dual-lora"])
 def test_a_base_in_four_bits(method, small, tmp_path):
     pytest.importorskip("bitsandbytes")

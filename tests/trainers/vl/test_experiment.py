@@ -102,6 +102,7 @@ def test_a_batch_is_padded():
     assert batch["labels"].tolist() == [[0, 2, IGNORED, IGNORED], [0, 7, 8, 2]]
 
 
+@pytest.mark.always(method=("ft", "corda", "dual-lora"))
 @pytest.mark.parametrize("method", ["ft", "galore", "lora+", "corda", "vera", "dora", "dual-lora"])
 def test_a_method_trains_and_is_recorded(method, scenes, data, tmp_path):
     if method == "galore":
@@ -131,6 +132,7 @@ def test_a_method_trains_and_is_recorded(method, scenes, data, tmp_path):
     assert train_vl(chosen, tmp_path / "run", progress=False) == result  # read: no data are loaded
 
 
+@pytest.mark.always(method=("ft", "bora"))
 @pytest.mark.parametrize("method", ["ft", "bora", "vera"])
 def test_an_interrupted_run_goes_on_to_the_same_weights(method, scenes, data, tmp_path, monkeypatch):
     chosen = settings(scenes, method, epochs=3, record_every=1, eval_every=1)
