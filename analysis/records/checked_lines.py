@@ -104,11 +104,20 @@ def follows(line: Line, check: str) -> bool:
 
 
 def last_check(data: bytes) -> str:
-    """Return what the next line links to."""
+    """Return what the next line links to; only of lines without checks all are read."""
+    last = last_line(data)
+    if last is not None and last.checked:
+        return last.check
     check = ""
     for line in lines_of(data):
         check = line.check
     return check
+
+
+def last_line(data: bytes) -> Line | None:
+    """Return the last line that is not cut off, seen by itself: ``number`` and ``linked`` say nothing of its place."""
+    end = data.rfind(b"\n") + 1
+    return next(lines_of(data[data.rfind(b"\n", 0, end - 1) + 1 : end]), None) if end else None
 
 
 def relinked(lines: Iterable[bytes]) -> bytes:

@@ -13,7 +13,16 @@ from pathlib import Path
 
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.analysis.records.atomic import atomic_write, disk_errors, sync_folder, write_text
-from deltaw.analysis.records.checked_lines import FINAL, FINAL_FROM_END, Line, fault, follows, lines_of, relinked
+from deltaw.analysis.records.checked_lines import (
+    FINAL,
+    FINAL_FROM_END,
+    Line,
+    fault,
+    follows,
+    last_line,
+    lines_of,
+    relinked,
+)
 from deltaw.analysis.records.format import (
     BASE,
     CHECKED,
@@ -30,7 +39,7 @@ from deltaw.analysis.records.format import (
 from deltaw.analysis.records.headers import tensor_shapes
 from deltaw.analysis.records.lock import FolderLock
 from deltaw.analysis.records.manifest_repair import restored_manifest
-from deltaw.analysis.records.salvage import entry_of, file_entry, is_row, step_of, unfit, with_tail
+from deltaw.analysis.records.salvage import entry_of, file_entry, is_row, rows_in, step_of, unfit, with_tail
 from deltaw.analysis.records.seal import SEAL, Seal, broken_seal, parse_seal, sealed
 from deltaw.analysis.records.storage import is_address
 
@@ -266,7 +275,13 @@ class _Repairs:
             if not why and not line.checked and begun:
                 why = "has lost its checksum"
             begun |= line.checked
-            if why:
+            parts = rows_in(line.raw) if why else []
+            if parts:
+                kept += parts
+                self.report.restored.append(
+                    f"{SCALARS}: line {line.number} has lost a newline: {len(parts)} rows of it"
+                )
+            elif why:
                 dropped.append(f"{SCALARS}: line {line.number} {why}")
             else:
                 kept.append(line.raw)
@@ -301,8 +316,8 @@ class _Repairs:
     def _finish_log(self, log: bytes) -> None:
         """Let the log end in its final line."""
         log = log[: log.rfind(b"\n") + 1]
-        last = list(lines_of(log))[-1:]
-        if last and last[0].checked:
+        last = last_line(log)
+        if last is not None and last.checked:
             log = log[:-FINAL_FROM_END] + FINAL + log[len(log) - FINAL_FROM_END + len(FINAL) :]
         if log != self._bytes(SCALARS):
             self.new[SCALARS] = log

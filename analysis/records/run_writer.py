@@ -36,6 +36,7 @@ from deltaw.analysis.records.checked_lines import (
     checked_line,
     fault,
     last_check,
+    last_line,
     lines_of,
     relinked,
     without_check,
@@ -339,11 +340,11 @@ class RunWriter:
         for name in (INDEX, SCALARS):
             self._drop_cut_line(name)
         log = _bytes(self.folder / SCALARS)
-        last = list(lines_of(log))[-1:]
+        last = last_line(log)
         if not log:
             with disk_errors(self.folder / SCALARS):  # empty where its first line could not be written
                 (self.folder / SCALARS).unlink(missing_ok=True)
-        elif last and last[0].checked:
+        elif last is not None and last.checked:
             overwrite(self.folder / SCALARS, FINAL_FROM_END, FINAL)
         write_text(self.folder / SEAL, sealed(_bytes(self.folder / INDEX), closed=True).to_json())
 

@@ -20,6 +20,7 @@ from deltaw.analysis.records.headers import Shapes, check_checkpoint
 from deltaw.analysis.records.safetensors_file import read_header
 from deltaw.analysis.records.storage import LocalStorage
 
+_BETWEEN = re.compile(rb'(?<="\})[^{]?(?=\{)')  # two lines whose newline was lost, or became another byte
 _CHECKPOINT = re.compile(r"(\d{10,18})\.safetensors")
 
 
@@ -64,6 +65,12 @@ def is_row(line: Line) -> bool:
         return len(parse_scalars(line.content + b"\n", SCALARS)) == 1
     except RecordError:
         return False
+
+
+def rows_in(raw: bytes) -> list[bytes]:
+    """Return the whole rows in a line of the log that cannot be read: the newline between them was lost."""
+    found = [next(lines_of(part + b"\n")) for part in _BETWEEN.split(raw)]
+    return [line.raw for line in found if line.checked and line.whole and is_row(line)] if len(found) > 1 else []
 
 
 def file_entry(path: Path) -> FileEntry:

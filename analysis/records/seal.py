@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltaw.adapters.errors import RecordError
-from deltaw.analysis.records.checked_lines import lines_of
+from deltaw.analysis.records.checked_lines import last_line, lines_of
 
 SEAL = "seal.json"
 
@@ -75,8 +75,8 @@ def broken_seal(seal: Seal, index: bytes, log: bytes | None) -> str | None:
     if not any(len(checks) - 1 == count for count, _ in seal.reached) or index[-1:] not in (b"", b"\n"):
         return "the index goes on behind the end that the seal knows of"
     if log is not None:
-        last = list(lines_of(log))[-1:]
-        if log[-1:] != b"\n" or not last or (last[0].checked and not last[0].final):
+        last = last_line(log)
+        if log[-1:] != b"\n" or last is None or (last.checked and not last.final):
             return "the end of the log is missing or was changed"
     return None
 

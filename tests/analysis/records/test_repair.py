@@ -159,6 +159,16 @@ def test_rows_of_the_log_stay_where_their_own_checksum_fits(run):
     is_whole(run, STEPS, [0, 2, 4])
 
 
+def test_rows_whose_newline_was_lost_are_two(run):
+    data = (run / SCALARS).read_bytes()
+    for instead in (b"", b"\x0b", b"J"):
+        lines = data.split(b"\n")
+        (run / SCALARS).write_bytes(b"\n".join([lines[0] + instead + lines[1], *lines[2:]]))
+        assert repair_run(run).dropped == []
+        assert (run / SCALARS).read_bytes() == data
+    is_whole(run, STEPS, STEPS)
+
+
 def test_a_flipped_bit_anywhere_is_repaired_or_what_it_hit_is_dropped(run):
     rng = random.Random(3)
     original = files(run)
