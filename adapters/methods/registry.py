@@ -160,7 +160,13 @@ def create(name: str, **options: Any) -> "Method":
     for option in options:
         if option not in known:
             raise OptionError(f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    return METHODS[name](**options)
+    for option, value in options.items():
+        if isinstance(value, int) and abs(value) >= 2**63:  # which no tensor counts, and no float holds beyond 10^308
+            raise OptionError(f"{name} cannot have {option} = {value:#x}"[:200] + "; a number is below 2^63")
+    try:
+        return METHODS[name](**options)
+    except (TypeError, OverflowError) as error:  # of a comparison, where a text stands for a number
+        raise OptionError(f"{name} cannot have the options {options!r:.200} ({error})") from error
 
 
 def options_of(name: str) -> tuple[str, ...]:

@@ -15,9 +15,10 @@ that was cut off announces nothing. Every byte is under a checksum: see ``checke
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 FORMAT = "deltaw-trajectory"
 VERSION = 3  # 2 had no checksums of manifest, index and log; 1 no constants: they stood in every checkpoint
 CHECKED = 3  # the first version whose manifest and lines have checksums
+LINE_LIMIT = 1_000_000  # characters of a line of the index or the log
 MANIFEST, BASE, INDEX, SCALARS, CHECKPOINTS = (
     "manifest.json",
     "base.safetensors",
@@ -165,7 +167,7 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise RecordError(f"{where}: is not the manifest of a deltaw run")
     version = raw.get("version")
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or not 1 <= version < 2**53:
         raise RecordError(f"{where}: is damaged, its version is {version!r:.60}")
     if version > VERSION:
         raise RecordError(
@@ -184,7 +186,7 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
             version=version,
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise RecordError(f"{where}: is damaged ({type(error).__name__}: {error})") from None
+        raise RecordError(f"{where}: is damaged ({type(error).__name__}: {error!s:.200})") from None
 
 
 def manifest_fault(data: bytes, manifest: Manifest) -> str | None:
@@ -258,16 +260,28 @@ def parse_scalars(data: bytes, where: str) -> list[dict[str, float]]:
 
 def complete_lines(path: Path) -> list[tuple[int, str]]:
     """Return the numbered lines of a log, without a last one that was cut off; none where there is no file."""
-    return numbered_lines(_log(path), str(path))
+    return list(numbered_lines(_log(path), str(path)))
 
 
-def numbered_lines(data: bytes, where: str) -> list[tuple[int, str]]:
-    """Return the lines that a log's bytes hold, without a last one that was cut off."""
-    whole = data[: data.rfind(b"\n") + 1]
+def numbered_lines(data: bytes, where: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines that a log's bytes hold, without a last one that was cut off.
+
+    Raises:
+        RecordError: It is no text, or a line has more than ``LINE_LIMIT`` characters.
+    """
     try:
-        return [(i, line) for i, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1)]
+        text = data[: data.rfind(b"\n") + 1].decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecordError(f"{where}: is damaged, it is not text ({error.reason} at byte {error.start})") from None
+    start = 0
+    for number in itertools.count(1):  # one at a time: a file of line breaks alone is damaged at its first
+        end = text.find("\n", start)
+        if end < 0:
+            return
+        if end - start > LINE_LIMIT:
+            raise RecordError(f"{where}: line {number} has {end - start} characters; a line has at most {LINE_LIMIT}")
+        yield number, text[start:end]
+        start = end + 1
 
 
 def _log(path: Path) -> bytes:

@@ -105,7 +105,7 @@ class RecordedSource(Source):
             try:
                 self._methods[module] = None if entry.method is None else create(entry.method, **entry.options)
             except (OptionError, TypeError) as error:
-                raise RecordError(f"{self.where}: {module}: {error}") from None
+                raise RecordError(f"{self.where}: {module}: {error!s:.400}") from None
         return self._methods[module]
 
     def label(self, module: str) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+NAME_LIMIT = 4096  # characters
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 # torch's name of each dtype, and the bytes of a number
 DTYPES = {
@@ -112,20 +113,29 @@ class _Header(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def _parsed(header: _Header) -> dict[str, Entry]:
     text, size, where = header
-    raw = parsed(text, where)
+    raw = parsed(text, where, unique=True)
     if not isinstance(raw, dict):
         raise RecordError(f"{where}: its header is damaged, it holds no mapping")
     raw.pop("__metadata__", None)
     begin = 8 + len(text)
     found = {}
-    ends = [begin]
+    ranges = []
     for key, value in raw.items():
-        entry = _entry(value, f"{where}: {key}", begin, size)
+        if not 0 < len(key) <= NAME_LIMIT:
+            raise RecordError(f"{where}: a tensor's name has {len(key)} characters; it may have 1 to {NAME_LIMIT}")
+        entry = _entry(value, f"{where}: {key:.200}", begin, size)
         if entry is not None:
             found[key] = entry
-            ends.append(entry.start + entry.length)
-    if len(ends) == len(raw) + 1 and max(ends) != size:
-        raise RecordError(f"{where}: has {size} bytes, its header speaks of {max(ends)}: it was changed")
+        ranges.append((*value["data_offsets"], key))
+    end, before = 0, ""
+    for first, last, key in sorted(one for one in ranges if one[0] < one[1]):
+        if first < end:
+            raise RecordError(f"{where}: {before:.200} and {key:.200} share bytes; each tensor has its own")
+        if first > end:
+            raise RecordError(f"{where}: the bytes before {key:.200} are no tensor's: it was changed")
+        end, before = last, key
+    if begin + end != size:
+        raise RecordError(f"{where}: has {size} bytes, its header speaks of {begin + end}: it was changed")
     return found
 
 
