@@ -176,7 +176,7 @@ def _check_base(
         yield Finding("broken", "base", "", None, f"no module of this run is in the base: {text}")
     else:
         for module, text in lacking.items():
-            yield Finding("warning", "base", module, None, f"it has no W₀, as a new layer has none: {text}")
+            yield Finding("warning", "base", module, None, f"it has no W₀: {text}")
     # Copies that an adapter saves whole are few, and may all have been started anew.
     reason = why_foreign(near) if len(near) + len(lacking) == len(run.modules) else None
     if reason is not None:

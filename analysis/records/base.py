@@ -84,7 +84,8 @@ class Base:
 
     def not_a_matrix(self, module: str) -> str:
         """Return why what has a module's name is no matrix, as it is a convolution; "" where it is one or not there."""
-        shape = next((self._tensors.shape(name) for name in self._tensors.names() if name == f"{module}.weight"), ())
+        name = f"{module}.weight"
+        shape = self._tensors.shape(name) if name in self._tensors.names() else ()
         if len(shape) > 2 and module not in self._matrices:
             return f"it is a convolution, {shape} in the base"
         return ""

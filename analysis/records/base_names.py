@@ -18,6 +18,7 @@ MODALITIES = {
 SIDES = ("encoder", "decoder")
 HEADS = ("lm_head", "embed_out")
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
+DEPTH = 32  # parts of a name that may be a prefix; a stranger's name may have any number
 NUMBER = re.compile(r"\d+")
 
 
@@ -35,7 +36,7 @@ class BaseNames:
         self._by_layer: dict[str, list[str]] = defaultdict(list)
         for name in names:
             parts = name.split(".")
-            for k in range(1, len(parts)):
+            for k in range(1, min(len(parts), DEPTH)):
                 self._by_end[".".join(parts[k:])].append(name)
             layer = from_layer(name)
             if layer is not None:
@@ -78,7 +79,7 @@ class BaseNames:
 
     def _candidates(self, module: str) -> list[str]:
         parts = module.split(".")
-        for k in range(1, len(parts)):  # the base is a part of the model: the longest name that fits
+        for k in range(1, min(len(parts), DEPTH)):  # the base is a part of the model: the longest name that fits
             shorter = ".".join(parts[k:])
             if shorter in self._names and _agree(parts[:k], [], self._modality):
                 return [shorter]

@@ -22,11 +22,13 @@ class Tool(NamedTuple):
         name: The tool, and of what it is the format.
         tensor: What a name of one of its tensors has in it, and no layer's.
         advice: What to do.
+        within: What such a name has in it, too; apart, so that every search is linear in a stranger's name.
     """
 
     name: str
     tensor: re.Pattern[str]
     advice: str = MERGE
+    within: str = ""
 
 
 # The first that fits counts: a tool with names of its own stands before those that share theirs.
@@ -35,8 +37,9 @@ TOOLS = [
     Tool("NVlabs' DoRA", re.compile(r"\.weight_m_wdecomp(?:\.weight)?$")),
     Tool(
         "a PEFT model's state dict or adapter without its configuration",
-        re.compile(r"(?:^|\.)base_model\.model\..*\.(?:lora_|hada_|lokr_|oft_|boft_|ia3_l|vera_|hira_|miss_|randlora_)"),
+        re.compile(r"\.(?:lora_|hada_|lokr_|oft_|boft_|ia3_l|vera_|hira_|miss_|randlora_)"),
         CONFIGURE,
+        "base_model.model.",
     ),
     Tool("LyCORIS's LoHa", re.compile(r"\.hada_[wt][12]")),
     Tool("LyCORIS's LoKr", re.compile(r"\.lokr_[wt][12]")),
@@ -51,7 +54,7 @@ TOOLS = [
     Tool("torchtune's LoRA", re.compile(r"\.lora_[ab]\.weight$")),
     Tool("MLX's LoRA", re.compile(r"\.lora_[ab]$")),
     Tool("DeepSpeed's LoRA", re.compile(r"\.lora_(?:right_weight|left_weight|weight_[12](?:\.weight)?)$")),
-    Tool("NeMo's or Megatron's adapter", re.compile(r"adapter.*\.linear_(?:in|out)\.weight$")),
+    Tool("NeMo's or Megatron's adapter", re.compile(r"\.linear_(?:in|out)\.weight$"), MERGE, "adapter"),
     Tool("LoRA of loralib, LitGPT or minLoRA", re.compile(r"\.lora_[AB]$")),
     Tool(
         "LoRA, as diffusers saves it, or PEFT without its prefix",
@@ -76,7 +79,7 @@ def foreign_tool(names: Iterable[str]) -> tuple[Tool, str] | None:
     """
     given = list(names)
     for tool in TOOLS:
-        name = next((name for name in given if tool.tensor.search(name)), None)
+        name = next((name for name in given if tool.within in name and tool.tensor.search(name)), None)
         if name is not None:
             return tool, name
     return None

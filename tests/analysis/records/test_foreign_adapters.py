@@ -1,6 +1,7 @@
 """Adapters of other tools: refused in one line that says whose they are, never read as layers."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import save_file
 
 from deltaw.adapters import RecordError
 from deltaw.analysis import Trajectory
+from deltaw.analysis.records.base_names import BaseNames
 from deltaw.analysis.records.foreign_adapters import TOOLS, foreign_tool
 
 # A name or two of each tool's tensors, and what the message says.
@@ -160,3 +162,14 @@ def test_folders_of_adapters_and_of_runs_offer_what_is_there(tmp_path):
     peft_folder(tmp_path / "b" / "v0-2024" / "checkpoint-50")
     with pytest.raises(RecordError, match="holds the runs v0-2024; open one"):
         Trajectory.open(tmp_path / "b")
+
+
+@pytest.mark.parametrize("part", ["a.", "base_model.model.", "adapter.", "0.", "lora_", "x.lora.", "lora_unet_"])
+def test_long_names_of_strangers_take_linear_time(part):
+    start = time.perf_counter()
+    name = part * (400_000 // len(part))
+    assert foreign_tool([name + "q.weight"]) is None
+    names = BaseNames([name + "0.q", "0.q"], {})
+    names.expect([name + "0.q", name + "1.q", "x." + name + "0.q"])
+    assert names.find(name + "0.q") == name + "0.q"
+    assert time.perf_counter() - start < 5
