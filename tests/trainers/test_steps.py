@@ -323,10 +323,10 @@ def test_a_sharded_state_goes_on_from_where_it_was_saved(tmp_path, in_two):
 def test_layers_that_are_gone_are_told_nothing():
     from deltaw.adapters import clock
 
-    before = len(clock._HEARD)
+    before = len(clock._NOTIFIED)
     model = made()
-    assert len(clock._HEARD) == before + 2
+    assert len(clock._NOTIFIED) == before + 2
     weight = effective_weight(adapted(model)["0.0"])
     del model
-    assert len(clock._HEARD) == before
+    assert len(clock._NOTIFIED) == before
     assert weight.shape == (5, 6)
