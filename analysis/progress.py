@@ -1,9 +1,10 @@
 """Progress of long work: a bar on a terminal, a few lines anywhere else."""
 
 import contextlib
+import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
@@ -13,7 +14,10 @@ from deltaw.analysis.printable import printable
 T = TypeVar("T")
 BETWEEN_LINES = 60.0  # seconds
 
+BETWEEN_MESSAGES = 0.1
+
 _hidden: ContextVar[bool] = ContextVar("_hidden", default=False)
+_forward: ContextVar[Callable[[Any], None] | None] = ContextVar("_forward", default=None)
 
 
 class Progress(Generic[T]):
@@ -109,6 +113,67 @@ class Progress(Generic[T]):
         print(f"{self._desc}: {text}", file=sys.stderr, flush=True)
 
 
+class _Forwarded(Progress[T]):
+    """Shows nothing here, and says it to another process: see ``forwarded``."""
+
+    _numbers = itertools.count()
+
+    def __init__(
+        self, items: Iterable[T] | None, total: int | None, desc: str, unit: str, initial: int, send: Callable[..., Any]
+    ) -> None:
+        super().__init__(items, total, desc, unit, initial=initial, drawn=False, told=False)
+        self._send, self._number, self._unsent = send, next(self._numbers), 0
+        send(("begin", self._number, total, desc, unit, initial))
+
+    def update(self, count: int = 1) -> None:
+        self._unsent += count
+        if time.monotonic() - self._said >= BETWEEN_MESSAGES:
+            self._flush()
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._flush()
+            self._send(("close", self._number))
+
+    def _flush(self) -> None:
+        self._send(("update", self._number, self._unsent, dict(self._notes)))
+        self._said, self._unsent = time.monotonic(), 0
+
+
+class Mirror:
+    """Shows the progress that another process forwards.
+
+    Example:
+        >>> mirror = Mirror()
+        >>> with forwarded(mirror.receive), hidden():
+        ...     sum(progress([1, 2, 3], "sums"))
+        6
+    """
+
+    def __init__(self) -> None:
+        self._bars: dict[int, Progress[Any]] = {}
+
+    def receive(self, message: Any) -> None:
+        """Show what a message says."""
+        match message:
+            case "begin", number, total, desc, unit, initial:
+                self._bars[number] = progress(total, desc, unit, initial=initial)
+            case "update", number, count, notes:
+                self._bars[number].note(**notes)
+                self._bars[number].update(count)
+            case "close", number:
+                self._bars.pop(number).close()
+            case "tell", text:
+                tell(text)
+
+    def close(self) -> None:
+        """End the bars that are open, as those of a process that is gone."""
+        for bar in self._bars.values():
+            bar.close()
+        self._bars.clear()
+
+
 @overload
 def progress(
     work: Iterable[T], desc: str, unit: str = ..., enabled: bool = ..., *, initial: int = ...
@@ -141,6 +206,9 @@ def progress(
     total = work if work is None or isinstance(work, int) else _length(work)
     items = None if work is None or isinstance(work, int) else work
     enabled = enabled and not _hidden.get()
+    send = _forward.get()
+    if enabled and send is not None:
+        return _Forwarded(items, total, desc, unit, initial, send)
     drawn = enabled and shows_bars()
     return Progress(items, total, printable(desc), unit, initial=initial, drawn=drawn, told=enabled and not drawn)
 
@@ -161,15 +229,32 @@ def hidden() -> Iterator[None]:
         _hidden.reset(token)
 
 
+@contextlib.contextmanager
+def forwarded(send: Callable[[Any], None]) -> Iterator[None]:
+    """Show no progress in a block, and hand messages of it on, to be shown by a ``Mirror`` elsewhere.
+
+    Arguments:
+        send: Called with each message; all of it can be pickled.
+    """
+    token = _forward.set(send)
+    try:
+        yield
+    finally:
+        _forward.reset(token)
+
+
 def tell(text: str, *, enabled: bool = True) -> None:
     """Write a line on stderr, beside the bars that are there.
 
     Example:
         >>> tell("runs/bora: goes on from step 50 of 268", enabled=False)
     """
+    send = _forward.get()
     if not enabled:
         return
-    if shows_bars():
+    if send is not None:
+        send(("tell", text))
+    elif shows_bars():
         from tqdm.auto import tqdm
 
         tqdm.write(text, file=sys.stderr)

@@ -9,6 +9,7 @@ import click
 from deltaw.adapters.errors import DeltawError, OptionError, TargetError
 from deltaw.cli.commands import Group, Session
 from deltaw.cli.output import StoppedError, complain, messages
+from deltaw.cli.waiting import wait_asleep
 
 
 class Verbs(Group):
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; an error is one line on stderr: exit code 2 for a wrong call, 1 for a failed one."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     session = Session()
+    wait_asleep()
     try:
         with messages(session):
             code = app.main(args=given, prog_name="deltaw", standalone_mode=False, obj=session)

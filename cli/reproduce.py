@@ -11,7 +11,7 @@ from deltaw.cli.cola_options import grid_options
 from deltaw.cli.commands import Group, ListOption
 from deltaw.cli.options import ALPHA, METHOD, folder_option, json_option
 from deltaw.cli.output import check_libraries, emit, emit_json, going_on, progress, remark
-from deltaw.cli.train_options import TRAINING, seed_option
+from deltaw.cli.train_options import TRAINING, jobs_option, seed_option
 from deltaw.cli.vl_options import PICTURES, RANK_DEFAULT, vl_options
 from deltaw.trainers.reproduce.settings import (
     BORA_METHODS,
@@ -56,6 +56,7 @@ def command() -> None:
 @seed_option
 @_full_rate
 @grid_options
+@jobs_option()
 @json_option
 def bora(
     out: Path,
@@ -65,6 +66,7 @@ def bora(
     full_learning_rate: float | None,
     cola: dict[str, Any],
     options: dict[str, Any],
+    jobs: int | None,
     as_json: bool,
 ) -> None:
     """BoRA's Figures 2 and 3 on CoLA, the ranks, and BoRA's claims beside what was seen.
@@ -81,9 +83,11 @@ def bora(
     check_libraries(TRAINING, "train", "training")
     from deltaw.trainers.cola import ColaSettings
     from deltaw.trainers.reproduce import reproduce_bora
+    from deltaw.trainers.side_by_side import default_jobs
 
     settings = ColaSettings(method="bora", options=_with_rank(options, rank), **cola)
     given: dict[str, Any] = {"seeds": seeds, "full_learning_rate": full_learning_rate, "progress": progress(as_json)}
+    given["jobs"] = jobs or default_jobs(settings.model)
     with going_on(out):
         report = reproduce_bora(out, settings, methods, **given)
     _emit(report, as_json)
@@ -95,6 +99,7 @@ def bora(
 @click.option("--rank", type=int, help=f"Of the adapters. Default: {RANK_DEFAULT}.")
 @seed_option
 @vl_options
+@jobs_option()
 @json_option
 def dora(
     out: Path,
@@ -103,6 +108,7 @@ def dora(
     seeds: list[int],
     vl: dict[str, Any],
     options: dict[str, Any],
+    jobs: int | None,
     as_json: bool,
 ) -> None:
     """DoRA's Figures 2, 7, 3 and 8 on four tasks over pictures, and DoRA's claims beside what was seen.
@@ -119,12 +125,15 @@ def dora(
     """
     check_libraries([*TRAINING, *PICTURES], "vl", "training on pictures")
     from deltaw.trainers.reproduce import reproduce_dora
+    from deltaw.trainers.side_by_side import default_jobs
     from deltaw.trainers.vl import VLSettings
 
     rates = vl.pop("learning_rate")
     settings = VLSettings(method="dora", options=_with_rank(options, rank), learning_rate=rates.pop("", None), **vl)
+    given: dict[str, Any] = {"seeds": seeds, "rates": rates, "progress": progress(as_json)}
+    given["jobs"] = jobs or default_jobs(settings.model)
     with going_on(out):
-        report = reproduce_dora(out, settings, methods, seeds=seeds, rates=rates, progress=progress(as_json))
+        report = reproduce_dora(out, settings, methods, **given)
     _emit(report, as_json)
 
 
@@ -142,6 +151,7 @@ def dora(
 )
 @seed_option
 @grid_options
+@jobs_option("1, as times are compared")
 @json_option
 def sbora(
     out: Path,
@@ -150,6 +160,7 @@ def sbora(
     seeds: list[int],
     cola: dict[str, Any],
     options: dict[str, Any],
+    jobs: int | None,
     as_json: bool,
 ) -> None:
     """SBoRA's Figures 2 to 4 on CoLA: which region of ΔW moves, and time and memory by method and rank.
@@ -168,7 +179,9 @@ def sbora(
 
     settings = ColaSettings(method="sbora-fa", options=options, **cola)
     with going_on(out):
-        report = reproduce_sbora(out, settings, methods, ranks, seeds or [0], progress=progress(as_json))
+        report = reproduce_sbora(
+            out, settings, methods, ranks, seeds or [0], progress=progress(as_json), jobs=jobs or 1
+        )
     _emit(report, as_json)
 
 
@@ -186,6 +199,7 @@ def sbora(
 )
 @seed_option
 @grid_options
+@jobs_option()
 @json_option
 def dual_lora(
     out: Path,
@@ -194,6 +208,7 @@ def dual_lora(
     seeds: list[int],
     cola: dict[str, Any],
     options: dict[str, Any],
+    jobs: int | None,
     as_json: bool,
 ) -> None:
     """Dual LoRA's Figures 2 and 3 on CoLA: the score by r₁ : r₂, and the rank of its groups by layer.
@@ -210,10 +225,12 @@ def dual_lora(
     check_libraries(TRAINING, "train", "training")
     from deltaw.trainers.cola import ColaSettings
     from deltaw.trainers.reproduce import reproduce_dual_lora
+    from deltaw.trainers.side_by_side import default_jobs
 
     settings = ColaSettings(method="dual-lora", options=options, **cola)
+    given: dict[str, Any] = {"progress": progress(as_json), "jobs": jobs or default_jobs(settings.model)}
     with going_on(out):
-        report = reproduce_dual_lora(out, settings, rank, ratios, seeds or [0], progress=progress(as_json))
+        report = reproduce_dual_lora(out, settings, rank, ratios, seeds or [0], **given)
     _emit(report, as_json)
 
 
@@ -227,6 +244,7 @@ def dual_lora(
 @click.option("--batch-size", type=int, help="Of every run. Default: each paper's own.")
 @click.option("--alpha", type=float, help=ALPHA.format("8"))
 @click.option("--dropout", type=float, help="Of the adapters' input. Default: 0.")
+@jobs_option("one a core, for SBoRA, which compares times, 1")
 @json_option
 def every(
     out: Path,
@@ -236,6 +254,7 @@ def every(
     batch_size: int | None,
     alpha: float | None,
     dropout: float | None,
+    jobs: int | None,
     as_json: bool,
 ) -> None:
     """The four papers one after the other, with the built-in models and data, and one page of their verdicts.
@@ -252,6 +271,7 @@ def every(
     from deltaw.analysis.claims import claims_json, count_line
     from deltaw.trainers.cola import ColaSettings
     from deltaw.trainers.reproduce import reproduce_all
+    from deltaw.trainers.side_by_side import default_jobs
     from deltaw.trainers.vl import VLSettings
 
     own = {name: value for name, value in (("alpha", alpha), ("dropout", dropout)) if value is not None}
@@ -267,6 +287,8 @@ def every(
             grid_epochs=epochs,
             seeds=seeds,
             progress=progress(as_json),
+            jobs=jobs or default_jobs(None),
+            sbora_jobs=jobs or 1,
         )
     if as_json:
         emit_json({report.paper: claims_json(report.outcomes) for report in reports})

@@ -108,6 +108,7 @@ def run_options(rank: str) -> Decorator:
         seed_option,
         folder_option("The run folder, or the grid's."),
         own_option("[METHOD:]NAME=VALUE", "Another option of the methods, or of one of them alone; may be repeated."),
+        jobs_option(),
     ]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,6 +120,19 @@ def run_options(rank: str) -> Decorator:
 
 
 seed_option = click.option("--seed", "seeds", cls=ListOption, kind=click.INT, help="Default: 0.")
+
+
+JOBS = "Runs trained side by side, with the same results. Default: {}."
+BY_MODEL = "one a core with the built-in model, else one"
+
+
+def jobs_option(default: str = BY_MODEL) -> Decorator:
+    """Return --jobs.
+
+    Arguments:
+        default: What the help says of it.
+    """
+    return click.option("--jobs", type=click.IntRange(1), help=JOBS.format(default))
 
 
 def handing_on(options: Sequence[Decorator], to: str, names: Sequence[str], own: Sequence[str]) -> Decorator:
@@ -156,6 +170,7 @@ def train_runs(
     ranks: Sequence[int],
     seeds: Sequence[int],
     own: dict[str, dict[str, Any]],
+    jobs: int | None,
     rates: dict[str, float],
     as_json: bool,
     train_one: Callable[..., Any],
@@ -168,11 +183,12 @@ def train_runs(
 
     Arguments:
         settings: Of the experiment, with the options for all methods that have an option of their own.
-        out, methods, ranks, seeds, own, rates, as_json: As ``run_options``, ``rate_option`` and --json give them.
+        out, methods, ranks, seeds, own, jobs, rates, as_json: As ``run_options``, ``rate_option`` and --json give them.
         train_one, train_grid, grid_table, grid_page: The experiment's.
         show_one: Makes the closing table of one result.
     """
     from deltaw.trainers.grid import GridError, grid_runs
+    from deltaw.trainers.side_by_side import default_jobs
 
     by_method = dict(own)
     if ranks and "rank" in by_method.get("", {}):
@@ -195,7 +211,9 @@ def train_runs(
     failures: dict[str, str] = {}
     try:
         with going_on(out):
-            results = train_grid(settings, out, **grid, progress=progress(as_json))
+            results = train_grid(
+                settings, out, **grid, progress=progress(as_json), jobs=jobs or default_jobs(settings.model)
+            )
     except GridError as error:
         results, failures = error.results, error.failures
     table = grid_table(results)

@@ -24,10 +24,13 @@ from deltaw.trainers.memory import peak_megabytes, reset_peak
 from deltaw.trainers.method_trainer import MethodTrainer, Watch, optimizer_of
 from deltaw.trainers.settings import Settings
 from deltaw.trainers.task import Task, Trained
+from deltaw.trainers.threads import on_threads, suitable_threads
 
 
 def fine_tune(settings: Settings, task: Task, out: Path, *, progress: bool) -> Trained:
     """Fine-tune and record; an interrupted run goes on. ``finish`` is to follow.
+
+    It is done on as many threads as ``suitable_threads`` says, whatever torch has here.
 
     Arguments:
         settings: With them the task was made.
@@ -39,6 +42,11 @@ def fine_tune(settings: Settings, task: Task, out: Path, *, progress: bool) -> T
         OptionError, TargetError: As ``inject``.
         RecordError: As ``Recorder``.
     """
+    with on_threads(suitable_threads(task.model)):
+        return _fine_tune(settings, task, out, progress)
+
+
+def _fine_tune(settings: Settings, task: Task, out: Path, progress: bool) -> Trained:
     model, method = task.model, settings.make_method()
     total = sum(p.numel() for p in model.parameters())
     if settings.base == "nf4":

@@ -1,8 +1,9 @@
-"""A grid of runs: methods × ranks × seeds, one after the other, and one table of them all."""
+"""A grid of runs: methods × ranks × seeds, alone or side by side, and one table of them all."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from deltaw.adapters.errors import DeltawError, OptionError, RecordError
 from deltaw.adapters.methods.registry import METHODS, options_of
 from deltaw.analysis.records.atomic import is_leftover, write_text
 from deltaw.trainers.settings import Settings
+from deltaw.trainers.side_by_side import reason, run_all
 
 S = TypeVar("S", bound=Settings)
 R = TypeVar("R")
@@ -92,52 +94,67 @@ def grid_runs(
     return found
 
 
-def run_grid(
-    runs: Mapping[str, S],
-    out: Path,
+def run_grids(
+    grids: Mapping[Path, Mapping[str, S]],
     *,
     finished: Callable[[S, Path], R | None],
-    check: Callable[[Sequence[S]], None],
-    train: Callable[[S, Path], R],
+    check: Callable[[Sequence[S]], Mapping[str, Any]],
+    train: Callable[..., R],
     table: Callable[[Sequence[R]], pd.DataFrame],
     page: Callable[[pd.DataFrame], str],
-) -> list[R]:
-    """Train every run in its own folder, and write one table of them all.
+    jobs: int = 1,
+) -> dict[Path, list[R]]:
+    """Train every run of some grids in its own folder, and write one table a grid.
 
     Everything is checked before anything is trained. Finished runs are only read and an interrupted one goes on.
 
     Arguments:
-        runs: As ``grid_runs`` returns them.
-        out: The folder of the grid: one folder a run, results.csv, results.md.
+        grids: Runs as ``grid_runs`` returns them, by the folder of the grid: it gets one folder a run, results.csv,
+            results.md.
         finished: Returns a run's result, or None where there is work to do.
-        check: Raises what would stop one of the unfinished runs.
-        train: Trains one.
+        check: Raises what would stop one of the unfinished runs; returns the keyword arguments of ``train``.
+        train: Trains one: a function of a module, or a ``functools.partial`` of one.
         table, page: Make the table, and its text in Markdown.
+        jobs: Processes at a time; results are equal to the bit for any number.
 
     Returns:
-        One result a run, in their order.
+        By folder, one result a run, in their order.
 
     Raises:
-        RecordError: The folder holds something else.
+        RecordError: A folder holds something else.
         GridError: Runs have failed; the others are done, and the tables hold them.
     """
-    _check_folder(out)
-    check([run for name, run in runs.items() if finished(run, out / name) is None])
-    results: list[R] = []
+    for out in grids:
+        _check_folder(out)
+    runs = {(out, name): run for out, runs in grids.items() for name, run in runs.items()}
+    names = {key: _name(key, grids) for key in runs}
+    todo = [key for key, run in runs.items() if finished(run, key[0] / key[1]) is None]
+    given = check([runs[key] for key in todo])
+    work = {names[out, name]: partial(train, run, out / name) for (out, name), run in runs.items()}
+    read = run_all({names[key]: work[names[key]] for key in runs if key not in todo}, shared=given)
+    found = read | run_all({names[key]: work[names[key]] for key in todo}, jobs, shared=given)
+    results: dict[Path, list[R]] = {out: [] for out in grids}
     failures: dict[str, str] = {}
-    for name, run in runs.items():
-        try:
-            results.append(train(run, out / name))
-        except Exception as error:  # whatever it is, the other runs need not fail with it
-            text = " ".join(str(error).split())
-            failures[name] = text if isinstance(error, DeltawError) else f"{type(error).__name__}: {text}"
-    if results:
-        frame = table(results)
-        write_text(out / "results.csv", frame.to_csv(index=False))
-        write_text(out / "results.md", page(frame) + "\n")
+    for (out, _), called in names.items():
+        outcome = found[called]
+        if isinstance(outcome, Exception):
+            failures[called] = reason(outcome)
+        else:
+            results[out].append(outcome)
+    for out, of_grid in results.items():
+        if of_grid:
+            frame = table(of_grid)
+            write_text(out / "results.csv", frame.to_csv(index=False))
+            write_text(out / "results.md", page(frame) + "\n")
     if failures:
-        raise GridError(results, failures, len(runs))
+        raise GridError([result for of_grid in results.values() for result in of_grid], failures, len(runs))
     return results
+
+
+def _name(key: tuple[Path, str], grids: Mapping[Path, Any]) -> str:
+    """The name of a run, with its grid's where there are several."""
+    out, name = key
+    return name if len(grids) == 1 else f"{out.name}/{name}"
 
 
 def over_seeds(frame: pd.DataFrame, scores: Sequence[str]) -> pd.DataFrame:

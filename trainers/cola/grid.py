@@ -1,7 +1,8 @@
-"""A grid of runs on CoLA: methods × ranks × seeds, one after the other, and one table of them all."""
+"""A grid of runs on CoLA: methods × ranks × seeds, alone or side by side, and one table of them all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from deltaw.trainers.cola.experiment import ColaResult, check_cola, finished_cola, train_cola
 from deltaw.trainers.cola.settings import ColaSettings
-from deltaw.trainers.grid import GridError, grid_runs, over_seeds, rounded_page, run_grid
+from deltaw.trainers.grid import GridError, grid_runs, over_seeds, rounded_page, run_grids
 
 
 def train_grid(
@@ -22,6 +23,7 @@ def train_grid(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     rates: Mapping[str, float] | None = None,
     progress: bool = True,
+    jobs: int = 1,
 ) -> list[ColaResult]:
     """Train every method with every rank and seed, each in its own folder, and write one table.
 
@@ -36,6 +38,8 @@ def train_grid(
         options: Further options, by method.
         rates: Learning rates of their own, by method; the others have that of the settings.
         progress: Show a progress bar a run.
+        jobs: Runs at a time, each in a process of its own; they are equal to the bit for any number. See
+            ``deltaw.trainers.side_by_side.run_all``.
 
     Returns:
         One result a run: by method, then rank, then seed.
@@ -46,15 +50,31 @@ def train_grid(
         GridError: Runs have failed; the others are done, and the tables hold them.
     """
     runs = grid_runs(settings, methods=methods, ranks=ranks, seeds=seeds, options=options, rates=rates)
-    return run_grid(
-        runs,
-        Path(out),
+    return train_grids({Path(out): runs}, progress=progress, jobs=jobs)[Path(out)]
+
+
+def train_grids(
+    grids: Mapping[Path, Mapping[str, ColaSettings]], *, progress: bool = True, jobs: int = 1
+) -> dict[Path, list[ColaResult]]:
+    """Train the runs of several grids, by the folder of the grid; the rest as ``train_grid``."""
+    return run_grids(
+        grids,
         finished=finished_cola,
-        check=check_cola,
-        train=lambda run, folder: train_cola(run, folder, progress=progress),
+        check=_check,
+        train=partial(_train, progress=progress),
         table=grid_table,
-        page=lambda frame: grid_page(frame, markdown=True),
+        page=partial(grid_page, markdown=True),
+        jobs=jobs,
     )
+
+
+def _check(runs: Sequence[ColaSettings]) -> dict[str, Any]:
+    check_cola(runs)
+    return {}
+
+
+def _train(run: ColaSettings, folder: Path, *, progress: bool) -> ColaResult:
+    return train_cola(run, folder, progress=progress)
 
 
 def grid_table(results: Sequence[ColaResult]) -> pd.DataFrame:
@@ -82,4 +102,4 @@ def grid_page(frame: pd.DataFrame, *, markdown: bool = False) -> str:
     return rounded_page(frame, {"best_mcc": "best MCC", "final_mcc": "final MCC"}, markdown=markdown)
 
 
-__all__ = ["GridError", "grid_page", "grid_runs", "grid_table", "train_grid"]
+__all__ = ["GridError", "grid_page", "grid_runs", "grid_table", "train_grid", "train_grids"]

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from deltaw.analysis.claims import claims
 from deltaw.analysis.figures import rank, symmetry, updates
 from deltaw.analysis.runs import open_runs, table
-from deltaw.trainers.cola.experiment import train_cola
+from deltaw.trainers.cola.experiment import ColaResult, finished_cola, train_cola
 from deltaw.trainers.cola.grid import grid_runs
 from deltaw.trainers.cola.settings import ColaSettings
 from deltaw.trainers.reproduce.common import (
@@ -16,6 +17,7 @@ from deltaw.trainers.reproduce.common import (
     results_frame,
     results_table,
     run_folder,
+    train_every,
     write_report,
 )
 from deltaw.trainers.reproduce.settings import BORA_METHODS
@@ -29,6 +31,7 @@ def reproduce_bora(
     seeds: Sequence[int] | None = None,
     full_learning_rate: float | None = None,
     progress: bool = True,
+    jobs: int = 1,
 ) -> Report:
     """Train every method on CoLA, draw BoRA's Figures 2 and 3 and the ranks, and check BoRA's claims.
 
@@ -43,6 +46,7 @@ def reproduce_bora(
         full_learning_rate: The learning rate of the methods that train all weights, ``ft`` and ``galore``; ``None`` for
             the default.
         progress: Show progress bars.
+        jobs: Runs at a time; see ``train_grid``.
 
     Raises:
         RecordError: A run folder holds another run.
@@ -52,13 +56,13 @@ def reproduce_bora(
         BoRA, §3.3, Figures 2 and 3, Tables 10 and 11.
     """
     out = Path(out)
-    results, places = [], []
+    wanted: dict[Path, ColaSettings] = {}
     for run in grid_runs(settings, methods=methods, seeds=seeds).values():
         rate = settings.learning_rate if run.make_method().injects else full_learning_rate
-        places.append(out / "runs" / run_folder(run.method, run.seed))
-        results.append(train_cola(replace(run, learning_rate=rate), places[-1], progress=progress))
+        wanted[out / "runs" / run_folder(run.method, run.seed)] = replace(run, learning_rate=rate)
+    results = train_every(wanted, finished_cola, partial(_train, progress=progress), jobs)
 
-    runs = open_runs(places)
+    runs = open_runs(list(wanted))
     consecutive = table(runs, "consecutive", progress=progress)
     initial = table(runs, "initial", progress=progress)
     spectra = table(runs, "spectra", steps="last", progress=progress)
@@ -82,3 +86,7 @@ def reproduce_bora(
         kind=kind,
     )
     return write_report(out, "BoRA", results, claims(evidence, ["bora"]), figures, tables, results_table(results))
+
+
+def _train(run: ColaSettings, place: Path, *, progress: bool) -> ColaResult:
+    return train_cola(run, place, progress=progress)

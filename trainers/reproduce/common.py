@@ -1,10 +1,11 @@
 """The end of every reproduction: pictures, tables, verdicts, and a closing page."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -24,7 +25,11 @@ from deltaw.analysis.figures import save
 from deltaw.analysis.records.atomic import write_text
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers.cola.experiment import ColaResult
+from deltaw.trainers.settings import Settings
+from deltaw.trainers.side_by_side import run_all
 
+S = TypeVar("S", bound=Settings)
+R = TypeVar("R")
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -92,6 +97,39 @@ def write_report(
     for name, text in texts.items():
         write_text(out / name, text)
     return Report(paper, results, outcomes, pictures, [out / name for name in texts], summary)
+
+
+def train_every(
+    runs: Mapping[Path, S],
+    finished: Callable[[S, Path], R | None],
+    train: Callable[..., R],
+    jobs: int,
+    *,
+    shared: Mapping[str, Any] | None = None,
+) -> list[R]:
+    """Train every run that is not finished, and return all results in their order.
+
+    Arguments:
+        runs: By their folders.
+        finished: Returns a run's result, or None where there is work to do.
+        train: A function of a module, or a ``functools.partial`` of one.
+        jobs, shared: See ``run_all``.
+
+    Raises:
+        Exception: What the first that failed has raised, once the others are done.
+    """
+    todo = [place for place, run in runs.items() if finished(run, place) is None]
+    work = {place.name: partial(train, run, place) for place, run in runs.items()}
+    read = run_all({place.name: work[place.name] for place in runs if place not in todo}, shared=shared)
+    found = read | run_all({place.name: work[place.name] for place in todo}, jobs, shared=shared)
+    results: list[R] = []
+    for place in runs:
+        outcome = found[place.name]
+        if isinstance(outcome, Exception):
+            outcome.add_note(f"in the run {place.name}")
+            raise outcome
+        results.append(outcome)
+    return results
 
 
 def measured(runs: Sequence[Trajectory], papers: Iterable[str], *, progress: bool) -> Evidence:

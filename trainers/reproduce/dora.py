@@ -1,6 +1,7 @@
 """DoRA: do magnitude and direction change together?"""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,10 +14,10 @@ from deltaw.analysis.figures.kinds.layers import layers
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.runs import open_runs, table
 from deltaw.trainers.grid import grid_runs
-from deltaw.trainers.reproduce.common import Report, measured, results_frame, run_folder, write_report
+from deltaw.trainers.reproduce.common import Report, measured, results_frame, run_folder, train_every, write_report
 from deltaw.trainers.reproduce.settings import DORA_METHODS
-from deltaw.trainers.vl.experiment import check_vl, finished_vl, train_vl
-from deltaw.trainers.vl.grid import grid_page, grid_table
+from deltaw.trainers.vl.experiment import VLData, VLResult, check_vl, finished_vl, train_vl
+from deltaw.trainers.vl.grid import grid_page, grid_table, shared_data
 from deltaw.trainers.vl.settings import VLSettings
 
 COMPARED: dict[Axis, str] = {"column": "dora", "row": "dora-row"}  # the paper's equation, and its authors' code
@@ -30,6 +31,7 @@ def reproduce_dora(
     seeds: Sequence[int] | None = None,
     rates: Mapping[str, float] | None = None,
     progress: bool = True,
+    jobs: int = 1,
 ) -> Report:
     """Train VL-BART with every method, draw DoRA's Figures 2, 7, 3 and 8, and check DoRA's claims.
 
@@ -45,6 +47,7 @@ def reproduce_dora(
         seeds: ``None`` for that of the settings. Correlations are averaged over seeds, intervals resample them too.
         rates: Learning rates of their own, by method; the others have that of the settings.
         progress: Show progress bars.
+        jobs: Runs at a time; see ``train_grid``.
 
     Raises:
         RecordError: A run folder holds another run.
@@ -60,7 +63,8 @@ def reproduce_dora(
         for run in grid_runs(settings, methods=methods, seeds=seeds, rates=rates).values()
     }
     data = check_vl([run for place, run in runs.items() if finished_vl(run, place) is None], progress=progress)
-    results = [train_vl(run, place, progress=progress, data=data) for place, run in runs.items()]
+    train = partial(_train, progress=progress)
+    results = train_every(runs, finished_vl, train, jobs, shared=shared_data(data, jobs))
 
     opened = open_runs(list(runs))
     base = table(opened, "base", progress=progress)
@@ -72,6 +76,10 @@ def reproduce_dora(
     }
     outcomes = claims(measured(opened, ["dora"], progress=progress), ["dora"])
     return write_report(out, "DoRA", results, outcomes, _figures(base, methods), tables, grid_page(summary))
+
+
+def _train(run: VLSettings, place: Path, *, progress: bool, data: VLData | None) -> VLResult:
+    return train_vl(run, place, progress=progress, data=data)
 
 
 def _figures(base: pd.DataFrame, methods: Sequence[str]) -> dict[str, Figure]:

@@ -11,7 +11,7 @@ from deltaw.analysis.claims import claims
 from deltaw.analysis.figures import rank as draw_rank
 from deltaw.analysis.figures import sweep
 from deltaw.analysis.runs import open_runs, table
-from deltaw.trainers.cola.grid import grid_page, grid_table, train_grid
+from deltaw.trainers.cola.grid import grid_page, grid_runs, grid_table, train_grids
 from deltaw.trainers.cola.settings import ColaSettings
 from deltaw.trainers.reproduce.common import Report, measured, results_frame, write_report
 from deltaw.trainers.reproduce.settings import DUAL_LORA_RANK, DUAL_LORA_RATIOS
@@ -28,6 +28,7 @@ def reproduce_dual_lora(
     seeds: Sequence[int] | None = None,
     *,
     progress: bool = True,
+    jobs: int = 1,
 ) -> Report:
     """Train Dual LoRA with several ratios r₁ : r₂ on CoLA, draw its Figures 2 and 3, and check what the paper says.
 
@@ -41,6 +42,7 @@ def reproduce_dual_lora(
         ratios: How many, evenly from 6 % to 94 % of 2·rank for r₁; see ``first_ranks``. The paper has 15.
         seeds: The grids'.
         progress: Show progress bars.
+        jobs: Runs at a time; see ``train_grid``.
 
     Raises:
         GridError: Runs have failed; the same call tries them again.
@@ -51,21 +53,18 @@ def reproduce_dual_lora(
     """
     out = Path(out)
     ranks = first_ranks(rank, ratios)
-    results = train_grid(
-        settings, out / "runs" / "baselines", methods=BASELINES, ranks=[2 * rank], seeds=seeds, progress=progress
-    )
-    places = [out / "runs" / "baselines" / result.out for result in results]
-    seconds: list[int | None] = [None] * len(results)
+    baselines = out / "runs" / "baselines"
+    grids = {baselines: grid_runs(settings, methods=BASELINES, ranks=[2 * rank], seeds=seeds)}
+    second: dict[Path, int | None] = {baselines: None}
     for first in ranks:
-        second = 2 * rank - first
-        folder = out / "runs" / f"ratio-{first}-{second}"
-        own = {METHOD: {"direction_rank": second}}
-        found = train_grid(
-            settings, folder, methods=[METHOD], ranks=[first], seeds=seeds, options=own, progress=progress
-        )
-        results += found
-        places += [folder / result.out for result in found]
-        seconds += [second] * len(found)
+        folder = out / "runs" / f"ratio-{first}-{2 * rank - first}"
+        second[folder] = 2 * rank - first
+        own = {METHOD: {"direction_rank": second[folder]}}
+        grids[folder] = grid_runs(settings, methods=[METHOD], ranks=[first], seeds=seeds, options=own)
+    found = train_grids(grids, progress=progress, jobs=jobs)
+    results = [result for of_grid in found.values() for result in of_grid]
+    places = [folder / result.out for folder, of_grid in found.items() for result in of_grid]
+    seconds = [second[folder] for folder, of_grid in found.items() for _ in of_grid]
     frame = results_frame(results)
     frame["direction_rank"] = pd.array(seconds, dtype="Int64")
 

@@ -27,6 +27,8 @@ def reproduce_all(
     grid_epochs: int | None = None,
     seeds: Sequence[int] | None = None,
     progress: bool = True,
+    jobs: int = 1,
+    sbora_jobs: int = 1,
 ) -> list[Report]:
     """Reproduce BoRA, DoRA, SBoRA and Dual LoRA into a folder each, and write summary.md with all verdicts.
 
@@ -40,6 +42,8 @@ def reproduce_all(
         grid_epochs: Of SBoRA's and Dual LoRA's runs, of which there are many; ``None`` for 40.
         seeds: Of every run; ``None`` for those of the settings.
         progress: Show progress bars.
+        jobs: Runs at a time; see ``train_grid``.
+        sbora_jobs: The same for SBoRA, whose page compares times.
 
     Raises:
         GridError, RecordError, OptionError, DataError, TargetError: As the four; what is done stays.
@@ -49,12 +53,14 @@ def reproduce_all(
     of_bora = replace(cola, options=cola.options | {"rank": rank})
     shorter = replace(cola, epochs=grid_epochs or GRID_EPOCHS)
     steps: dict[str, Callable[[Path], Report]] = {
-        "bora": lambda folder: reproduce_bora(folder, of_bora, seeds=seeds, progress=progress),
-        "dora": lambda folder: reproduce_dora(folder, vl, seeds=seeds, progress=progress),
+        "bora": lambda folder: reproduce_bora(folder, of_bora, seeds=seeds, progress=progress, jobs=jobs),
+        "dora": lambda folder: reproduce_dora(folder, vl, seeds=seeds, progress=progress, jobs=jobs),
         "sbora": lambda folder: reproduce_sbora(
-            folder, shorter, ranks=(rank, 2 * rank), seeds=seeds, progress=progress
+            folder, shorter, ranks=(rank, 2 * rank), seeds=seeds, progress=progress, jobs=sbora_jobs
         ),
-        "dual-lora": lambda folder: reproduce_dual_lora(folder, shorter, rank, seeds=seeds, progress=progress),
+        "dual-lora": lambda folder: reproduce_dual_lora(
+            folder, shorter, rank, seeds=seeds, progress=progress, jobs=jobs
+        ),
     }
     reports = {}
     for name, step in steps.items():

@@ -29,6 +29,7 @@ def reproduce_sbora(
     seeds: Sequence[int] | None = None,
     *,
     progress: bool = True,
+    jobs: int = 1,
 ) -> Report:
     """Train every method with every rank on CoLA, draw SBoRA's Figures 2, 3 and 4, and check what SBoRA says.
 
@@ -41,6 +42,8 @@ def reproduce_sbora(
         methods: Names of ``METHODS``; the claims want the four of the default.
         ranks, seeds: The grid's. The paper has ranks 32 and 64.
         progress: Show progress bars.
+        jobs: Runs at a time; see ``train_grid``. More than one makes the times of this reproduction those of runs that
+            share the machine.
 
     Raises:
         GridError: Runs have failed; the same call tries them again.
@@ -50,7 +53,9 @@ def reproduce_sbora(
         SBoRA, §3.2 with Figure 2, §4 with Table 1, §5.2 with Table 4 and Figures 3 and 4.
     """
     out = Path(out)
-    results = train_grid(settings, out / "runs", methods=methods, ranks=ranks, seeds=seeds, progress=progress)
+    results = train_grid(
+        settings, out / "runs", methods=methods, ranks=ranks, seeds=seeds, progress=progress, jobs=jobs
+    )
     runs = open_runs([out / "runs" / result.out for result in results])
     moved = pd.concat(
         [regions(run).assign(rank=one.rank, seed=one.seed) for one, run in zip(results, runs, strict=True)],

@@ -43,6 +43,11 @@ class Features:
     keys: tuple[str, ...]
     read: Callable[[str], Tensor] = field(repr=False, compare=False)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether they need no open file, so that another process can have them."""
+        return isinstance(getattr(self.read, "__self__", None), dict)
+
     def __getitem__(self, key: str) -> Tensor:
         value = self.read(key).float()
         if value.shape != (self.tokens, self.width):

@@ -1,14 +1,15 @@
 """A grid of runs of the VL experiment: methods × ranks × seeds, and one table of them all."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
-from deltaw.trainers.grid import GridError, grid_runs, over_seeds, rounded_page, run_grid
+from deltaw.trainers.grid import GridError, grid_runs, over_seeds, rounded_page, run_grids
 from deltaw.trainers.vl.examples import TASKS
 from deltaw.trainers.vl.experiment import VLData, VLResult, check_vl, finished_vl, train_vl
 from deltaw.trainers.vl.settings import VLSettings
@@ -26,6 +27,7 @@ def train_grid(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     rates: Mapping[str, float] | None = None,
     progress: bool = True,
+    jobs: int = 1,
 ) -> list[VLResult]:
     """Train every method with every rank and seed, each in its own folder, and write one table.
 
@@ -37,6 +39,8 @@ def train_grid(
         out: The folder of the grid: METHOD-rRANK-sSEED (without a rank: METHOD-sSEED), results.csv, results.md.
         methods, ranks, seeds, options, rates: As ``grid_runs``.
         progress: Show a progress bar a run.
+        jobs: Runs at a time, each in a process of its own; they are equal to the bit for any number. See
+            ``deltaw.trainers.side_by_side.run_all``.
 
     Returns:
         One result a run: by method, then rank, then seed.
@@ -46,16 +50,31 @@ def train_grid(
         RecordError: Before anything is trained: the folder holds runs with other settings, or something else.
         GridError: Runs have failed; the others are done, and the tables hold them.
     """
-    shared: list[VLData | None] = []
-    return run_grid(
-        grid_runs(settings, methods=methods, ranks=ranks, seeds=seeds, options=options, rates=rates),
-        Path(out),
+    runs = grid_runs(settings, methods=methods, ranks=ranks, seeds=seeds, options=options, rates=rates)
+    return run_grids(
+        {Path(out): runs},
         finished=finished_vl,
-        check=lambda runs: shared.append(check_vl(runs, progress=progress)),
-        train=lambda run, folder: train_vl(run, folder, progress=progress, data=shared[0]),
+        check=partial(_check, progress=progress, jobs=jobs),
+        train=partial(_train, progress=progress),
         table=grid_table,
-        page=lambda frame: grid_page(frame, markdown=True),
-    )
+        page=partial(grid_page, markdown=True),
+        jobs=jobs,
+    )[Path(out)]
+
+
+def _check(runs: Sequence[VLSettings], *, progress: bool, jobs: int) -> dict[str, VLData | None]:
+    return shared_data(check_vl(runs, progress=progress), jobs)
+
+
+def shared_data(data: VLData | None, jobs: int) -> dict[str, VLData | None]:
+    """Return the keyword arguments that runs share; for other processes no file that is open, which each opens anew."""
+    if jobs > 1 and data is not None:
+        data = replace(data, corpus=replace(data.corpus, pictures={})) if data.features.in_memory else None
+    return {"data": data}
+
+
+def _train(run: VLSettings, folder: Path, *, progress: bool, data: VLData | None) -> VLResult:
+    return train_vl(run, folder, progress=progress, data=data)
 
 
 def grid_table(results: Sequence[VLResult]) -> pd.DataFrame:
