@@ -61,7 +61,7 @@ def train_grids(
         grids,
         finished=finished_cola,
         check=_check,
-        train=partial(_train, progress=progress),
+        train=partial(train_cola, progress=progress),
         table=grid_table,
         page=partial(grid_page, markdown=True),
         jobs=jobs,
@@ -71,10 +71,6 @@ def train_grids(
 def _check(runs: Sequence[ColaSettings]) -> dict[str, Any]:
     check_cola(runs)
     return {}
-
-
-def _train(run: ColaSettings, folder: Path, *, progress: bool) -> ColaResult:
-    return train_cola(run, folder, progress=progress)
 
 
 def grid_table(results: Sequence[ColaResult]) -> pd.DataFrame:

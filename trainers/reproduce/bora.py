@@ -8,7 +8,7 @@ from pathlib import Path
 from deltaw.analysis.claims import claims
 from deltaw.analysis.figures import rank, symmetry, updates
 from deltaw.analysis.runs import open_runs, table
-from deltaw.trainers.cola.experiment import ColaResult, finished_cola, train_cola
+from deltaw.trainers.cola.experiment import finished_cola, train_cola
 from deltaw.trainers.cola.grid import grid_runs
 from deltaw.trainers.cola.settings import ColaSettings
 from deltaw.trainers.reproduce.common import (
@@ -60,11 +60,13 @@ def reproduce_bora(
     for run in grid_runs(settings, methods=methods, seeds=seeds).values():
         rate = settings.learning_rate if run.make_method().injects else full_learning_rate
         wanted[out / "runs" / run_folder(run.method, run.seed)] = replace(run, learning_rate=rate)
-    results = train_every(wanted, finished_cola, partial(_train, progress=progress), jobs)
+    results = train_every(wanted, finished_cola, partial(train_cola, progress=progress), jobs)
 
     runs = open_runs(list(wanted))
-    consecutive = table(runs, "consecutive", progress=progress)
-    initial = table(runs, "initial", progress=progress)
+    both = table(runs, "changes", pairs=("consecutive", "initial"), progress=progress)  # every matrix is read once
+    consecutive, initial = (
+        both[both["pairs"] == kind].drop(columns="pairs").reset_index(drop=True) for kind in ("consecutive", "initial")
+    )
     spectra = table(runs, "spectra", steps="last", progress=progress)
     kinds = list(consecutive["kind"].unique())
     kind = "query" if "query" in kinds else kinds[0]  # the paper's figures show the query matrices
@@ -86,7 +88,3 @@ def reproduce_bora(
         kind=kind,
     )
     return write_report(out, "BoRA", results, claims(evidence, ["bora"]), figures, tables, results_table(results))
-
-
-def _train(run: ColaSettings, place: Path, *, progress: bool) -> ColaResult:
-    return train_cola(run, place, progress=progress)

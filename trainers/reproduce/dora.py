@@ -16,7 +16,7 @@ from deltaw.analysis.runs import open_runs, table
 from deltaw.trainers.grid import grid_runs
 from deltaw.trainers.reproduce.common import Report, measured, results_frame, run_folder, train_every, write_report
 from deltaw.trainers.reproduce.settings import DORA_METHODS
-from deltaw.trainers.vl.experiment import VLData, VLResult, check_vl, finished_vl, train_vl
+from deltaw.trainers.vl.experiment import check_vl, finished_vl, train_vl
 from deltaw.trainers.vl.grid import grid_page, grid_table, shared_data
 from deltaw.trainers.vl.settings import VLSettings
 
@@ -63,7 +63,7 @@ def reproduce_dora(
         for run in grid_runs(settings, methods=methods, seeds=seeds, rates=rates).values()
     }
     data = check_vl([run for place, run in runs.items() if finished_vl(run, place) is None], progress=progress)
-    train = partial(_train, progress=progress)
+    train = partial(train_vl, progress=progress)
     results = train_every(runs, finished_vl, train, jobs, shared=shared_data(data, jobs))
 
     opened = open_runs(list(runs))
@@ -76,10 +76,6 @@ def reproduce_dora(
     }
     outcomes = claims(measured(opened, ["dora"], progress=progress), ["dora"])
     return write_report(out, "DoRA", results, outcomes, _figures(base, methods), tables, grid_page(summary))
-
-
-def _train(run: VLSettings, place: Path, *, progress: bool, data: VLData | None) -> VLResult:
-    return train_vl(run, place, progress=progress, data=data)
 
 
 def _figures(base: pd.DataFrame, methods: Sequence[str]) -> dict[str, Figure]:

@@ -55,7 +55,7 @@ def train_grid(
         {Path(out): runs},
         finished=finished_vl,
         check=partial(_check, progress=progress, jobs=jobs),
-        train=partial(_train, progress=progress),
+        train=partial(train_vl, progress=progress),
         table=grid_table,
         page=partial(grid_page, markdown=True),
         jobs=jobs,
@@ -71,10 +71,6 @@ def shared_data(data: VLData | None, jobs: int) -> dict[str, VLData | None]:
     if jobs > 1 and data is not None:
         data = replace(data, corpus=replace(data.corpus, pictures={})) if data.features.in_memory else None
     return {"data": data}
-
-
-def _train(run: VLSettings, folder: Path, *, progress: bool, data: VLData | None) -> VLResult:
-    return train_vl(run, folder, progress=progress, data=data)
 
 
 def grid_table(results: Sequence[VLResult]) -> pd.DataFrame:
