@@ -28,6 +28,10 @@ as `deltaw plot`, prints its help. Paths and libraries are checked before anythi
 elsewhere a line at the start, at most one a minute, and one at the end. `--quiet` leaves the answer and errors,
 `--verbose` adds the library's log. Both stand before or after the command's name.
 
+**Cores.** Threads that wait for each other sleep (`OMP_WAIT_POLICY=PASSIVE`), so that they take no core from another
+process; your own `OMP_WAIT_POLICY`, `GOMP_SPINCOUNT` or `KMP_BLOCKTIME` stays. `--jobs` trains runs side by side, equal
+to the bit to one after the other: [recording.md](recording.md#runs-side-by-side-and-threads).
+
 **Names from files.** Names of modules, files and methods may come from strangers. What a terminal would obey instead of
 showing it (control characters, line breaks, marks that turn the direction of writing) is printed as an escape, such as
 `\\x1b`. In a CSV file a text cell is escaped in the same way, and one that begins with `=`, `+`, `-`, `@`, a tab or a
