@@ -1,4 +1,4 @@
-"""The rank of an update from its factors, against the singular values of the dense update."""
+"""The spectrum of an update by its cheapest exact way, against the singular values of the dense update."""
 
 import argparse
 import time
@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from deltaw.adapters.methods.registry import METHODS
 from deltaw.analysis import spectrum
+from deltaw.analysis.measures.leading import leading_spectrum
 
 
 def least(run: Callable[[], Any], rounds: int) -> float:
@@ -52,6 +54,43 @@ def rows(rounds: int = 15, size: int = 4096, rank: int = 64) -> list[dict[str, A
     return [
         row(f"rank from factors, {size}×{size}, rank {rank}", factors, "svdvals of the dense float32", dense, 500.0),
         row(f"spectrum with noise floor, {small}×{small}", floor, "spectrum without", plain, None),
+        *dense_rows(),
+    ]
+
+
+def bora_update(size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """ΔW and W' of a BoRA layer of rank 8 after some steps, both magnitudes moved by a thousandth."""
+    method = METHODS["bora"](rank=8, alpha=16)
+    normal = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    base = 0.02 * normal(size, size)
+    state = {
+        "lora_A": 0.02 * normal(8, size),
+        "lora_B": 0.005 * normal(size, 8),
+        "magnitude_row": base.norm(dim=1) * (1 + 1e-3 * normal(size)),
+    }
+    state["magnitude_column"] = base.norm(dim=0) * (1 + 1e-3 * normal(size))
+    weight = method.weight(base, state)
+    return weight - base, weight
+
+
+def dense_rows(rounds: int = 3, size: int = 2048) -> list[dict[str, Any]]:
+    """A BoRA update recorded in float32: all of its spectrum, and what the largest singular values tell."""
+    update, weight = bora_update(size, torch.Generator().manual_seed(0))
+    floored = {"stored": torch.float32, "weight": weight}
+    whole = spectrum(update, **floored)
+    leading = leading_spectrum(update, **floored, energy=[0.9, 0.99])
+    assert leading is not None
+    assert leading.energy_ranks == {share: whole.energy_rank(share) for share in (0.9, 0.99)}
+    assert abs(leading.stable_rank / whole.stable_rank - 1) < 1e-6
+    name, other = f"of a BoRA update, {size}×{size}", "float64 svdvals"
+    few = least(lambda: leading_spectrum(update, **floored, energy=[0.9, 0.99]), rounds)
+    every = least(lambda: spectrum(update, **floored), rounds)
+    dense = least(lambda: torch.linalg.svdvals(update), 1)
+    few = min(few, least(lambda: leading_spectrum(update, **floored, energy=[0.9, 0.99]), rounds))
+    every = min(every, least(lambda: spectrum(update, **floored), rounds))
+    return [
+        row(f"the whole spectrum {name}", every, other, dense, 10.0) | {"note": f"route {whole.route}"},
+        row(f"norms, stable and energy ranks {name}", few, other, dense, 50.0) | {"note": f"route {leading.route}"},
     ]
 
 

@@ -53,43 +53,44 @@ def of_factors(left: Tensor, right: Tensor) -> tuple[Found, Tensor, Tensor]:
         ShapeError: The two do not fit.
         NonFiniteError: NaN or infinity in one of them, or in their product.
     """
-    left, right = finite("factors[0]", left), finite("factors[1]", right)
-    if left.shape[1] != right.shape[0]:
-        raise ShapeError(f"factors have shapes {tuple(left.shape)} and {tuple(right.shape)}; pass (out, r) and (r, in)")
-    r_u, u_full = triangle(left)  # (≤ r, r)
-    r_v, v_full = triangle(right.T)
-    r_v = r_v.to(r_u.device)
-    size = max(left.shape[0], right.shape[1])
-    core = r_u @ r_v.T
-    if not bool(core.isfinite().all()):
-        raise NonFiniteError("factors: their product exceeds float64; scale them down")
     with one_thread():
+        left, right = finite("factors[0]", left), finite("factors[1]", right)
+        if left.shape[1] != right.shape[0]:
+            raise ShapeError(
+                f"factors have shapes {tuple(left.shape)} and {tuple(right.shape)}; pass (out, r) and (r, in)"
+            )
+        r_u, u_full = triangle(left)  # (≤ r, r)
+        r_v, v_full = triangle(right.T)
+        r_v = r_v.to(r_u.device)
+        size = max(left.shape[0], right.shape[1])
+        core = r_u @ r_v.T
+        if not bool(core.isfinite().all()):
+            raise NonFiniteError("factors: their product exceeds float64; scale them down")
         values = torch.linalg.svdvals(core).cpu()
-    u_norms, v_norms = (torch.linalg.vector_norm(r, dim=0) for r in (r_u, r_v))  # (r,), those of u and vᵀ too
-    tolerance = EPS * max(size * float(values[0]), left.shape[1] * float(u_norms @ v_norms))
-    rows = _zero_rows(left, None if v_full else r_v, size)
-    columns = _zero_rows(right.T, None if u_full else r_u, size)
+        u_norms, v_norms = (torch.linalg.vector_norm(r, dim=0) for r in (r_u, r_v))  # (r,), those of u and vᵀ too
+        tolerance = EPS * max(size * float(values[0]), left.shape[1] * float(u_norms @ v_norms))
+        rows = _zero_rows(left, None if v_full else r_v, size)
+        columns = _zero_rows(right.T, None if u_full else r_u, size)
     return Found(values, tolerance, "factors"), rows, columns
 
 
 def triangle(tall: Tensor) -> tuple[Tensor, bool]:
     """Return R of (n, r) = Q R, and whether the matrix surely has full rank r, its condition being far below 1/eps."""
     n, r = tall.shape
-    with one_thread():
-        gram = _gram(tall)
-        first, failed = torch.linalg.cholesky_ex(gram, upper=True)
-        if not failed and _relative_error(first, n) <= AGREE:
-            return first, True
-        tall = tall.double()
-        if not failed:
-            if tall.is_contiguous():  # LAPACK goes by columns; asked for the transpose, torch need not copy
-                q = torch.linalg.solve_triangular(first.mT, tall.mT, upper=False).mT
-            else:
-                q = torch.linalg.solve_triangular(first, tall, upper=True, left=False)
-            gram = q.T @ q
-            if bool(torch.dist(gram, torch.eye(r, dtype=gram.dtype, device=gram.device)) < 0.01):  # not if NaN
-                return torch.linalg.cholesky(gram, upper=True) @ first, True
-        return torch.linalg.qr(tall, mode="r").R, False
+    gram = _gram(tall)
+    first, failed = torch.linalg.cholesky_ex(gram, upper=True)
+    if not failed and _relative_error(first, n) <= AGREE:
+        return first, True
+    tall = tall.double()
+    if not failed:
+        if tall.is_contiguous():  # LAPACK goes by columns; asked for the transpose, torch need not copy
+            q = torch.linalg.solve_triangular(first.mT, tall.mT, upper=False).mT
+        else:
+            q = torch.linalg.solve_triangular(first, tall, upper=True, left=False)
+        gram = q.T @ q
+        if bool(torch.dist(gram, torch.eye(r, dtype=gram.dtype, device=gram.device)) < 0.01):  # not if NaN
+            return torch.linalg.cholesky(gram, upper=True) @ first, True
+    return torch.linalg.qr(tall, mode="r").R, False
 
 
 def _gram(tall: Tensor) -> Tensor:

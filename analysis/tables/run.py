@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.method import Method
+from deltaw.analysis.measures.threads import one_thread
 from deltaw.analysis.records.source import Source
 
 Step = int | None  # None: the base weights, before any step
@@ -58,7 +59,8 @@ class Run(Protocol):
 
 def update_of(run: Run, module: str, step: int) -> dict[str, Any]:
     """Return an update as the arguments of `spectrum`: factors where there are any, else ΔW with its noise floor."""
-    factors = run.factors(module, step, torch.float64)
+    with one_thread():  # factors are small, and threads that wait for each other take longer than one alone
+        factors = run.factors(module, step, torch.float64)
     if factors is not None:
         return {"factors": factors}
     stored = run.source.rounding(module, step)

@@ -64,14 +64,12 @@ def spectra_table(
         full_rank = min(stop.run.shape(stop.module))
         stop.where = f"of shape {stop.run.shape(stop.module)}, at step {stop.step}"
         with stop:
-            found = {"update": update_of(stop.run, stop.module, stop.step)}
+            measured = {"update": _measured(update_of(stop.run, stop.module, stop.step), wanted)}  # keeps no matrix
             if groups:
-                found |= {name: {"update": matrix} for name, matrix in _groups(stop).items()}
+                measured |= {name: _measured({"update": matrix}, wanted) for name, matrix in _groups(stop).items()}
             rows += [
-                stop.labels
-                | {"step": stop.step, "group": group, "full_rank": full_rank}
-                | _numbers(_measured(each, wanted), wanted)
-                for group, each in found.items()
+                stop.labels | {"step": stop.step, "group": group, "full_rank": full_rank} | _numbers(found, wanted)
+                for group, found in measured.items()
             ]
     return walk.frame(rows, [*LABELS, "step", "group", *wanted, "route"])
 
