@@ -65,7 +65,7 @@ def gram(update: Tensor) -> Gram:
 
 def power_of_two(update: Tensor) -> float:
     """Return the power of two by which the largest entry comes into [1, 2); 1 for zeros."""
-    largest = float(update.abs().amax())
+    largest = max(abs(float(bound)) for bound in torch.aminmax(update))
     return 2.0 ** (math.frexp(largest)[1] - 1) if largest > 0 else 1.0
 
 

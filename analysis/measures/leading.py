@@ -73,7 +73,8 @@ def leading_spectrum(
         return None
     floor = 0.0 if stored is None or weight is None else noise_floor(dense, stored, weight)
     scale = power_of_two(dense)
-    scaled = dense.double() / scale
+    scale = 1.0 if 1e-100 < scale < 1e100 else scale  # the squares are far from over- and underflow as they are
+    scaled = dense.double() if scale == 1.0 else dense.double() / scale
     with one_thread():
         whole = float(torch.linalg.vector_norm(scaled, dim=1).square().sum())  # ‖ΔW‖_F²
     zero = dense == 0

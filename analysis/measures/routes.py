@@ -2,8 +2,8 @@
 
 "gram": the eigenvalues of ΔW ΔWᵀ in float64, the smaller side's, see `deltaw.analysis.measures.gram`. Taken where
 their error bound β decides for every σ on which side of the tolerance it is, and leaves Σσ of those above right to
-1e-6. It decides where the tolerance stands above √β, and also below, where no σ is that small, as in an update of full
-rank.
+1e-6. It decides where the tolerance stands above √β, and also below, where few σ are that small, as in an update of
+full rank; these few are measured by themselves, see `deltaw.analysis.measures.smallest`.
 
 "svd": the singular value decomposition in float64. Taken where the Gram matrix cannot decide, and where the update is
 so small that it costs nothing.
@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from deltaw.analysis.measures.gram import gram, squares
+from deltaw.analysis.measures.smallest import smallest
 from deltaw.analysis.measures.threads import one_thread
 
 AGREE = 1e-6  # relative, of the sum of the singular values above the tolerance
+_WEAK = 100  # in units of β: an eigenvalue below that is too uncertain
 SMALL = 128  # the smaller side below which the decomposition itself is as fast
 
 
@@ -58,7 +60,12 @@ def _by_gram(update: Tensor, floor: float) -> Found | None:
     sigma = values.sqrt()
     tolerance = max(relative_tolerance(update) * float(sigma[0]), floor / matrix.scale)
     if not decided(values, bound, tolerance):
-        return None
+        # Of an update of full rank a few are too small for the Gram matrix; these are measured by themselves.
+        few = int((values < max(_WEAK * bound, tolerance**2)).sum())
+        last = smallest(update, matrix, values, bound, few)
+        if last is None or not decided(values[:-few], bound, tolerance):
+            return None
+        sigma = torch.cat([sigma[:-few], last]).sort(descending=True).values
     return Found(sigma * matrix.scale, tolerance * matrix.scale, "gram")
 
 

@@ -80,10 +80,23 @@ def plain(update, floor=0.0):
     return found, max(relative * float(found[0]), floor)
 
 
+FEW_WEAK = [1.0] * 8 + [1e-4] * 284 + [1e-7 * k for k in range(8, 0, -1)]
 CASES = {
     "full rank": (known(falling(300, 1e-3), 300, 300), 0.0, "gram"),
     "full rank, weak": (known(falling(300, 1e-4), 300, 400), 0.0, "gram"),
     "random": (random(300, 300), 0.0, "gram"),
+    "full rank, a few too weak": (
+        known(FEW_WEAK, 300, 400),
+        0.0,
+        "gram",
+    ),
+    "and taller": (known(FEW_WEAK, 400, 300), 0.0, "gram"),
+    "a few on both sides of a floor": (
+        known(FEW_WEAK, 300, 400),
+        2.5e-7,
+        "gram",
+    ),
+    "many too weak": (known([1.0] * 8 + [1e-4] * 200 + [1e-7] * 92, 300, 400), 0.0, "svd"),
     "too weak to tell": (known(falling(300, 1e-8), 300, 300), 0.0, "svd"),
     "rank 8": (random(300, 8) @ random(8, 300, seed=1), 0.0, "svd"),
     "rank 8, float32": ((random(300, 8) @ random(8, 300, seed=1)).float(), 0.0, "gram"),
