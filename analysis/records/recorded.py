@@ -273,7 +273,7 @@ class RecordedSource(Source):
         for name in names.values():
             if name not in header:
                 raise RecordError(f"{storage.file(file)}: lacks the tensor {name!r}")
-        return {key: read_tensor(storage, file, header[name]) for key, name in names.items()}
+        return {key: read_tensor(storage, file, header[name], size=size) for key, name in names.items()}
 
     def _header(self, storage: Storage, file: str, size: int) -> dict[str, Entry]:
         """The header of a file; read and held against the manifest the first time."""

@@ -41,6 +41,7 @@ DTYPES = {
     "BOOL": ("bool", 1),
 }
 PACKED = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")  # no weight by themselves: passed over
+READ_AT_MOST = 2**18  # bytes of a tensor up to which reading it is faster than mapping its pages
 LFS = b"version https://git-lfs"
 
 
@@ -139,8 +140,13 @@ def _parsed(header: _Header) -> dict[str, Entry]:
     return found
 
 
-def read_tensor(storage: Storage, name: str, entry: Entry, index: int | None = None) -> Tensor:
+def read_tensor(storage: Storage, name: str, entry: Entry, index: int | None = None, size: int | None = None) -> Tensor:
     """Return a tensor of a file, or one of its slices along the first dimension.
+
+    Arguments:
+        storage, name, entry: The file, and what its header says of the tensor.
+        index: Of the slice.
+        size: The file's bytes, where they are known.
 
     Raises:
         RecordError: The file cannot be read, or is shorter than it was.
@@ -149,7 +155,8 @@ def read_tensor(storage: Storage, name: str, entry: Entry, index: int | None = N
     if index is not None:
         shape, length = shape[1:], length // shape[0]
         start += index * length
-    return as_tensor(storage.mapped(name, start, length), torch_dtype(entry.dtype), shape)
+    data = (storage.read if length <= READ_AT_MOST else storage.mapped)(name, start, length, size)
+    return as_tensor(data, torch_dtype(entry.dtype), shape)
 
 
 def torch_dtype(name: str) -> torch.dtype:

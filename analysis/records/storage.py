@@ -93,9 +93,9 @@ class Storage(ABC):
         """
         return self._checked(self._bytes, name, start, length, size)
 
-    def mapped(self, name: str, start: int, length: int) -> Buffer:
+    def mapped(self, name: str, start: int, length: int, size: int | None = None) -> Buffer:
         """Return the bytes as ``read``; of a local file they stay on the disk until they are looked at."""
-        return self._checked(self._mapped_bytes, name, start, length, None)
+        return self._checked(self._mapped_bytes, name, start, length, size)
 
     def _mapped_bytes(self, name: str, start: int, length: int) -> Buffer:
         return self._bytes(name, start, length)
@@ -163,7 +163,7 @@ class LocalStorage(Storage):
     @override
     def size(self, name: str) -> int:
         with self._errors(self.file(name)):
-            found = (self.path / plain_name(name, self.where)).stat()
+            found = os.stat(f"{self.where}/{plain_name(name, self.where)}")
         if not stat.S_ISREG(found.st_mode):
             raise RecordError(f"{self.file(name)}: is no plain file")
         return found.st_size

@@ -110,7 +110,7 @@ class Stop:
     @property
     def labels(self) -> dict[str, Any]:
         """The first columns: run, method, module, layer, kind."""
-        return self.run.labels(self.module)
+        return self.once("labels", lambda: self.run.labels(self.module))
 
     def changes(self, axes: Sequence[Axis], *, allow_nonfinite: bool = False) -> dict[Axis, Change]:
         """Return the change of the pair along some axes."""
