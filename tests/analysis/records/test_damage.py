@@ -1,18 +1,22 @@
-"""Damaged files, twelve thousand where CI is set: each ends in a clear error or in a matrix of the announced shape.
+"""Damaged files, twenty thousand where CI is set: each ends in a clear error or in a matrix of the announced shape.
 
 Nothing else may happen: no other exception, no hang, no gigabyte taken, no code run. Bytes are flipped, cut, put in and
 zeroed; headers, manifests, indexes and configurations are made to lie.
 """
 
 import contextlib
+import gzip
+import http.server
 import io
 import json
 import os
 import random
 import resource
 import signal
+import threading
 import time
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -20,11 +24,13 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import nn
 
-from deltaw.adapters import DeltawError, LoRA, inject
+from deltaw.adapters import DeltawError, LoRA, inject, load_adapters, load_peft, save_adapters
 from deltaw.analysis import Trajectory
+from deltaw.analysis.records import web
+from deltaw.analysis.records.results import read_result, write_result
 from deltaw.trainers import Recorder
 
-TIMES = 2000 if os.environ.get("CI") else 400  # damaged files a format, of which there are six
+TIMES = 2000 if os.environ.get("CI") else 400  # damaged files a format, of which there are ten
 SECONDS = 10  # for one of them
 
 WEIRD = [
@@ -88,6 +94,63 @@ def pickled(folder):
     torch.save({"a.weight": torch.ones(2, 3)}, folder / "pytorch_model.bin")
 
 
+def model():
+    torch.manual_seed(0)
+    return nn.ModuleDict({"h": nn.ModuleList([nn.ModuleDict({"q": nn.Linear(3, 2), "v": nn.Linear(3, 2)})])})
+
+
+def loadable(folder):
+    """An adapter that ``load_peft`` takes, which has no counterpart of settings beyond."""
+    adapter(folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"alpha_pattern": {}, "target_modules": ["q"]}))
+
+
+def saved(folder):
+    save_adapters(inject(model(), LoRA(rank=1), targets=["h.*"]), folder / "adapters.safetensors")
+
+
+def result(folder):
+    options = {"method": "lora", "options": {"rank": 1, "alpha": None}, "seed": 0}
+    values = {"method": "lora", "best_mcc": 0.5, "scores": {"a": 0.5}, "n_dev": {"a": 4}, "epochs": 2}
+    write_result(folder, options, values, {"labels": "0110", "predictions": "0100"})
+
+
+def views(folder):
+    """A pickle with strides, a storage that two names share, and one value in many places."""
+    whole, shared = torch.arange(24.0).view(4, 6), ("x",)
+    for _ in range(4):
+        shared = (shared, shared)
+    state = {"a.weight": whole[::2, ::2], "b.weight": whole.t(), "c.weight": whole[1:3], "d": shared}
+    torch.save({"state_dict": state, "args": {"e": shared}}, folder / "pytorch_model.bin")
+
+
+def unchanged(load, folder):
+    """Load into a model; where it is refused, the model is as it was."""
+    into = model()
+    before = {name: (id(p), p.requires_grad, p.detach().clone()) for name, p in into.named_parameters()}
+    try:
+        load(into, folder)
+    except DeltawError:
+        after = dict(into.named_parameters())
+        assert after.keys() == before.keys()
+        for name, (key, trains, value) in before.items():
+            assert (id(after[name]), after[name].requires_grad) == (key, trains)
+            assert torch.equal(after[name], value)
+
+
+def look_at_result(folder):
+    with contextlib.suppress(DeltawError):
+        read_result(folder)
+
+
+LOOKS = {
+    loadable: lambda folder: unchanged(load_peft, folder),
+    saved: lambda folder: unchanged(load_adapters, folder / "adapters.safetensors"),
+    result: look_at_result,
+}
+
+
 def look(folder):
     """Open a folder and read everything; only our own errors may come."""
     with contextlib.suppress(DeltawError):
@@ -108,6 +171,35 @@ def look(folder):
 
 
 BASE = {"a.weight": torch.zeros(2, 3), "h.0.q.weight": torch.eye(2, 3), "h.0.c_attn.weight": torch.zeros(2, 6)}
+
+
+def pickle_damaged(data, rng):
+    """Change the pickle of an archive alone, so that the archive stays one: a bit, an instruction, a piece twice."""
+    found = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(found, "w") as new:
+        for member in old.infolist():
+            text = bytearray(old.read(member))
+            if member.filename.endswith("data.pkl"):
+                at = rng.randrange(2, len(text))
+                if rng.random() < 0.5:
+                    text[at] = rng.choice(INSTRUCTIONS) if rng.random() < 0.5 else rng.randrange(256)
+                else:
+                    text[at:at] = rng.choice(BOMBS) if rng.random() < 0.3 else text[at : at + rng.choice([1, 3, 20])]
+            new.writestr(member.filename, bytes(text))
+    return found.getvalue()
+
+
+INSTRUCTIONS = (
+    b"()]}.0123NRabcdehijlopqrstuKMJLGIFSTUVXBC\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8e\x8f\x90\x91\x93\x94\x95"
+)
+BOMBS = [
+    b"2\x86" * 80,
+    b")" + b"2\x86" * 80 + b"0",
+    b"(" * 5000,
+    b"\x8b\xff\xff\xff\x7f",
+    b"]" + b"\x85" * 5000,
+    b"\x8a\xff",
+]
 
 
 def bytes_damaged(data, rng):
@@ -162,6 +254,8 @@ def json_damaged(tree, rng):
 
 def damaged(path, data, rng):
     """Return other bytes for a file."""
+    if path.suffix == ".bin" and rng.random() < 0.7:
+        return pickle_damaged(data, rng)
     if rng.random() < 0.4 or path.suffix not in (".json", ".jsonl", ".safetensors"):
         return bytes_damaged(data, rng)
     if path.suffix == ".json":
@@ -190,14 +284,16 @@ def within(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("make", [recorded, checkpoints, sharded, adapter, distributed, pickled])
+@pytest.mark.parametrize("make", [recorded, checkpoints, sharded, adapter, distributed, pickled, views, *LOOKS])
 def test_damage_ends_in_an_error_or_a_right_answer(make, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     make(folder)
     files = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
-    look(folder)
-    assert Trajectory.open(folder).modules
+    see = LOOKS.get(make, look)
+    see(folder)
+    if see is look:
+        assert Trajectory.open(folder).modules
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rng = random.Random(make.__name__ + os.environ.get("DELTAW_FUZZ_SEED", ""))
     for turn in range(TIMES):
@@ -206,13 +302,77 @@ def test_damage_ends_in_an_error_or_a_right_answer(make, tmp_path):
         path.write_bytes(data)
         try:
             with within(SECONDS):
-                look(folder)
+                see(folder)
         except BaseException as error:
             (tmp_path / "guilty").write_bytes(data)
             pytest.fail(f"{make.__name__}, turn {turn}, {path.name}: {type(error).__name__}: {error}; {data[:600]!r}")
         path.write_bytes(files[path])
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < 300e6, f"{grown / 1e6:.0f} MB were taken"
+
+
+class Liar(http.server.BaseHTTPRequestHandler):
+    """A web server whose answers are changed as the files of the others are, head and body."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.server.root / self.path.strip("/")
+        data = path.read_bytes() if path.is_file() else b""
+        lines = [f"HTTP/1.1 {200 if path.is_file() else 404} OK", "Accept-Ranges: bytes"]
+        asked = self.headers.get("Range", "").removeprefix("bytes=").split("-")
+        if path.is_file() and len(asked) == 2:
+            first, last = int(asked[0]), int(asked[1])
+            lines = ["HTTP/1.1 206 OK", f"Content-Range: bytes {first}-{min(last, len(data) - 1)}/{len(data)}"]
+            data = data[first : last + 1]
+        lines += [f"Content-Length: {len(data)}", "Connection: close"]
+        data = data if self.command == "GET" else b""
+        rng = self.server.rng
+        if rng.random() < 0.15:
+            data = rng.choice([bytes_damaged(data, rng), data[:-1], data * 3, gzip.compress(bytes(10**6)), b""])
+        if rng.random() < 0.15:
+            at = rng.randrange(len(lines))
+            more = [
+                "Content-Encoding: gzip",
+                "Transfer-Encoding: chunked",
+                f"Content-Length: {10**15}",
+                "X: " + "x" * 9000,
+            ]
+            lines[at] = rng.choice(
+                [*more, "Content-Range: bytes 5-7/9", "HTTP/1.1 302 F", "Location: /", "\0", "HTTP/9"]
+            )
+        with contextlib.suppress(OSError):
+            self.wfile.write("\r\n".join([*lines, "", ""]).encode() + data)
+        self.close_connection = True
+
+
+def test_a_lying_server_ends_in_an_error_or_a_right_answer(tmp_path, monkeypatch):
+    pytest.importorskip("fsspec")
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(web, "BEGINS", 0.5)
+    (tmp_path / "run").mkdir()
+    recorded(tmp_path / "run")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Liar)
+    server.daemon_threads, server.root, server.rng = True, tmp_path, random.Random("lies")
+    server.handle_error = lambda *args: None  # whom it lies to leaves
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        for _ in range(TIMES // 10):
+            with within(60), contextlib.suppress(DeltawError):
+                run = Trajectory.open(f"http://127.0.0.1:{server.server_address[1]}/run")
+                run.scalars()
+                for module in run.modules:
+                    for step in run.steps:
+                        assert run.weight(module, step).shape == run.shape(module)
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_the_fuzzer_sees_what_it_looks_for(tmp_path):
