@@ -5,12 +5,13 @@ a terabyte or a million nested brackets is one error and no standstill.
 """
 
 import contextlib
+import io
 import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 JSON_LIMIT = 100_000_000  # bytes; the largest index of a public model has 10 MB
 DEPTH = 64  # of nesting; a configuration of transformers has 6
@@ -18,7 +19,7 @@ PARTS = 4_000_000  # mappings and lists in one text: of "{}," three bytes become
 
 
 @contextlib.contextmanager
-def regular_file(path: Path) -> Iterator[IO[bytes]]:
+def regular_file(path: Path) -> Iterator[io.BufferedReader]:
     """Open a regular file; anything else, as a FIFO that nobody writes to, is refused without waiting for it.
 
     Raises:

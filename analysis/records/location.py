@@ -132,8 +132,8 @@ def storage_of(where: str | Path) -> tuple[Storage, str | None]:
     if not isinstance(where, (str, Path)):
         raise OptionError(f"path is a {type(where).__name__}; give a folder, a file or an address")
     if isinstance(where, str) and is_address(where):
-        path, mark, query = where.partition("?") if is_web(where) else (where, "", "")
-        head, _, last = path.rstrip("/").rpartition("/")
+        plain, mark, query = where.partition("?") if is_web(where) else (where, "", "")
+        head, _, last = plain.rstrip("/").rpartition("/")
         if last.endswith(FILES):
             return RemoteStorage(f"{head}{mark}{query}"), unquote(last) if is_web(where) else last
         return RemoteStorage(where), None

@@ -141,15 +141,13 @@ class RemoteStorage(Storage):
     def _asked_size(self, name: str) -> int | None:
         try:
             if self._web is not None:
-                size = self._web.size(self._address(name))
-                found = None if size is None else {"type": "file", "size": size}
-            else:
-                found = self._files.info(f"{self._root.rstrip('/')}/{name}")
+                return self._web.size(self._address(name))
+            found: Any = self._files.info(f"{self._root.rstrip('/')}/{name}")
         except FileNotFoundError:
             return None
         except Exception as error:
             raise RecordError(f"{self.file(name)}: cannot be looked at ({self._described(error)})") from None
-        if found is None or found.get("type") == "directory":
+        if found.get("type") == "directory":
             return None
         if not isinstance(found.get("size"), int):
             raise RecordError(f"{self.file(name)}: the server does not say how large it is; copy the folder here")

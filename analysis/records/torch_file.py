@@ -106,7 +106,8 @@ class _Unpickler(PlainUnpickler):
 
     def __init__(self, data: bytes, members: Mapping[str, tuple[int, int]], size: int) -> None:
         super().__init__(data)
-        self._members, self._left, self._found = members, SHARED * size, {}
+        self._members, self._left = members, SHARED * size
+        self._found: dict[str, Any] = {}
         self._calls = {
             "collections.OrderedDict": MAPPING,
             "collections.Counter": MAPPING,
@@ -130,7 +131,9 @@ class _Unpickler(PlainUnpickler):
         if full in (f"torch.{name}", f"torch.storage.{name}") and name in STORAGES:
             return type(name, (_Kind,), {"of": STORAGES[name]})
         import torch
-        from torch import _weights_only_unpickler as known
+        from torch import _weights_only_unpickler
+
+        known: Any = _weights_only_unpickler
 
         found = getattr(torch, name, None) if full == f"torch.{name}" and name.isidentifier() else None
         if isinstance(found, torch.dtype):
@@ -261,7 +264,7 @@ def model_in_file(storage: LocalStorage, file: str) -> dict[str, Saved]:
     return tensors
 
 
-def saved_in_bytes(data: bytes | bytearray) -> Any:
+def saved_in_bytes(data: Buffer) -> Any:
     """Return what the bytes of such a file hold, as ``saved_in``."""
     return saved_in(io.BytesIO(data), len(data))
 

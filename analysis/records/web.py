@@ -42,11 +42,13 @@ class Web:
 
     def size(self, url: str) -> int | None:
         """Return a file's bytes, ``None`` where there is no such file."""
-        return self._done(self._size(url), BEGINS)
+        found: int | None = self._done(self._size(url), BEGINS)
+        return found
 
     def read(self, url: str, start: int, length: int) -> bytearray:
         """Return a range of a file, which may have fewer bytes where the file ends."""
-        return self._done(self._read(url, start, length), BEGINS + length / RATE)
+        found: bytearray = self._done(self._read(url, start, length), BEGINS + length / RATE)
+        return found
 
     def links(self, url: str) -> list[str]:
         """Return the names that the page of a folder links to in it, those of folders with a slash."""
@@ -54,8 +56,6 @@ class Web:
         return links_in(text.decode("utf-8", "replace"), url)
 
     def _done(self, work: Any, seconds: float) -> Any:
-        from fsspec.asyn import sync
-
         async def in_time() -> Any:
             begun = time.monotonic()
             try:
@@ -63,7 +63,7 @@ class Web:
             except TimeoutError:
                 raise WebError(f"the server did not answer whole within {time.monotonic() - begun:.0f} s") from None
 
-        return sync(self._files.loop, in_time)
+        return importlib.import_module("fsspec.asyn").sync(self._files.loop, in_time)
 
     def _address(self, url: str) -> Any:
         found = self._files.encode_url(url)
