@@ -8,8 +8,9 @@ import torch
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.measures.similarity import Examples, dissimilarity
+from deltaw.analysis.tables.one_pass import Stops
 from deltaw.analysis.tables.run import LABELS, Run, Steps
-from deltaw.analysis.tables.walk import Stops, Walk, chosen_modules, chosen_steps, common_modules
+from deltaw.analysis.tables.walk import Walk, chosen_modules, chosen_steps, common_modules
 
 
 def similarity_table(
