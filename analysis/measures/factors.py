@@ -97,11 +97,11 @@ def _gram(tall: Tensor) -> Tensor:
     """Return XᵀX (r, r) of X (n, r) in float64, a block of rows widened at a time."""
     r = tall.shape[1]
     total = torch.zeros(r, r, dtype=torch.float64, device=tall.device)
-    for rows in tall.split(_WIDENED):
-        wide = rows.double()
+    for start in range(0, len(tall), _WIDENED):
+        wide = tall[start : start + _WIDENED].double()
         whole = len(wide) // _SUMMED * _SUMMED
         if whole:
-            blocks = wide[:whole].unflatten(0, (-1, _SUMMED))  # (k, b, r)
+            blocks = wide[:whole].reshape(-1, _SUMMED, r)  # (k, b, r)
             total += torch.bmm(blocks.mT, blocks).sum(0)
         if whole < len(wide):
             total += wide[whole:].T @ wide[whole:]

@@ -131,7 +131,10 @@ def _bounded(product: Product, taken: Tensor, start: Tensor, wanted: int) -> Lea
     inner = taken.T @ image
     values = torch.linalg.eigvalsh((inner + inner.T) / 2).flip(0)
     residual = float(torch.linalg.matrix_norm(image - taken @ inner))  # Frobenius, at least ‖E‖₂
-    outside = lambda x: x - taken @ (taken.T @ x)  # noqa: E731
+
+    def outside(x: Tensor) -> Tensor:
+        return x - taken @ (taken.T @ x)
+
     check = BlockKrylov(lambda x: outside(product(outside(x))), outside(start))
     for _ in range(CHECKED):
         check.grow()

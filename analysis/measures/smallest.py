@@ -49,7 +49,7 @@ def smallest(update: Tensor, found: Gram, values: Tensor, bound: float, count: i
             krylov.grow()
         vectors = torch.linalg.qr(krylov.vectors(krylov.ritz()[1][:, :count])).Q  # (m, c)
         image = wide.T @ vectors  # (n, c)
-        tau = torch.linalg.svdvals(torch.linalg.qr(image, mode="r").R).flip(0)  # smallest first
+        tau: Tensor = torch.linalg.svdvals(torch.linalg.qr(image, mode="r").R).flip(0)  # smallest first
         again = wide @ image
         residual = float(torch.linalg.matrix_norm(again - vectors @ (vectors.T @ again)))
     rho = float(values[-count - 1]) - bound - 2 * residual
