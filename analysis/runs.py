@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from deltaw.adapters.errors import DeltawWarning, OptionError
-from deltaw.analysis.records.base import BaseLike
-from deltaw.analysis.records.storage import is_address
+from deltaw.analysis.records.foreign.base import BaseLike
+from deltaw.analysis.records.storage.files import is_address
 from deltaw.analysis.tables.frame import notes_of
 from deltaw.analysis.tables.registry import TABLES
 from deltaw.analysis.tables.walk import no_stops

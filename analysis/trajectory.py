@@ -14,9 +14,9 @@ from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.method import Method
 from deltaw.analysis.measures.change import AXES, Axis
 from deltaw.analysis.names import name_reader
-from deltaw.analysis.records.base import BaseLike
-from deltaw.analysis.records.format import MANIFEST, Manifest
+from deltaw.analysis.records.foreign.base import BaseLike
 from deltaw.analysis.records.open import open_pair, open_source
+from deltaw.analysis.records.run_folder.format import MANIFEST, Manifest
 from deltaw.analysis.records.source import Source
 from deltaw.analysis.tables.run import PairKind, Pairs, Step, Steps
 

@@ -30,7 +30,7 @@ def command(runs: tuple[str, ...], papers: tuple[str, ...], out: Path | None, ba
       deltaw claims demo/runs/* --paper dora --paper bora -o verdicts
     """
     from deltaw.analysis.claims import PAPERS, claims, claims_json, claims_markdown, claims_table, count_line, gather
-    from deltaw.analysis.records.atomic import make_folder, write_text
+    from deltaw.analysis.records.storage.atomic import make_folder, write_text
     from deltaw.analysis.runs import open_runs
 
     chosen = papers or tuple(PAPERS)

@@ -88,7 +88,7 @@ def write_table(frame: "pd.DataFrame", path: Path) -> None:
         OptionError, WriteError: As ``check_table_path``.
     """
     from deltaw.analysis.printable import spreadsheet_safe
-    from deltaw.analysis.records.atomic import atomic_write, make_folder
+    from deltaw.analysis.records.storage.atomic import atomic_write, make_folder
 
     check_table_path(path)
     make_folder(path.parent)
@@ -152,7 +152,7 @@ def going_on(out: Path) -> Iterator[None]:
 
 def _kept(out: Path) -> bool:
     """Whether a finished run or the state of an unfinished one lies below a folder."""
-    from deltaw.analysis.records.results import RESULT
+    from deltaw.analysis.records.run_folder.results import RESULT
     from deltaw.trainers.finished import TRAINING
 
     return any(next(out.rglob(pattern), None) for pattern in (RESULT, f"{TRAINING}/checkpoint-*"))

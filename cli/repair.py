@@ -28,7 +28,7 @@ def command(path: str, adopt: bool, dry_run: bool, as_json: bool) -> None:
     Example:
       deltaw repair runs/bora --dry-run
     """
-    from deltaw.analysis.records.repair import repair_run
+    from deltaw.analysis.records.run_folder.repair import repair_run
 
     done = repair_run(path, adopt=adopt, dry_run=dry_run)
     if as_json:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deltaw.adapters.errors import RecordError
-from deltaw.analysis.records.format import BASE, CHECKPOINTS, MANIFEST, read_manifest
-from deltaw.analysis.records.lock import LOCK
-from deltaw.analysis.records.results import RESULT, read_result, write_result
-from deltaw.analysis.records.seal import SEAL
+from deltaw.analysis.records.run_folder.format import BASE, CHECKPOINTS, MANIFEST, read_manifest
+from deltaw.analysis.records.run_folder.lock import LOCK
+from deltaw.analysis.records.run_folder.results import RESULT, read_result, write_result
+from deltaw.analysis.records.run_folder.seal import SEAL
 from deltaw.trainers.settings import Settings
 
 R = TypeVar("R")

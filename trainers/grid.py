@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from deltaw.adapters.errors import DeltawError, OptionError, RecordError
 from deltaw.adapters.methods.registry import METHODS, options_of
-from deltaw.analysis.records.atomic import is_leftover, write_text
+from deltaw.analysis.records.storage.atomic import is_leftover, write_text
 from deltaw.trainers.settings import Settings
 from deltaw.trainers.side_by_side import reason, run_all
 

@@ -20,7 +20,7 @@ from deltaw.adapters.patterns import matching
 from deltaw.adapters.peft.live import adapter_of, adapter_tensors, attentions
 from deltaw.adapters.peft.names import BASE_LAYER
 from deltaw.adapters.sharded import full
-from deltaw.analysis.records.format import ModuleEntry
+from deltaw.analysis.records.run_folder.format import ModuleEntry
 from deltaw.trainers.distributed import whole_parameters
 
 # What puts a model into another; the one inside has the names and the weights.

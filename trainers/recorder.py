@@ -16,8 +16,8 @@ from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.sharded import full, is_sharded
 from deltaw.adapters.state_file import repeated
-from deltaw.analysis.records.format import checkpoint_path, finite_or_none
-from deltaw.analysis.records.run_writer import RunWriter
+from deltaw.analysis.records.run_folder.format import checkpoint_path, finite_or_none
+from deltaw.analysis.records.run_folder.run_writer import RunWriter
 from deltaw.trainers.arguments import check_options, checked_numbers, checked_path, checked_patterns, number
 from deltaw.trainers.base_guard import BaseGuard
 from deltaw.trainers.budget import Budget, amount, file_bytes, planned

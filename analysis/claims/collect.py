@@ -11,7 +11,7 @@ from deltaw.analysis.claims.curves import four_of
 from deltaw.analysis.claims.dora import GRANULAR
 from deltaw.analysis.claims.evidence import CHANGES, REGIONS, RUNS, SCORES, SPECTRA, Evidence
 from deltaw.analysis.claims.scores import guessing
-from deltaw.analysis.records.results import read_result
+from deltaw.analysis.records.run_folder.results import read_result
 from deltaw.analysis.tables.regions import regions_table
 from deltaw.analysis.tables.run import Step
 from deltaw.analysis.trajectory import Trajectory

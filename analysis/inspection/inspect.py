@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.names import kind_of, layer_of
-from deltaw.analysis.records.base import BaseLike
+from deltaw.analysis.records.foreign.base import BaseLike
 from deltaw.analysis.records.open import glance, is_own
 from deltaw.analysis.records.source import Source
 

@@ -12,8 +12,8 @@ from deltaw.adapters.peft.names import MADE_AGAIN
 from deltaw.analysis.inspection.base_check import FOREIGN, ROUNDED, Nearness, nearness, start_agrees, why_foreign
 from deltaw.analysis.measures.survival import survival
 from deltaw.analysis.progress import progress as shown
-from deltaw.analysis.records.base import BaseError, BaseLike, open_base
-from deltaw.analysis.records.format import BASE
+from deltaw.analysis.records.foreign.base import BaseError, BaseLike, open_base
+from deltaw.analysis.records.run_folder.format import BASE
 from deltaw.analysis.trajectory import Trajectory
 
 if TYPE_CHECKING:  # one table is made with pandas, when it is asked for; the checks need none

@@ -13,11 +13,16 @@ from typing import NamedTuple
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.patterns import matching
 from deltaw.adapters.peft.names import CONFIG
-from deltaw.analysis.records import full, recorded, step_files
-from deltaw.analysis.records.base import BaseLike
-from deltaw.analysis.records.file_names import folder_step
-from deltaw.analysis.records.foreign_adapters import refuse_files
-from deltaw.analysis.records.location import (
+from deltaw.analysis.records import recorded
+from deltaw.analysis.records.foreign import full, step_files
+from deltaw.analysis.records.foreign.base import BaseLike
+from deltaw.analysis.records.foreign.foreign_adapters import refuse_files
+from deltaw.analysis.records.foreign.pair import PairSource
+from deltaw.analysis.records.foreign.split import SplitSource
+from deltaw.analysis.records.source import Source
+from deltaw.analysis.records.storage.file_names import folder_step
+from deltaw.analysis.records.storage.files import LocalStorage, is_address
+from deltaw.analysis.records.storage.location import (
     LOOKED_AT,
     Location,
     adapters_in,
@@ -26,10 +31,6 @@ from deltaw.analysis.records.location import (
     locate,
     storage_of,
 )
-from deltaw.analysis.records.pair import PairSource
-from deltaw.analysis.records.source import Source
-from deltaw.analysis.records.split import SplitSource
-from deltaw.analysis.records.storage import LocalStorage, is_address
 
 READABLE = (
     "a run of deltaw, checkpoint-*/ folders of Hugging Face or PEFT, a model or adapter folder, a folder of "
@@ -50,7 +51,7 @@ class Format(NamedTuple):
 
 
 def _opens_peft(location: Location, base: BaseLike, everything: bool) -> Source:
-    from deltaw.analysis.records.peft_folders import opens  # its formulas need torch
+    from deltaw.analysis.records.foreign.peft_folders import opens  # its formulas need torch
 
     return opens(location, base, everything)
 

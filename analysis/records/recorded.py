@@ -1,4 +1,4 @@
-"""A run that deltaw's own recorder wrote; see ``deltaw.analysis.records.format`` for the format."""
+"""A run that deltaw's own recorder wrote; see ``deltaw.analysis.records.run_folder.format`` for the format."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError, RecordError
-from deltaw.analysis.records.base import BaseLike
-from deltaw.analysis.records.checked_lines import fault, lines_of
-from deltaw.analysis.records.format import (
+from deltaw.analysis.records.foreign.base import BaseLike
+from deltaw.analysis.records.run_folder.checked_lines import fault, lines_of
+from deltaw.analysis.records.run_folder.format import (
     BASE,
     CHECKED,
     CHECKPOINTS,
@@ -27,13 +27,13 @@ from deltaw.analysis.records.format import (
     parse_manifest,
     parse_scalars,
 )
-from deltaw.analysis.records.headers import check_base, check_checkpoint, matrix_shapes, tensor_shapes
-from deltaw.analysis.records.location import Location
-from deltaw.analysis.records.safetensors_file import Entry, header_entries, header_text, read_tensor
-from deltaw.analysis.records.seal import SEAL, broken_seal, parse_seal
+from deltaw.analysis.records.run_folder.headers import check_base, check_checkpoint, matrix_shapes, tensor_shapes
+from deltaw.analysis.records.run_folder.seal import SEAL, broken_seal, parse_seal
 from deltaw.analysis.records.source import Source, State, float64
-from deltaw.analysis.records.storage import LocalStorage, Storage
-from deltaw.analysis.records.tensors import plain_modules
+from deltaw.analysis.records.storage.files import LocalStorage, Storage
+from deltaw.analysis.records.storage.location import Location
+from deltaw.analysis.records.storage.safetensors_file import Entry, header_entries, header_text, read_tensor
+from deltaw.analysis.records.storage.tensors import plain_modules
 
 if TYPE_CHECKING:
     import torch

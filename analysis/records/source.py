@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.errors import OptionError, RecordError
-from deltaw.analysis.records.format import Manifest
+from deltaw.analysis.records.run_folder.format import Manifest
 
 if TYPE_CHECKING:
     import torch

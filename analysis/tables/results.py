@@ -8,7 +8,7 @@ import pandas as pd
 
 from deltaw.adapters.errors import RecordError
 from deltaw.adapters.methods.registry import METHODS
-from deltaw.analysis.records.results import RESULT, has_result, read_result
+from deltaw.analysis.records.run_folder.results import RESULT, has_result, read_result
 
 
 def results(paths: Sequence[str | Path]) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from deltaw.adapters.errors import DeltawWarning, NonFiniteError, OptionError, R
 from deltaw.adapters.patterns import matching
 from deltaw.analysis.measures.change import Axis, Change
 from deltaw.analysis.progress import progress as shown
-from deltaw.analysis.records.base import BaseError
+from deltaw.analysis.records.foreign.base import BaseError
 from deltaw.analysis.tables.frame import ABOUT, frame_of
 from deltaw.analysis.tables.one_pass import OnePass, Stops, in_one_pass
 from deltaw.analysis.tables.run import PairKind, Pairs, Run, Step, Steps

@@ -13,7 +13,7 @@ from torch import nn
 
 from deltaw.adapters import METHODS, create, inject
 from deltaw.analysis import Trajectory
-from deltaw.analysis.records.format import INDEX, MANIFEST, checkpoint_path, digest
+from deltaw.analysis.records.run_folder.format import INDEX, MANIFEST, checkpoint_path, digest
 from deltaw.cli import main
 from deltaw.trainers import Recorder
 from deltaw.trainers.cola.data import BUILTIN

@@ -19,7 +19,7 @@ from torch import nn
 
 from deltaw.adapters import LoRA, inject
 from deltaw.adapters.errors import WriteError
-from deltaw.analysis.records.atomic import disk_errors
+from deltaw.analysis.records.storage.atomic import disk_errors
 from deltaw.cli import app, main, output
 from deltaw.cli.commands import OneOf, did_you_mean
 from deltaw.trainers import Recorder

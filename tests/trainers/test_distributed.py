@@ -21,7 +21,7 @@ from deltaw.adapters import (
     inject,
 )
 from deltaw.adapters.modules import linear_modules
-from deltaw.analysis.records import run_writer as recorder_module
+from deltaw.analysis.records.run_folder import run_writer as recorder_module
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, every
 

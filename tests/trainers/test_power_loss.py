@@ -10,9 +10,9 @@ from torch import nn
 
 from deltaw.adapters import LoRA, inject
 from deltaw.adapters.errors import RecordError
-from deltaw.analysis.records import atomic
-from deltaw.analysis.records.format import MANIFEST, SCALARS
-from deltaw.analysis.records.repair import repair_run
+from deltaw.analysis.records.run_folder.format import MANIFEST, SCALARS
+from deltaw.analysis.records.run_folder.repair import repair_run
+from deltaw.analysis.records.storage import atomic
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder
 

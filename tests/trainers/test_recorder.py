@@ -15,7 +15,15 @@ import torch
 from torch import nn
 
 from deltaw.adapters import METHODS, LoRA, RecordError, TargetError, adapted, create, effective_weight, inject
-from deltaw.analysis.records.format import BASE, INDEX, MANIFEST, SCALARS, checkpoint_path, read_index, read_scalars
+from deltaw.analysis.records.run_folder.format import (
+    BASE,
+    INDEX,
+    MANIFEST,
+    SCALARS,
+    checkpoint_path,
+    read_index,
+    read_scalars,
+)
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, at, epochs, every, geometric
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from deltaw.adapters import DeltawError, LoRA, OptionError, RecordError, inject
-from deltaw.analysis.records import lock as lock_module
-from deltaw.analysis.records.format import INDEX, SCALARS
-from deltaw.analysis.records.lock import LOCK
+from deltaw.analysis.records.run_folder import lock as lock_module
+from deltaw.analysis.records.run_folder.format import INDEX, SCALARS
+from deltaw.analysis.records.run_folder.lock import LOCK
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, at, epochs, every, geometric
 from deltaw.trainers.budget import planned
@@ -102,7 +102,7 @@ def test_a_second_recorder_in_this_process_is_told_so(tmp_path):
 def fails_to_open(path):
     """Whether a new process is refused the folder."""
     code = (
-        "import sys, pathlib; from deltaw.analysis.records.lock import FolderLock\n"
+        "import sys, pathlib; from deltaw.analysis.records.run_folder.lock import FolderLock\n"
         "from deltaw.adapters.errors import RecordError\n"
         "try: FolderLock(pathlib.Path(sys.argv[1])).acquire()\n"
         "except RecordError as error: print(error)"

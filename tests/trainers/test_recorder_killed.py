@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from deltaw.adapters import LoRA, inject
-from deltaw.analysis.records.format import MANIFEST
+from deltaw.analysis.records.run_folder.format import MANIFEST
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder
 

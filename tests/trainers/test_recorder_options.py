@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from deltaw.adapters import METHODS, OptionError, RecordError, WriteError, create, effective_weight, inject
-from deltaw.analysis.records import run_writer as recorder_module
-from deltaw.analysis.records.atomic import PARTIAL
-from deltaw.analysis.records.lock import LOCK
+from deltaw.analysis.records.run_folder import run_writer as recorder_module
+from deltaw.analysis.records.run_folder.lock import LOCK
+from deltaw.analysis.records.storage.atomic import PARTIAL
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, every, geometric
 from deltaw.trainers.budget import amount, planned

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from deltaw.adapters import BoRA, RecordError, WriteError, adapted, effective_weight, inject
-from deltaw.analysis.records import run_writer as recorder_module
+from deltaw.analysis.records.run_folder import run_writer as recorder_module
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder, every
 

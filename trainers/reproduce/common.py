@@ -22,7 +22,7 @@ from deltaw.analysis.claims import (
     gather,
 )
 from deltaw.analysis.figures import save
-from deltaw.analysis.records.atomic import write_text
+from deltaw.analysis.records.storage.atomic import write_text
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers.cola.experiment import ColaResult
 from deltaw.trainers.settings import Settings

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deltaw.analysis.claims import claims_markdown, count_line
-from deltaw.analysis.records.atomic import write_text
+from deltaw.analysis.records.storage.atomic import write_text
 from deltaw.trainers.cola.settings import ColaSettings
 from deltaw.trainers.reproduce.bora import reproduce_bora
 from deltaw.trainers.reproduce.common import Report

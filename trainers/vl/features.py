@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deltaw.adapters.errors import DataError
 from deltaw.analysis.progress import progress as shown_progress
-from deltaw.analysis.records.atomic import atomic_write
+from deltaw.analysis.records.storage.atomic import atomic_write
 from deltaw.trainers.vl.data import VLCorpus
 from deltaw.trainers.vl.encoders import WANTED, Encoder, load_encoder
 

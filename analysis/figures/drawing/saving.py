@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.formats import check_path, format_of
 from deltaw.analysis.figures.drawing.style import paper_style
-from deltaw.analysis.records.atomic import atomic_write
+from deltaw.analysis.records.storage.atomic import atomic_write
 
 DPI = 300
 MOVIE_DPI = 150

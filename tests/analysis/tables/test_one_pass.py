@@ -10,7 +10,7 @@ from torch import nn
 
 from deltaw.adapters import create, inject
 from deltaw.analysis import Trajectory
-from deltaw.analysis.records import safetensors_file
+from deltaw.analysis.records.storage import safetensors_file
 from deltaw.trainers import Recorder
 
 KINDS = ("consecutive", "initial", "base")

@@ -1,0 +1,58 @@
+"""Which of a folder's files are its model, and how they are read."""
+
+from collections.abc import Callable
+from functools import partial
+
+from deltaw.adapters.errors import RecordError
+from deltaw.analysis.records.foreign.foreign_adapters import refuse_files
+from deltaw.analysis.records.storage.file_names import (
+    DCP_METADATA,
+    FSDP,
+    is_sharded,
+    model_files,
+    parts_of_one,
+    unreadable,
+    weights_file,
+)
+from deltaw.analysis.records.storage.files import Storage
+from deltaw.analysis.records.storage.location import Folder, adapters_in
+from deltaw.analysis.records.storage.tensors import Tensors, read_pickled, read_weights
+
+
+def model_reader(folder: Folder) -> Callable[[], Tensors]:
+    """Return what opens the model in a folder; the folder is looked at now, the model when it is needed.
+
+    Raises:
+        RecordError: There is no model, or no telling which file it is.
+    """
+    storage, names = folder.storage, folder.names
+    file = weights_file(names)
+    if file is not None:
+        return partial(read_weights, storage, file)
+    if is_sharded(names):
+        return partial(_read_sharded, storage if DCP_METADATA in names else storage.folder(FSDP))
+    own = [] if parts_of_one(names) else model_files(names)
+    if len(own) == 1:
+        return partial(read_file, storage, own[0])
+    refuse_files(names, storage.where)
+    adapters = adapters_in(folder)
+    if adapters:
+        each = "; in a run's folder, RUN/NAME opens the adapter of this name of all checkpoints" if adapters[1:] else ""
+        raise RecordError(f"{storage.where}: holds the adapters {', '.join(adapters)}; open one of these folders{each}")
+    there = ", ".join(names[:8]) or "no files"
+    raise RecordError(f"{storage.where}: holds no model weights (there are {there}); {unreadable(names)}")
+
+
+def read_file(storage: Storage, file: str) -> Tensors:
+    """Return the tensors of one file.
+
+    Raises:
+        RecordError: It is damaged, or a pickle that needs code to run.
+    """
+    return read_weights(storage, file) if file.endswith(".safetensors") else read_pickled(storage, file)
+
+
+def _read_sharded(storage: Storage) -> Tensors:
+    from deltaw.analysis.records.foreign.dcp import ShardedTensors  # it needs torch to read the metadata
+
+    return ShardedTensors(storage)

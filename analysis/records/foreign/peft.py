@@ -1,0 +1,387 @@
+"""Adapters that PEFT saved: one folder, or one a ``checkpoint-*/``."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaw.adapters.errors import RecordError
+from deltaw.adapters.layer import WIDENED
+from deltaw.adapters.peft.formulas.settings import Factors, Settings
+from deltaw.adapters.peft.formulas.table import FORMULAS, REFUSED, Formula
+from deltaw.adapters.peft.names import CONFIG, FIXED, LEAVES_THE_BASE, OUT_PROJ, PREFIX, ROOT, SHARED_THETA
+from deltaw.adapters.peft.targets import copied_layers, targeted
+from deltaw.analysis.records.foreign.base import GIVE, Base, BaseError, BaseLike, base_named, open_base
+from deltaw.analysis.records.foreign.foreign_adapters import refuse_settings
+from deltaw.analysis.records.foreign.peft_experts import Parameter, needing_base, parameters
+from deltaw.analysis.records.foreign.peft_tensors import AdapterFile, embedding_as_linear, not_linear, read_adapter
+from deltaw.analysis.records.source import Shape, Source, State, fitting
+from deltaw.analysis.records.storage.files import Storage
+from deltaw.analysis.records.storage.tensors import Renamed
+
+OPEN_AT_ONCE = 2  # checkpoints whose headers are kept
+TELLS = ("LORA", "ADALORA", "LOHA", "LOKR", "DELORA")  # types whose tensors have the layer's own sides
+NAMED = 8  # modules that a message names
+logger = logging.getLogger(__name__)
+
+# Options of LoRA with which no one W' belongs to a layer.
+NOT_READ = {
+    "alora_invocation_tokens": "the adapter acts on some tokens only, so there is no one W'; for that of those tokens "
+    "take the option out of a copy of adapter_config.json",
+    "arrow_config": "its weight depends on the input, so there is no W'; open the adapters that it mixes",
+}
+
+
+class Adapters(Source):
+    """W' and ΔW of PEFT's adapters, by ``FORMULAS``.
+
+    Arguments:
+        where: The folder, for messages.
+        places: The folder of each step.
+        base: W₀, or ``None``: then the model that the configuration names is taken from Hugging Face's cache, if it is
+            there, and else what needs no W₀ can be read.
+        log: What was logged, a mapping a line.
+
+    Raises:
+        RecordError: A folder is damaged, or of a type that cannot be read; says why.
+    """
+
+    format = "peft"
+
+    def __init__(self, where: str, places: Mapping[int, Storage], base: BaseLike, log: list[dict[str, float]]) -> None:
+        self.where, self.steps, self._places, self._log = where, sorted(places), dict(places), log
+        self._open: OrderedDict[int, AdapterFile] = OrderedDict()
+        self._settings: dict[str, Any] = read_settings(places[self.steps[0]])
+        kind = self._settings["peft_type"]
+        self._formula: Formula = FORMULAS[kind]
+        self.method = _method(kind, self._settings)
+        self.info = {"peft": self._settings}
+        self._base: Base | None = open_base(base if base is not None else base_named(self._settings))
+        self.config = {} if self._base is None else self._base.config
+        self._copies = copied_layers(self._settings, where)
+        file = self._checkpoint(self.steps[0])
+        if not file.modules:
+            raise RecordError(f"{file.tensors.where}: has no tensor of a {kind} adapter")
+        self._saved, self._attention = file.whole, file.attention
+        self._own_base = Base(Renamed(file.tensors, file.base), self.config) if file.base else None
+        if self._base is not None:
+            self._base.expect(self._copies(module) for module in (*file.modules, *file.whole))
+        stored = {
+            module: {key: file.tensors.shape(name) for key, name in names.items()}
+            for module, names in file.modules.items()
+        }
+        self.shapes: dict[str, Shape] = {}
+        self._parameters: dict[str, Parameter] = {}
+        left_out = dict(file.left_out)
+        targets = self._settings.get("target_parameters") if kind == "LORA" else None
+        if targets and self._base is None:
+            told_by_base = needing_base(stored, targets, where)
+            if len(told_by_base) < len(stored):  # the others can do without
+                left_out |= dict.fromkeys(told_by_base, f"its base tells which parameters these are; {GIVE}")
+                stored = {module: shapes for module, shapes in stored.items() if module not in told_by_base}
+        if targets:
+            self._parameters, used = parameters(stored, targets, self._base, self._copies, where)
+            self.shapes |= {module: parameter.shape for module, parameter in self._parameters.items()}
+            stored = {module: shapes for module, shapes in stored.items() if module not in used}
+        for module, shapes in stored.items():
+            reason = not_linear(shapes, self._settings, LEAVES_THE_BASE)
+            shape = self._shape(module, shapes) if reason is None else reason
+            if isinstance(shape, str):
+                left_out[module] = shape
+            else:
+                self.shapes[module] = shape
+        for module, name in self._saved.items():
+            rows, columns = file.tensors.shape(name)
+            self.shapes[module] = (rows, columns)
+        self._tell(left_out, file.tensors.where)
+
+    def _tell(self, left_out: Mapping[str, str], file: str) -> None:
+        """Say once what is left out."""
+        reasons: dict[str, list[str]] = {}
+        for module, reason in left_out.items():
+            reasons.setdefault(reason, []).append(module)
+        told = "; ".join(
+            f"{', '.join(modules[:NAMED])}{', …' if len(modules) > NAMED else ''}: {reason}"
+            for reason, modules in reasons.items()
+        )
+        if not self.shapes:
+            raise RecordError(f"{file}: adapts no linear layer ({told})")
+        if told:
+            self.info["left_out"] = list(left_out)
+            logger.warning("%s: %d left out, %s", self.where, len(left_out), told)
+
+    def _shape(self, module: str, shapes: dict[str, tuple[int, ...]]) -> Shape | str:
+        """(out, in) from the adapter where it tells, else from the base; or why there is none."""
+        if "lora_embedding_A" in shapes:
+            return shapes["lora_embedding_A"][1], shapes["lora_embedding_B"][0]
+        found = None
+        if self._formula.sides is not None and not self._settings.get("use_bdlora"):
+            try:
+                found = self._formula.sides(shapes)
+            except (KeyError, IndexError):
+                found = None
+        if found is not None and self._settings.get("use_qalora"):
+            size = self._settings.get("qalora_group_size")
+            found = (found[0], found[1] * size) if type(size) is int and 0 < size < 2**20 else None
+        base = self._base_of(module)
+        part = None if base is None else base.find(self._copies(module))
+        if part is not None:
+            tells = self._settings["peft_type"] in TELLS and not self._settings.get("use_qalora")
+            return found if tells and found is not None else part.shape  # of a resized vocabulary, it differs
+        for base in (self._own_base, self._base):
+            reason = "" if base is None else base.not_a_matrix(self._copies(module))
+            if reason:
+                return reason
+        if self._base is not None and found is None:
+            return self._base.why_not(self._copies(module))
+        if found is None:
+            kind = self._settings["peft_type"]
+            raise RecordError(
+                f"{self.where}: a {kind} adapter does not tell the shape of {module}, its base does; {GIVE}"
+            )
+        return found
+
+    def _checkpoint(self, step: int) -> AdapterFile:
+        if step not in self._open:
+            place = self._places[step]
+            if step != self.steps[0]:
+                settings = read_settings(place)
+                for key in FIXED:
+                    if settings.get(key) != self._settings.get(key):
+                        raise RecordError(
+                            f"{place.where}: {key} is {settings.get(key)!r:.60}, not as in the first checkpoint"
+                        )
+            kind = self._settings["peft_type"]
+            file = read_adapter(place, kind, self._formula.prefix)
+            if not file.modules and kind == "UNILORA" and ROOT + SHARED_THETA in file.tensors.names():
+                shared = {module: {SHARED_THETA: ROOT + SHARED_THETA} for module in self._meant()}
+                file = replace(file, modules=shared)
+            self._open[step] = file
+            while len(self._open) > OPEN_AT_ONCE:
+                self._open.popitem(last=False)
+        self._open.move_to_end(step)
+        return self._open[step]
+
+    def _meant(self) -> list[str]:
+        """The layers that the configuration means, where the file names none."""
+        if self._base is None or not self._base.order:
+            raise RecordError(
+                f"{self.where}: its indices were not saved (save_indices was false) and follow from the model's order; "
+                "give base as the model itself, or save the adapter with save_indices=True"
+            )
+        return targeted(self._settings, self._base.order, self.where)
+
+    def state(self, module: str, step: int) -> State:
+        """Return the adapter's tensors under PEFT's names, or {"weight": the matrix} of a module saved whole."""
+        self.check(module, step)
+        file = self._checkpoint(step)
+        tensors, modules = file.tensors, file.modules
+        if module in self._saved:
+            if module not in file.whole:
+                raise RecordError(f"{tensors.where}: lacks {module}, which the first checkpoint has")
+            return {"weight": fitting(tensors.where, module, tensors.read(file.whole[module]), self.shapes[module])}
+        holder = self._holder(module)
+        if holder not in modules:
+            raise RecordError(f"{tensors.where}: has no adapter of {module}, which the first checkpoint has")
+        state = {key: tensors.read(name) for key, name in modules[holder].items()}
+        if "lora_embedding_A" in state:
+            return embedding_as_linear(state)
+        return self._parameters[module].of(state) if module in self._parameters else state
+
+    def _holder(self, module: str) -> str:
+        """The name that the file has for a module."""
+        return self._parameters[module].holder if module in self._parameters else module
+
+    @property
+    def base_from(self) -> str | None:
+        """Where W₀ comes from, or ``None`` where none was given."""
+        if self._base is not None:
+            return self._base.where
+        everything = self._own_base is not None and all(map(self._own_base.has, self.shapes))
+        return self._own_base.where if self._own_base is not None and everything else None
+
+    def _base_of(self, module: str) -> Base | None:
+        """Where W₀ of a module stands: in the adapter's own file, in the base that was given, or nowhere."""
+        original = self._copies(module)
+        if self._own_base is not None and self._own_base.has(original):
+            return self._own_base
+        return None if self._base is None or self._base.find(original) is None else self._base
+
+    def base(self, module: str) -> Tensor:
+        """Return W₀ (out, in)."""
+        self.check(module)
+        base = self._base_of(module) or self._base
+        if base is None:
+            named = self._settings.get("base_model_name_or_path")
+            told = f" (it names {named!r:.200})" if isinstance(named, str) and named else ""
+            raise BaseError(
+                f"{self.where}: W₀ of {module} is needed and an adapter folder does not hold it{told}; {GIVE}"
+            )
+        return base.read(self._copies(module), self.shapes[module])
+
+    def _check_unmoved(self, module: str, file: AdapterFile) -> None:
+        """Raise where a later checkpoint holds another W₀, as ReLoRA leaves it, which merges as it trains."""
+        own = self._own_base
+        if own is None or not own.has(module) or file is self._checkpoint(self.steps[0]):
+            return
+        later = Base(Renamed(file.tensors, file.base), self.config)
+        if not later.has(module) or not torch.equal(later.read(module, self.shapes[module]), self.base(module)):
+            raise RecordError(
+                f"{file.tensors.where}: the base layer of {module} is not as in the first checkpoint: the adapter was "
+                "merged as it trained, so ΔW is more than the adapter's; save merged models, and open these"
+            )
+
+    def _delta(self, module: str, step: int, dtype: torch.dtype) -> Factors | Tensor:
+        file = self._checkpoint(step)
+        self._check_unmoved(module, file)
+        tensors, modules = file.tensors, file.modules
+
+        def wide(value: Tensor) -> Tensor:
+            return value.to(dtype) if value.is_floating_point() else value
+
+        def shared(name: str) -> Tensor:
+            end = "" if file.adapter is None else f".{file.adapter}"
+            for key in (f"{ROOT}{name}", f"{PREFIX}{name}", f"{ROOT}{name}{end}", f"{PREFIX}{name}{end}"):
+                if key in tensors.names():
+                    return wide(tensors.read(key))
+            raise RecordError(
+                f"{tensors.where}: lacks {name}, which layers share (save_projection was false); load the adapter with "
+                "PEFT, set save_projection=True, and save it again"
+            )
+
+        def start() -> State | None:
+            if self.steps[0] != 0 or len(self.steps) == 1:  # a folder alone says nothing of its step
+                return None
+            return {key: wide(value) for key, value in self.state(module, 0).items()}
+
+        state = {key: wide(value) for key, value in self.state(module, step).items()}
+
+        def bias() -> Tensor | None:
+            base = self._base_of(module)
+            return None if base is None else base.bias(module)
+
+        name = self._parameters[module].name if module in self._parameters else self._attention.get(module, module)
+        settings = Settings(
+            tensors.where, name, self._settings,
+            self.shapes[module], lambda: self.base(module).to(dtype), shared, start, len(modules),
+            [] if self._base is None else [m for m in self._base.order if m in modules],
+            {name: shape for name, shape in self.shapes.items() if name not in self._saved}, bias,
+        )  # fmt: skip
+        try:
+            found = self._formula.update(state, settings)
+        except RecordError:
+            raise
+        except (RuntimeError, IndexError, ValueError, TypeError, KeyError, ZeroDivisionError, OverflowError) as error:
+            # Tensors of a damaged or foreign file do not multiply.
+            reason = str(error).split("\n", 1)[0][:200]
+            raise RecordError(f"{tensors.where}: the tensors of {module} do not go together ({reason})") from None
+        if module in self._attention and module.endswith(f".{OUT_PROJ}"):
+            found = (2 * found[0], found[1]) if isinstance(found, tuple) else 2 * found  # PEFT's layer adds it twice
+        if isinstance(found, tuple) and (found[0].ndim, found[1].ndim, found[0].shape[-1]) != (2, 2, len(found[1])):
+            shapes = f"{tuple(found[0].shape)} and {tuple(found[1].shape)}"
+            raise RecordError(f"{tensors.where}: the tensors of {module} do not go together ({shapes})")
+        shape = (len(found[0]), found[1].shape[1]) if isinstance(found, tuple) else tuple(found.shape)
+        if shape != self.shapes[module]:
+            raise RecordError(f"{tensors.where}: the update of {module} is {shape}, its layer {self.shapes[module]}")
+        return found
+
+    def factors(self, module: str, step: int, dtype: torch.dtype | None = None) -> Factors | None:
+        """Return U and V where the type's update is a product."""
+        self.check(module, step)
+        if module in self._saved:
+            return None
+        found = self._delta(module, step, dtype or self._dtype(module, step))
+        return found if isinstance(found, tuple) else None
+
+    def update(self, module: str, step: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return ΔW (out, in), by default in float64."""
+        self.check(module, step)
+        dtype = dtype or torch.float64
+        if module in self._saved:
+            return self.state(module, step)["weight"].to(dtype) - self.base(module).to(dtype)
+        found = self._delta(module, step, dtype)
+        return found[0] @ found[1] if isinstance(found, tuple) else found
+
+    def weight(self, module: str, step: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return W' = W₀ + ΔW (out, in), by default in the wider of the two dtypes."""
+        self.check(module, step)
+        if module in self._saved:
+            weight = self.state(module, step)["weight"]
+            return weight if dtype is None else weight.to(dtype)
+        base = self.base(module)
+        dtype = dtype or torch.promote_types(WIDENED.get(base.dtype, base.dtype), self._dtype(module, step))
+        return base.to(dtype) + self.update(module, step, dtype)
+
+    def _dtype(self, module: str, step: int) -> torch.dtype:
+        """The dtype in which the adapter is computed: its own, 16 bits widened."""
+        file = self._checkpoint(step)
+        tensors, modules = file.tensors, file.modules
+        names = modules.get(self._holder(module), {}).values()
+        found = [d for d in map(tensors.dtype, names) if d.is_floating_point]
+        return WIDENED.get(found[0], found[0]) if found else torch.float32
+
+    def label(self, module: str) -> str:
+        """Return the type's name, "ft" for a module saved whole."""
+        return "ft" if module in self._saved else self.method
+
+    def rebuilt(self, module: str) -> bool:
+        """Return whether W' is computed from an adapter."""
+        return module not in self._saved
+
+    def rounding(self, module: str, step: int) -> torch.dtype | None:
+        """Return the dtype of what multiplies W₀, or of a matrix saved whole."""
+        self.check(module, step)
+        file = self._checkpoint(step)
+        tensors, modules = file.tensors, file.modules
+        if module in self._saved:
+            return tensors.dtype(self._saved[module])
+        if self._formula.scales_base or self._settings.get("use_dora"):
+            return next((tensors.dtype(name) for name in modules.get(self._holder(module), {}).values()), None)
+        return None
+
+    def scalars(self) -> list[dict[str, float]]:
+        """Return what was logged."""
+        return self._log
+
+
+def read_settings(place: Storage) -> dict[str, Any]:
+    """Return an ``adapter_config.json`` of a type that can be read.
+
+    Raises:
+        RecordError: It is damaged, or its type or an option cannot be read; says why and what to do.
+    """
+    settings = place.mapping(CONFIG)
+    refuse_settings(settings, place.where)
+    kind = settings.get("peft_type")
+    if isinstance(kind, str) and kind in REFUSED:
+        raise RecordError(f"{place.where}: {kind} adapters are not read: {REFUSED[kind]}")
+    if not isinstance(kind, str) or kind not in FORMULAS:
+        raise RecordError(f"{place.where}: peft_type is {kind!r:.60}; read are {', '.join(FORMULAS)}")
+    if kind == "LORA":
+        for option, reason in NOT_READ.items():
+            if settings.get(option):
+                raise RecordError(f"{place.where}: {option} is set: {reason}")
+    if kind == "POLY" and settings.get("n_tasks", 1) != 1:
+        raise RecordError(
+            f"{place.where}: n_tasks is {settings['n_tasks']!r:.40}: its weight depends on the task, so there "
+            "is no one W'; one task is read"
+        )
+    return settings
+
+
+def _method(kind: str, settings: Mapping[str, Any]) -> str:
+    """The name for tables, ours where we have the method."""
+    if kind != "LORA":
+        return kind.lower()
+    start = settings.get("init_lora_weights")
+    if settings.get("use_dora"):
+        return "dora-row"
+    if isinstance(start, str) and start.split("_niter_")[0] in ("pissa", "olora", "corda", "loftq", "lora_ga", "eva"):
+        return start.split("_niter_")[0]
+    if settings.get("kasa_config"):
+        return "kasa"
+    return "rslora" if settings.get("use_rslora") else "lora"

@@ -1,0 +1,82 @@
+"""Files of whole models whose names hold a step, as ``step-100.safetensors``; or one such file."""
+
+from functools import partial
+
+from deltaw.adapters.errors import RecordError
+from deltaw.analysis.records.foreign.base import BaseLike, open_base
+from deltaw.analysis.records.foreign.foreign_adapters import refuse_factors, refuse_files
+from deltaw.analysis.records.foreign.full import FullModelSource, trainer_log
+from deltaw.analysis.records.foreign.model_reader import read_file
+from deltaw.analysis.records.source import Source
+from deltaw.analysis.records.storage.file_names import file_step, model_files, parts_of_one, steps_of_files, unreadable
+from deltaw.analysis.records.storage.files import FILES
+from deltaw.analysis.records.storage.location import Location, adapters_in
+
+
+class StepFilesSource(FullModelSource):
+    """The checkpoints of a model that was saved whole, a file a step."""
+
+    format = "safetensors"
+
+    def check_common(self) -> None:
+        """Raise where the first and the last file have no tensor in common: then they are parts of one model.
+
+        Raises:
+            RecordError: So it is.
+        """
+        first, last = (self._tensors(step) for step in (self.steps[0], self.steps[-1]))
+        if not set(first.names()) & set(last.names()):
+            raise RecordError(
+                f"{first.where} and {last.where} have no tensor in common: they are parts of one model, or two models, "
+                "no steps of one; open one of them by its name"
+            )
+
+
+def recognises(location: Location) -> bool:
+    """Return whether files of weights stand there."""
+    return location.file is not None or any(name.endswith(FILES) for name in location.names)
+
+
+def opens(location: Location, base: BaseLike, everything: bool) -> Source:
+    """Open one file, or the files of a folder.
+
+    Raises:
+        RecordError: A name does not say its step, or these are no models.
+    """
+    storage = location.storage
+    if location.file is not None:
+        return _one_file(location, location.file, base, everything)
+    files = model_files(location.names)
+    files = [name for name in files if name.endswith(".safetensors")] or files
+    adapters = [] if files else adapters_in(location)
+    if adapters:
+        raise RecordError(f"{storage.where}: holds the adapters {', '.join(adapters)}; open one of these folders")
+    if not files or parts_of_one(files):
+        there = ", ".join(location.names[:8])
+        raise RecordError(f"{storage.where}: holds no model weights (there are {there}); {unreadable(location.names)}")
+    if len(files) == 1:
+        return _one_file(location, files[0], base, everything)
+    first = read_file(storage, files[0])  # some files are no steps as they are adapters
+    refuse_factors(first.names(), first.where)
+    try:
+        by_step = steps_of_files(files)
+    except RecordError as error:
+        raise RecordError(f"{storage.where}: {error}") from None
+    readers = {at: partial(read_file, storage, name) for at, name in by_step.items()}
+    config, log = storage.mapping("config.json"), trainer_log(storage)[1]
+    source = StepFilesSource(storage.where, readers, config, open_base(base), everything=everything, log=log)
+    source.check_common()
+    return source
+
+
+def _one_file(location: Location, file: str, base: BaseLike, everything: bool) -> Source:
+    storage = location.storage
+    refuse_files([file], storage.where)
+    if not file.endswith(FILES):
+        raise RecordError(f"{storage.file(file)}: is no run's folder, and no file of weights ({', '.join(FILES)})")
+    step = file_step(file)
+    readers = {step or 0: partial(read_file, storage, file)}
+    config = storage.mapping("config.json")
+    return StepFilesSource(
+        storage.file(file), readers, config, open_base(base), everything=everything, steps_known=step is not None
+    )
