@@ -95,7 +95,22 @@ def test_a_whole_run_is_left_as_it_is(run):
         lambda lines: [*lines[:2], lines[2].replace('"step": 2', '"step": 6'), *lines[3:]],
         lambda lines: [],
     ],
-    ids=str,
+    ids=[
+        "cut line",
+        "two lines joined",
+        "one line missing",
+        "two lines missing",
+        "first line missing",
+        "last line missing",
+        "last two missing",
+        "a line twice",
+        "an earlier line again",
+        "two lines exchanged",
+        "another line end",
+        "another key",
+        "another step",
+        "empty",
+    ],
 )
 def test_an_index_comes_back_whole_where_the_files_are(change, run):
     rewritten(run / INDEX, change)
