@@ -110,12 +110,12 @@ def last_pairs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_trained(
-    measure: Callable[Concatenate[pd.DataFrame, P], Measured],
+    measure: Callable[Concatenate[pd.DataFrame, P], Measured], /
 ) -> Callable[Concatenate[pd.DataFrame, P], Measured]:
     """Measure runs that learned nothing, too, and say so in place of a verdict."""
 
     @wraps(measure)
-    def measured(frame: pd.DataFrame, *args: P.args, **options: P.kwargs) -> Measured:
+    def measured(frame: pd.DataFrame, /, *args: P.args, **options: P.kwargs) -> Measured:
         try:
             return measure(frame, *args, **options)
         except Unlearned as reason:
