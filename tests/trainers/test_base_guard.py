@@ -56,7 +56,7 @@ def test_an_adapter_that_is_merged_for_a_while_is_recorded_right(start, dtype, t
     for step in (0, 1, 2):
         tensors = run.state(module, step)
         for key in ("lora_A", "lora_B"):
-            assert torch.equal(tensors[key].to(dtype), state[f"{module}.{key}.default.weight"])
+            assert torch.equal(tensors[key].to(dtype), state[f"base_model.model.{module}.{key}.default.weight"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
