@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deltaw.adapters.bitsandbytes import dequantized, is_quantized
+from deltaw.adapters.checks import public
 from deltaw.adapters.errors import ShapeError, TargetError
 from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.modules import is_conv1d, is_peft
@@ -12,6 +13,7 @@ from deltaw.adapters.peft.live import plain_below, weight_of
 from deltaw.adapters.peft.names import BASE_LAYER
 
 
+@public
 @torch.no_grad()
 def effective_weight(module: nn.Module) -> Tensor:
     """Return W' (out, in), the matrix that the layer multiplies with outside training.
@@ -34,6 +36,7 @@ def effective_weight(module: nn.Module) -> Tensor:
     return _stored(module)
 
 
+@public
 @torch.no_grad()
 def base_weight(module: nn.Module) -> Tensor:
     """Return W₀ (out, in): the frozen base below an adapter or a parametrization, or a plain layer's own weight.

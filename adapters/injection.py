@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.adapters.bitsandbytes import QuantizedLayer, compute_dtype, is_quantized
+from deltaw.adapters.checks import public
 from deltaw.adapters.constants import share
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError, TargetError
 from deltaw.adapters.layer import WIDENED, AdaptedLayer
@@ -14,6 +15,7 @@ from deltaw.adapters.modules import adapted, is_adaptable, is_conv1d, linear_sha
 from deltaw.adapters.patterns import matching, owners, pattern_list
 
 
+@public
 def inject(
     model: nn.Module,
     method: Method | Mapping[str, Method],
@@ -154,6 +156,7 @@ def _check_covariance(method: Method, name: str, columns: int, context: Mapping[
         raise NonFiniteError(f"the covariance for module {name!r} holds NaN or infinity; look at the batches")
 
 
+@public
 def merge(model: nn.Module) -> nn.Module:
     """Put W' into plain layers of the original class, in the base's dtype, in place.
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from deltaw.adapters.bitsandbytes import DTYPES, load_bitsandbytes
+from deltaw.adapters.checks import public
 from deltaw.adapters.errors import DataError, NonFiniteError, OptionError, TargetError
 from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.modules import is_conv1d, replace_module
@@ -14,6 +15,7 @@ from deltaw.adapters.patterns import matching, pattern_list
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
+@public
 def quantize(
     model: nn.Module, targets: Sequence[str] | str, *, block_size: int = 64, double_quantization: bool = True
 ) -> nn.Module:

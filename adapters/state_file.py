@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from deltaw.adapters.checks import public
 from deltaw.adapters.constants import identity
 from deltaw.adapters.errors import DataError, NonFiniteError, OptionError, ShapeError, TargetError
 from deltaw.adapters.injection import layer_over, put_in
@@ -22,6 +23,7 @@ from deltaw.adapters.small_files import bounded_json, regular_file
 FILE_FORMAT = "deltaw-adapters-1"
 
 
+@public
 def save_adapters(model: nn.Module, path: str | Path) -> None:
     """Write the methods' tensors and options to one safetensors file.
 
@@ -43,6 +45,7 @@ def save_adapters(model: nn.Module, path: str | Path) -> None:
     save_file(copies, str(path), metadata=header)
 
 
+@public
 def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
     """Read what ``save_adapters`` wrote into a model that is injected in the same way, or that is plain.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from deltaw.adapters.checks import public
 from deltaw.adapters.errors import DeltawWarning, OptionError
 from deltaw.analysis.records.foreign.base import BaseLike
 from deltaw.analysis.records.storage.files import is_address
@@ -21,6 +22,7 @@ from deltaw.analysis.trajectory import Trajectory
 Paths = str | Path | Trajectory | Sequence[str | Path | Trajectory]
 
 
+@public
 def open(
     path: str | Path,
     *,
@@ -43,6 +45,7 @@ def open(
     return Trajectory.open(path, base=base, modules=modules, split=split, pattern=pattern)
 
 
+@public
 def open_runs(paths: Paths, *, base: BaseLike = None) -> list[Trajectory]:
     """Open runs, and name those that share a folder name by as much of their path as tells them apart.
 
@@ -71,6 +74,7 @@ def open_runs(paths: Paths, *, base: BaseLike = None) -> list[Trajectory]:
     return runs
 
 
+@public
 def table(
     runs: Paths, which: str, *, modules: Sequence[str] | None = None, progress: bool = False, **options: Any
 ) -> pd.DataFrame:

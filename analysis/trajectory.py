@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from deltaw.adapters.checks import whole_number
+from deltaw.adapters.checks import public, whole_number
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.method import Method
 from deltaw.analysis.measures.change import AXES, Axis
@@ -55,6 +55,7 @@ class Trajectory:
         self._names = name_reader(pattern)
 
     @classmethod
+    @public
     def open(
         cls,
         path: str | Path,
@@ -86,6 +87,7 @@ class Trajectory:
         return cls(open_source(_path("path", path), base=base, modules=modules, split=split), pattern)
 
     @classmethod
+    @public
     def from_pair(
         cls,
         before: str | Path,
@@ -175,6 +177,7 @@ class Trajectory:
         self._check(module, step)
         return self.source.state(module, step)
 
+    @public
     def weight(self, module: str, step: Step, dtype: torch.dtype | None = None) -> Tensor:
         """Return W' (out, in) at a step; ``None`` is the base.
 
@@ -194,6 +197,7 @@ class Trajectory:
             return base if dtype is None else base.to(dtype)
         return self.source.weight(module, step, dtype)
 
+    @public
     def update(self, module: str, step: int, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return ΔW = W_t − W₀ (out, in), by default in float64: the exact update of the recorded parameters.
 
@@ -204,6 +208,7 @@ class Trajectory:
         self._check(module, step)
         return self.source.update(module, step, dtype)
 
+    @public
     def factors(self, module: str, step: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor] | None:
         """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where the method has no such form."""
         self._check(module, step)
@@ -233,6 +238,7 @@ class Trajectory:
 
         return chosen_pairs(self, pairs)
 
+    @public
     def changes(
         self,
         pairs: Pairs | Sequence[PairKind] = None,
@@ -264,6 +270,7 @@ class Trajectory:
 
         return changes_table([self], pairs, axes, modules, allow_nonfinite=allow_nonfinite, progress=progress)
 
+    @public
     def spectra(
         self,
         steps: Steps = None,

@@ -94,6 +94,12 @@ WRONG = {
     "a table of no run": lambda: deltaw.analysis.table("no-such-folder", "base"),
     "a table of no name": lambda: deltaw.analysis.table([], "nothing"),
     "an inspection of a number": lambda: deltaw.analysis.inspect_run(3),
+    "an option that Recorder has not": lambda: deltaw.Recorder(nn.Linear(2, 2), "runs/x", every=3),
+    "a recorder without a folder": lambda: deltaw.Recorder(nn.Linear(2, 2)),
+    "an option that inject has not": lambda: deltaw.inject(nn.Linear(2, 2), deltaw.METHODS["lora"](rank=1), target="0"),
+    "an option that change has not": lambda: deltaw.change(np.eye(2), np.eye(2), axes="row"),
+    "an option that open has not": lambda: deltaw.open("runs/x", bases="y"),
+    "spectrum of two matrices": lambda: deltaw.spectrum(np.eye(2), np.eye(2), np.eye(2)),
 }
 
 

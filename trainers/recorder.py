@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deltaw.adapters.checks import whole_number
+from deltaw.adapters.checks import public, whole_number
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.sharded import full, is_sharded
 from deltaw.adapters.state_file import repeated
@@ -92,6 +92,7 @@ class Recorder:
         [0, 10, 20, 30]
     """
 
+    @public
     def __init__(
         self,
         model: nn.Module,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.adapters.bitsandbytes import compute_dtype, is_quantized
+from deltaw.adapters.checks import public
 from deltaw.adapters.effective import base_weight
 from deltaw.adapters.errors import DataError, DeltawError, OptionError, ShapeError, TargetError
 from deltaw.adapters.injection import layer_over, put_in
@@ -42,6 +43,7 @@ Config = dict[str, Any]
 Tensors = dict[str, Tensor]
 
 
+@public
 def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     """Put the adapters of a PEFT folder into a plain model, as methods of ours, in place; the rest is frozen.
 

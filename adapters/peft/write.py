@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from deltaw.adapters.checks import public
 from deltaw.adapters.errors import OptionError, TargetError, WriteError
 from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.linear.norms import constant_norms
@@ -41,6 +42,7 @@ Config = dict[str, Any]
 Tensors = dict[str, Tensor]
 
 
+@public
 def save_peft(model: nn.Module, folder: str | Path) -> None:
     """Write a model's adapters as a folder that ``peft.PeftModel.from_pretrained(base, folder)`` loads.
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from deltaw.adapters.checks import public
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.names import kind_of, layer_of
 from deltaw.analysis.records.foreign.base import BaseLike
@@ -25,6 +26,7 @@ class OpenedRun(Protocol):
         """Where its weights come from."""
 
 
+@public
 def inspect_run(
     run: str | Path | OpenedRun,
     *,

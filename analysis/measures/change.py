@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deltaw.adapters.checks import public
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
 from deltaw.analysis.measures.built import Built, rows_of
 from deltaw.analysis.measures.compensated import difference_of_squares
@@ -61,6 +62,7 @@ class Change:
     nonfinite: int
 
 
+@public
 def change(before: Matrix, after: Matrix, axis: Axis, *, allow_nonfinite: bool = False) -> Change:
     r"""Return the magnitude and direction change of every vector along one axis.
 
@@ -101,6 +103,7 @@ def change(before: Matrix, after: Matrix, axis: Axis, *, allow_nonfinite: bool =
     return changes(before, after, axes=(axis,), allow_nonfinite=allow_nonfinite)[axis]
 
 
+@public
 @torch.no_grad()
 def changes(
     before: Matrix, after: Matrix, axes: Sequence[Axis] = AXES, *, allow_nonfinite: bool = False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from deltaw.adapters.checks import public
 from deltaw.adapters.errors import OptionError
 
 if TYPE_CHECKING:  # a measure is imported without pandas: only this one needs it, and only when it is called
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # a measure is imported without pandas: only this one needs i
 _BY = ("run", "kind", "axis")
 
 
+@public
 def correlation(
     frame: pd.DataFrame,
     by: str | Sequence[str] = _BY,

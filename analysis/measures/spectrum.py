@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltaw.adapters.checks import public
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.measures.factors import of_factors, two_factors
 from deltaw.analysis.measures.matrix import Matrix, finite, matrix
@@ -129,6 +130,7 @@ class Spectrum:
         return self.signal / (self.spectral or 1.0)
 
 
+@public
 @torch.no_grad()
 def spectrum(
     update: Matrix | None = None,
