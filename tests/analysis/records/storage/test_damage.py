@@ -12,7 +12,6 @@ import json
 import os
 import random
 import resource
-import signal
 import threading
 import time
 import warnings
@@ -270,22 +269,8 @@ def damaged(path, data, rng):
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
-@contextlib.contextmanager
-def within(seconds):
-    def late(number, frame):
-        raise TimeoutError(f"took more than {seconds} seconds")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 @pytest.mark.parametrize("make", [recorded, checkpoints, sharded, adapter, distributed, pickled, views, *LOOKS])
-def test_damage_ends_in_an_error_or_a_right_answer(make, tmp_path):
+def test_damage_ends_in_an_error_or_a_right_answer(make, tmp_path, within):
     folder = tmp_path / "run"
     folder.mkdir()
     make(folder)
@@ -352,7 +337,7 @@ class Liar(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
 
-def test_a_lying_server_ends_in_an_error_or_a_right_answer(tmp_path, monkeypatch):
+def test_a_lying_server_ends_in_an_error_or_a_right_answer(tmp_path, monkeypatch, within):
     pytest.importorskip("fsspec")
     pytest.importorskip("aiohttp")
     monkeypatch.setattr(web, "BEGINS", 0.5)
@@ -375,7 +360,7 @@ def test_a_lying_server_ends_in_an_error_or_a_right_answer(tmp_path, monkeypatch
         server.server_close()
 
 
-def test_the_fuzzer_sees_what_it_looks_for(tmp_path):
+def test_the_fuzzer_sees_what_it_looks_for(tmp_path, within):
     """A reader that trusts would be caught: the plain json module fails otherwise than by an error of ours."""
     with pytest.raises(RecursionError):
         json.loads("[" * 100_000)
