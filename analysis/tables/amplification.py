@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,10 @@ from deltaw.analysis.measures.amplification import amplification
 from deltaw.analysis.measures.subspace import directions
 from deltaw.analysis.tables.run import LABELS, Run, Steps, update_of
 from deltaw.analysis.tables.subspaces import checked_ranks
-from deltaw.analysis.tables.walk import Walk, at_steps
+from deltaw.analysis.tables.walk import Stop, Walk, at_steps
+from deltaw.analysis.tables.work import HERE, Work
+
+_NUMBERS = ["weight_norm", "update_norm", "share", "projected", "projected_own", "projected_random"]
 
 
 def amplification_table(
@@ -21,13 +25,14 @@ def amplification_table(
     steps: Steps = "last",
     modules: Sequence[str] | None = None,
     progress: bool = False,
+    work: Work = HERE,
 ) -> pd.DataFrame:
     """Return LoRA's amplification factor of every module, step and rank, with what it is compared with.
 
     Arguments:
         runs: Opened runs.
         ranks: The numbers r of directions of ΔW.
-        steps, modules, progress: As in `singular_values`.
+        steps, modules, progress, work: As in `singular_values`.
 
     Returns:
         One row each: run, method, module, layer, kind, step, rank, directions (how many ΔW has), weight_norm,
@@ -41,20 +46,22 @@ def amplification_table(
     Source:
         Hu et al. 2022 (LoRA), section 7.3, table 7.
     """
-    names = ["weight_norm", "update_norm", "share", "projected", "projected_own", "projected_random"]
+    walk = Walk(runs, "amplification", at_steps(steps), modules, progress=progress, work=work)
+    rows = walk.rows(partial(_of_step, ranks=ranks))
+    return walk.frame(rows, [*LABELS, "step", "rank", "directions", *_NUMBERS, "amplification"])
+
+
+def _of_step(stop: Stop, ranks: Sequence[int]) -> list[dict[str, Any]]:
+    base = stop.once("base", partial(stop.run.base, stop.module))
+    own = stop.once("own", partial(torch.linalg.svdvals, base.double()))
+    moved = directions(**update_of(stop.run, stop.module, stop.step))
     rows = []
-    walk = Walk(runs, "amplification", at_steps(steps), modules, progress=progress)
-    for stop in walk:
-        with stop:
-            base = stop.once("base", partial(stop.run.base, stop.module))
-            own = stop.once("own", partial(torch.linalg.svdvals, base.double()))
-            moved = directions(**update_of(stop.run, stop.module, stop.step))
-            for rank in checked_ranks(ranks, moved, stop.module):
-                row = stop.labels | {"step": stop.step, "rank": int(rank), "directions": moved.count}
-                if rank <= moved.count:
-                    found = amplification(base, moved, int(rank), singular_values=own)
-                    row |= {name: getattr(found, name) for name in names} | {"amplification": found.factor}
-                else:
-                    row |= dict.fromkeys([*names, "amplification"], np.nan)
-                rows.append(row)
-    return walk.frame(rows, [*LABELS, "step", "rank", "directions", *names, "amplification"])
+    for rank in checked_ranks(ranks, moved, stop.module):
+        row = stop.labels | {"step": stop.step, "rank": int(rank), "directions": moved.count}
+        if rank <= moved.count:
+            found = amplification(base, moved, int(rank), singular_values=own)
+            row |= {name: getattr(found, name) for name in _NUMBERS} | {"amplification": found.factor}
+        else:
+            row |= dict.fromkeys([*_NUMBERS, "amplification"], np.nan)
+        rows.append(row)
+    return rows

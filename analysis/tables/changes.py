@@ -1,6 +1,7 @@
 """ΔM and ΔD of every module: their means, one row a pair of steps and axis."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -8,7 +9,8 @@ import pandas as pd
 from deltaw.analysis.measures.change import AXES, Axis
 from deltaw.analysis.tables.one_pass import Stops, in_one_pass
 from deltaw.analysis.tables.run import LABELS, PairKind, Pairs, Run, Step
-from deltaw.analysis.tables.walk import Walk, pairs_by_kind
+from deltaw.analysis.tables.walk import Stop, Walk, pairs_by_kind
+from deltaw.analysis.tables.work import HERE, Work
 
 
 def changes_table(
@@ -19,6 +21,7 @@ def changes_table(
     *,
     allow_nonfinite: bool = False,
     progress: bool = False,
+    work: Work = HERE,
 ) -> pd.DataFrame:
     """Return ΔM and ΔD of every module, pair of steps and axis.
 
@@ -31,6 +34,7 @@ def changes_table(
         modules: Glob patterns over the recorded modules; ``None`` for all.
         allow_nonfinite: Go on where a weight holds NaN or infinity.
         progress: Show a progress bar.
+        work: Where and how it is done.
 
     Returns:
         One row each, with the columns run, method, module, layer, kind, pairs (where several kinds are asked for),
@@ -49,20 +53,13 @@ def changes_table(
         wanted[id(run)] = pairs_by_kind(run, pairs)
         return in_one_pass(pair for of_kind in wanted[id(run)].values() for pair in of_kind)
 
-    found: dict[tuple[int, str], dict[tuple[Step, int], list[dict[str, Any]]]] = {}
-    walk = Walk(runs, "changes", stops, modules, unit="pair", progress=progress)
-    for stop in walk:
-        stop.where = from_to(stop.step_from, stop.step)
-        with stop:
-            found.setdefault((id(stop.run), stop.module), {})[stop.step_from, stop.step] = [
-                stop.labels
-                | {"axis": axis, "step_from": stop.step_from, "step_to": stop.step}
-                | {"delta_m": change.delta_m, "delta_d": change.delta_d, "undefined": change.undefined}
-                for axis, change in stop.changes(axes, allow_nonfinite=allow_nonfinite).items()
-            ]
+    by_module: dict[tuple[int, str], dict[tuple[Step, int], list[dict[str, Any]]]] = {}
+    walk = Walk(runs, "changes", stops, modules, unit="pair", progress=progress, work=work)
+    for found in walk.measured(partial(_of_pair, axes=axes, allow_nonfinite=allow_nonfinite)):
+        by_module.setdefault((id(found.run), found.module), {})[found.step_from, found.step] = found.rows
     rows = [
         row | {"pairs": kind}
-        for (run, _), by_pair in found.items()
+        for (run, _), by_pair in by_module.items()
         for kind, of_kind in wanted[run].items()
         for pair in of_kind
         for row in by_pair.get(pair, [])
@@ -70,6 +67,16 @@ def changes_table(
     several = any(None not in kinds for kinds in wanted.values())
     columns = ["axis", "step_from", "step_to", "delta_m", "delta_d", "undefined"]
     return walk.frame(rows, [*LABELS, *(["pairs"] if several else []), *columns])
+
+
+def _of_pair(stop: Stop, axes: Sequence[Axis], allow_nonfinite: bool) -> list[dict[str, Any]]:
+    stop.where = from_to(stop.step_from, stop.step)
+    return [
+        stop.labels
+        | {"axis": axis, "step_from": stop.step_from, "step_to": stop.step}
+        | {"delta_m": change.delta_m, "delta_d": change.delta_d, "undefined": change.undefined}
+        for axis, change in stop.changes(axes, allow_nonfinite=allow_nonfinite).items()
+    ]
 
 
 def from_to(step_from: int | None, step: int) -> str:

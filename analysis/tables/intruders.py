@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from deltaw.analysis.measures.intruders import intruders
 from deltaw.analysis.measures.subspace import Directions, directions
 from deltaw.analysis.tables.run import LABELS, Run, Steps
 from deltaw.analysis.tables.walk import Stop, Walk, at_steps
+from deltaw.analysis.tables.work import HERE, Work
 
 
 def intruder_table(
@@ -21,13 +23,14 @@ def intruder_table(
     steps: Steps = "last",
     modules: Sequence[str] | None = None,
     progress: bool = False,
+    work: Work = HERE,
 ) -> pd.DataFrame:
     """Return how like W₀'s the top k left singular vectors of W' are, one row a vector.
 
     Arguments:
         runs: Opened runs.
         k, epsilon: As in `deltaw.analysis.measures.intruders`.
-        steps, modules, progress: As in `singular_values`.
+        steps, modules, progress, work: As in `singular_values`.
 
     Returns:
         One row each: run, method, module, layer, kind, step, index (from 1), singular_value (of W'), similarity,
@@ -40,19 +43,20 @@ def intruder_table(
     Source:
         Shuttleworth et al. 2024, definition 1 and algorithm 1.
     """
-    blocks = []
-    walk = Walk(runs, "intruder dimensions", at_steps(steps), modules, progress=progress)
-    for stop in walk:
-        with stop:
-            base = stop.once("base", partial(_base, stop))
-            after = stop.run.weight(stop.module, stop.step, torch.float64)
-            found = intruders(base, after, k=k, epsilon=epsilon)
-            blocks.append(
-                stop.labels
-                | {"step": stop.step, "index": np.arange(1, k + 1), "singular_value": found.singular_values.numpy()}
-                | {"similarity": found.similarity.numpy(), "intruder": found.found.numpy()}
-            )
+    walk = Walk(runs, "intruder dimensions", at_steps(steps), modules, progress=progress, work=work)
+    blocks = walk.rows(partial(_of_step, k=k, epsilon=epsilon))
     return walk.frame(blocks, [*LABELS, "step", "index", "singular_value", "similarity", "intruder"])
+
+
+def _of_step(stop: Stop, k: int, epsilon: float) -> list[dict[str, Any]]:
+    base = stop.once("base", partial(_base, stop))
+    after = stop.run.weight(stop.module, stop.step, torch.float64)
+    found = intruders(base, after, k=k, epsilon=epsilon)
+    return [
+        stop.labels
+        | {"step": stop.step, "index": np.arange(1, k + 1), "singular_value": found.singular_values.numpy()}
+        | {"similarity": found.similarity.numpy(), "intruder": found.found.numpy()}
+    ]
 
 
 def _base(stop: Stop) -> Directions:

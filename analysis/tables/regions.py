@@ -1,18 +1,25 @@
 """Which part of every update is not zero."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from deltaw.analysis.tables.run import LABELS, Run, Steps
-from deltaw.analysis.tables.walk import Walk, at_steps
+from deltaw.analysis.tables.walk import Stop, Walk, at_steps
+from deltaw.analysis.tables.work import HERE, Work
 
 _COLUMNS = ["out", "in", "moved_rows", "moved_columns", "untouched_rows", "untouched_columns", "untouched_weights"]
 
 
 def regions_table(
-    runs: Sequence[Run], steps: Steps = "last", modules: Sequence[str] | None = None, *, progress: bool = False
+    runs: Sequence[Run],
+    steps: Steps = "last",
+    modules: Sequence[str] | None = None,
+    *,
+    progress: bool = False,
+    work: Work = HERE,
 ) -> pd.DataFrame:
     """Return one row a matrix: its shape, and how much of ΔW is not zero.
 
@@ -21,6 +28,7 @@ def regions_table(
         steps: These steps, "last" for each run's last, ``None`` for all.
         modules: Glob patterns over the recorded modules; ``None`` for all.
         progress: Show a progress bar.
+        work: Where and how it is done.
 
     Returns:
         A table with the columns run, method, module, layer, kind, step, out, in, moved_rows, moved_columns (how many
@@ -29,21 +37,21 @@ def regions_table(
     Source:
         SBoRA, §3.2.
     """
-    rows = []
-    walk = Walk(runs, "regions", at_steps(steps), modules, progress=progress)
-    for stop in walk:
-        with stop:
-            zero = stop.run.update(stop.module, stop.step).numpy() == 0
-            moved_rows, moved_columns = int((~zero).any(axis=1).sum()), int((~zero).any(axis=0).sum())
-            out_features, in_features = zero.shape
-            rows.append(
-                stop.labels
-                | {"step": stop.step, "out": out_features, "in": in_features}
-                | {"moved_rows": moved_rows, "moved_columns": moved_columns}
-                | {
-                    "untouched_rows": 1 - moved_rows / out_features,
-                    "untouched_columns": 1 - moved_columns / in_features,
-                    "untouched_weights": float(np.mean(zero)),
-                }
-            )
-    return walk.frame(rows, [*LABELS, "step", *_COLUMNS])
+    walk = Walk(runs, "regions", at_steps(steps), modules, progress=progress, work=work)
+    return walk.frame(walk.rows(_of_step), [*LABELS, "step", *_COLUMNS])
+
+
+def _of_step(stop: Stop) -> list[dict[str, Any]]:
+    zero = stop.run.update(stop.module, stop.step).numpy() == 0
+    moved_rows, moved_columns = int((~zero).any(axis=1).sum()), int((~zero).any(axis=0).sum())
+    out_features, in_features = zero.shape
+    return [
+        stop.labels
+        | {"step": stop.step, "out": out_features, "in": in_features}
+        | {"moved_rows": moved_rows, "moved_columns": moved_columns}
+        | {
+            "untouched_rows": 1 - moved_rows / out_features,
+            "untouched_columns": 1 - moved_columns / in_features,
+            "untouched_weights": float(np.mean(zero)),
+        }
+    ]

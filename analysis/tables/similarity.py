@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -10,7 +11,8 @@ from deltaw.adapters.errors import OptionError
 from deltaw.analysis.measures.similarity import Examples, dissimilarity
 from deltaw.analysis.tables.one_pass import Stops
 from deltaw.analysis.tables.run import LABELS, Run, Steps
-from deltaw.analysis.tables.walk import Walk, chosen_modules, chosen_steps, common_modules
+from deltaw.analysis.tables.walk import Stop, Walk, chosen_modules, chosen_steps, common_modules
+from deltaw.analysis.tables.work import HERE, Work
 
 
 def similarity_table(
@@ -21,6 +23,7 @@ def similarity_table(
     modules: Sequence[str] | None = None,
     examples: Examples = "row",
     progress: bool = False,
+    work: Work = HERE,
 ) -> pd.DataFrame:
     """Return the CKA of W_t with W₀, or with the weights of another run at the same step.
 
@@ -32,6 +35,7 @@ def similarity_table(
         modules: Glob patterns over the modules (of both); ``None`` for all.
         examples: As in `deltaw.analysis.measures.similarity`.
         progress: Show a progress bar.
+        work: Where and how it is done.
 
     Returns:
         One row each: run, method, module, layer, kind, step, other ("base" or the run's name), step_other (missing for
@@ -46,7 +50,6 @@ def similarity_table(
     Source:
         Kornblith et al. 2019. See `deltaw.analysis.measures.similarity`.
     """
-    rows = []
 
     def stops(run: Run) -> Stops:
         return [(beside, step) for step, beside in _steps_of_both(run, other, steps)]
@@ -54,22 +57,24 @@ def similarity_table(
     def chosen(run: Run) -> list[str]:
         return chosen_modules(run.modules, modules) if other is None else common_modules(run, other, modules)
 
-    walk = Walk(runs, "similarity", stops, chosen, progress=progress)
-    for stop in walk:
-        against = "W₀" if other is None else f"{other.source.where} at step {stop.step_from}"
-        stop.where = f"at step {stop.step} against {against}"
-        with stop:
-            if other is None:
-                beside = stop.once("base", partial(stop.run.base, stop.module))
-            else:
-                beside = other.weight(stop.module, stop.step_from, torch.float64)
-            apart = dissimilarity(stop.run.weight(stop.module, stop.step, torch.float64), beside, examples=examples)
-            rows.append(
-                stop.labels
-                | {"step": stop.step, "other": "base" if other is None else other.name, "step_other": stop.step_from}
-                | {"examples": examples, "similarity": 1.0 - apart, "dissimilarity": apart}
-            )
+    walk = Walk(runs, "similarity", stops, chosen, progress=progress, work=work)
+    rows = walk.rows(partial(_of_step, other=other, examples=examples))
     return walk.frame(rows, [*LABELS, "step", "other", "step_other", "examples", "similarity", "dissimilarity"])
+
+
+def _of_step(stop: Stop, other: Run | None, examples: Examples) -> list[dict[str, Any]]:
+    against = "W₀" if other is None else f"{other.source.where} at step {stop.step_from}"
+    stop.where = f"at step {stop.step} against {against}"
+    if other is None:
+        beside = stop.once("base", partial(stop.run.base, stop.module))
+    else:
+        beside = other.weight(stop.module, stop.step_from, torch.float64)
+    apart = dissimilarity(stop.run.weight(stop.module, stop.step, torch.float64), beside, examples=examples)
+    return [
+        stop.labels
+        | {"step": stop.step, "other": "base" if other is None else other.name, "step_other": stop.step_from}
+        | {"examples": examples, "similarity": 1.0 - apart, "dissimilarity": apart}
+    ]
 
 
 def _steps_of_both(run: Run, other: Run | None, steps: Steps) -> list[tuple[int, int | None]]:

@@ -1,6 +1,8 @@
 """The singular values of every update."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,8 @@ from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.measures.spectrum import spectrum
 from deltaw.analysis.tables.run import LABELS, Run, Steps, update_of
-from deltaw.analysis.tables.walk import Walk, at_steps
+from deltaw.analysis.tables.walk import Stop, Walk, at_steps
+from deltaw.analysis.tables.work import HERE, Work
 
 
 def singular_values(
@@ -19,6 +22,7 @@ def singular_values(
     modules: Sequence[str] | None = None,
     top: int | None = None,
     progress: bool = False,
+    work: Work = HERE,
 ) -> pd.DataFrame:
     """Return the singular values of ΔW of every module at every step: its spectrum over training.
 
@@ -31,6 +35,7 @@ def singular_values(
         modules: Glob patterns over the recorded modules; ``None`` for all.
         top: How many, largest first; ``None`` for all there are, that is min(out, in), or min(out, in, r) from factors.
         progress: Show a progress bar.
+        work: Where and how it is done.
 
     Returns:
         One row each: run, method, module, layer, kind, step, index (from 1), singular_value, share (σ²/Σσ², of all of
@@ -59,17 +64,18 @@ def singular_values(
             top = whole_number("top", top, 1)
         except OptionError:
             raise OptionError(f"top is {top!r}; choose a whole number of at least 1, or None for all") from None
-    blocks = []
-    walk = Walk(runs, "singular values", at_steps(steps), modules, progress=progress)
-    for stop in walk:
-        with stop:
-            found = spectrum(**update_of(stop.run, stop.module, stop.step))
-            values = found.singular_values[:top]
-            relative = (found.signal / (found.spectral or 1.0)).square()
-            share = relative / (relative.sum() if found.spectral > 0 else 1.0)
-            blocks.append(
-                stop.labels
-                | {"step": stop.step, "index": np.arange(1, len(values) + 1)}
-                | {"singular_value": values.numpy(), "share": share[:top].numpy(), "tolerance": found.tolerance}
-            )
+    walk = Walk(runs, "singular values", at_steps(steps), modules, progress=progress, work=work)
+    blocks = walk.rows(partial(_of_step, top=top))
     return walk.frame(blocks, [*LABELS, "step", "index", "singular_value", "share", "tolerance"])
+
+
+def _of_step(stop: Stop, top: int | None) -> list[dict[str, Any]]:
+    found = spectrum(**update_of(stop.run, stop.module, stop.step))
+    values = found.singular_values[:top]
+    relative = (found.signal / (found.spectral or 1.0)).square()
+    share = relative / (relative.sum() if found.spectral > 0 else 1.0)
+    return [
+        stop.labels
+        | {"step": stop.step, "index": np.arange(1, len(values) + 1)}
+        | {"singular_value": values.numpy(), "share": share[:top].numpy(), "tolerance": found.tolerance}
+    ]

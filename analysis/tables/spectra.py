@@ -1,6 +1,7 @@
 """The rank and the spectrum of every update."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,7 @@ from deltaw.analysis.measures.leading import LeadingSpectrum, leading_spectrum
 from deltaw.analysis.measures.spectrum import Spectrum, spectrum
 from deltaw.analysis.tables.run import LABELS, Run, Steps, update_of
 from deltaw.analysis.tables.walk import Stop, Walk, at_steps
+from deltaw.analysis.tables.work import HERE, Work
 
 _RANKS = ["rank", "full_rank", "tolerance", "stable_rank", "effective_rank", "participation_ratio"]
 _NORMS = ["nuclear", "frobenius", "spectral", "zero_rows", "zero_columns", "noise"]
@@ -28,6 +30,7 @@ def spectra_table(
     measures: Sequence[str] | None = None,
     groups: bool = False,
     progress: bool = False,
+    work: Work = HERE,
 ) -> pd.DataFrame:
     """Return the rank and the spectrum of the update of every module at every step.
 
@@ -45,6 +48,7 @@ def spectra_table(
         groups: Also the groups that a method's update is made of, told apart by the column ``group``: "update", and for
             Dual LoRA "magnitude" for ReLU(B A) and "direction" for Sign(D C).
         progress: Show a progress bar.
+        work: Where and how it is done.
 
     Returns:
         One row each: run, method, module, layer, kind, step, group, rank, full_rank (min(out, in)), tolerance,
@@ -58,20 +62,21 @@ def spectra_table(
         OptionError: No such module, step or measure.
     """
     wanted = _chosen(measures)
-    rows = []
-    walk = Walk(runs, "spectra", at_steps(steps), modules, progress=progress)
-    for stop in walk:
-        full_rank = min(stop.run.shape(stop.module))
-        stop.where = f"of shape {stop.run.shape(stop.module)}, at step {stop.step}"
-        with stop:
-            measured = {"update": _measured(update_of(stop.run, stop.module, stop.step), wanted)}  # keeps no matrix
-            if groups:
-                measured |= {name: _measured({"update": matrix}, wanted) for name, matrix in _groups(stop).items()}
-            rows += [
-                stop.labels | {"step": stop.step, "group": group, "full_rank": full_rank} | _numbers(found, wanted)
-                for group, found in measured.items()
-            ]
+    walk = Walk(runs, "spectra", at_steps(steps), modules, progress=progress, work=work)
+    rows = walk.rows(partial(_of_step, wanted=wanted, groups=groups))
     return walk.frame(rows, [*LABELS, "step", "group", *wanted, "route"])
+
+
+def _of_step(stop: Stop, wanted: Sequence[str], groups: bool) -> list[dict[str, Any]]:
+    shape = stop.run.shape(stop.module)
+    stop.where = f"of shape {shape}, at step {stop.step}"
+    measured = {"update": _measured(update_of(stop.run, stop.module, stop.step), wanted)}  # keeps no matrix
+    if groups:
+        measured |= {name: _measured({"update": matrix}, wanted) for name, matrix in _groups(stop).items()}
+    return [
+        stop.labels | {"step": stop.step, "group": group, "full_rank": min(shape)} | _numbers(found, wanted)
+        for group, found in measured.items()
+    ]
 
 
 def _chosen(measures: Sequence[str] | None) -> list[str]:

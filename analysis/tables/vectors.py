@@ -1,16 +1,19 @@
 """ΔM and ΔD of single rows and columns: how they are spread over a module."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.measures.change import AXES, Axis, changes
+from deltaw.analysis.measures.change import AXES, Axis
 from deltaw.analysis.tables.changes import from_to
 from deltaw.analysis.tables.run import LABELS, Pairs, Run
-from deltaw.analysis.tables.walk import Walk, at_pairs
+from deltaw.analysis.tables.walk import Stop, Walk, at_pairs
+from deltaw.analysis.tables.work import HERE, Work
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -23,6 +26,7 @@ def vector_changes(
     quantiles: Sequence[float] | None = QUANTILES,
     modules: Sequence[str] | None = None,
     progress: bool = False,
+    work: Work = HERE,
 ) -> pd.DataFrame:
     """Return how ΔM and ΔD are spread over the rows and columns of every module: quantiles, or every single vector.
 
@@ -35,7 +39,7 @@ def vector_changes(
             ``None`` for the base.
         axes: "row", "column" or both.
         quantiles: Each in [0, 1]; ``None`` for one row a vector.
-        modules, progress: As in `singular_values`.
+        modules, progress, work: As in `singular_values`.
 
     Returns:
         One row each: run, method, module, layer, kind, axis, step_from (missing for the base), step_to, quantile,
@@ -49,26 +53,29 @@ def vector_changes(
     """
     at = _checked_quantiles(quantiles)
     place = "index" if at is None else "quantile"
-    blocks = []
-    walk = Walk(runs, "vectors", at_pairs(pairs), modules, unit="pair", progress=progress)
-    for stop in walk:
-        stop.where = from_to(stop.step_from, stop.step)
-        with stop:
-            found = changes(stop.weight(stop.step_from), stop.weight(stop.step), axes)
-            for axis, change in found.items():
-                vectors = {"delta_m": change.magnitude.numpy(), "delta_d": change.direction.numpy()}
-                spread = vectors if at is None else {name: _quantiles(each, at) for name, each in vectors.items()}
-                blocks.append(
-                    stop.labels
-                    | {"axis": axis, "step_from": stop.step_from, "step_to": stop.step}
-                    | {place: np.arange(len(vectors["delta_m"])) if at is None else at}
-                    | spread
-                    | {"undefined": change.undefined}
-                )
+    walk = Walk(runs, "vectors", at_pairs(pairs), modules, unit="pair", progress=progress, work=work)
+    blocks = walk.rows(partial(_of_pair, axes=axes, at=at))
     return walk.frame(blocks, [*LABELS, "axis", "step_from", "step_to", place, "delta_m", "delta_d", "undefined"])
 
 
-def _checked_quantiles(quantiles: Sequence[float] | None) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+def _of_pair(stop: Stop, axes: Sequence[Axis], at: NDArray[np.float64] | None) -> list[dict[str, Any]]:
+    stop.where = from_to(stop.step_from, stop.step)
+    blocks = []
+    for axis, change in stop.changes(axes).items():
+        vectors = {"delta_m": change.magnitude.numpy(), "delta_d": change.direction.numpy()}
+        places = {"index": np.arange(len(vectors["delta_m"]))} if at is None else {"quantile": at}
+        spread = vectors if at is None else {name: _quantiles(each, at) for name, each in vectors.items()}
+        blocks.append(
+            stop.labels
+            | {"axis": axis, "step_from": stop.step_from, "step_to": stop.step}
+            | places
+            | spread
+            | {"undefined": change.undefined}
+        )
+    return blocks
+
+
+def _checked_quantiles(quantiles: Sequence[float] | None) -> NDArray[np.float64] | None:
     if quantiles is None:
         return None
     try:
@@ -80,7 +87,7 @@ def _checked_quantiles(quantiles: Sequence[float] | None) -> np.ndarray[Any, np.
     return at
 
 
-def _quantiles(values: np.ndarray[Any, np.dtype[np.float64]], at: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
+def _quantiles(values: NDArray[np.float64], at: NDArray[np.float64]) -> Any:
     """Return the quantiles of those that are numbers; NaN where none is."""
     values = values[~np.isnan(values)]
     return np.quantile(values, at) if values.size else np.full(at.shape, np.nan)

@@ -7,6 +7,7 @@ says in an error where it happened, and leaves out a module whose W₀ is not kn
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -23,6 +24,7 @@ from deltaw.analysis.records.foreign.base import BaseError
 from deltaw.analysis.tables.frame import ABOUT, frame_of
 from deltaw.analysis.tables.one_pass import OnePass, Stops, in_one_pass
 from deltaw.analysis.tables.run import PairKind, Pairs, Run, Step, Steps
+from deltaw.analysis.tables.work import HERE, Work
 
 T = TypeVar("T")
 PAIRS = ("consecutive", "initial", "base")
@@ -38,18 +40,23 @@ class Walk:
         modules: Glob patterns over a run's modules, ``None`` for all; or a function from a run to its modules.
         unit: What a stop is, for the progress bar.
         progress: Show it.
+        work: Where `rows` and `measured` do it: in this process, or in others.
 
     Raises:
         OptionError: No run is given.
 
-    Every stop is a context: what is done for it stands in a ``with`` statement.
+    What is measured is a function of a stop, of a module of this package or of another, so that other processes can
+    call it (``Work``):
 
-        walk = Walk(runs, "norms", at_steps(steps), modules)
-        for stop in walk:
-            with stop:
-                norm = float(stop.run.update(stop.module, stop.step).norm())
-                rows.append(stop.labels | {"step": stop.step, "norm": norm})
-        return walk.frame(rows, [*LABELS, "step", "norm"])
+        def norm(stop: Stop) -> list[dict[str, Any]]:
+            update = stop.run.update(stop.module, stop.step)
+            return [stop.labels | {"step": stop.step, "norm": float(update.norm())}]
+
+        walk = Walk(runs, "norms", at_steps(steps), modules, work=work)
+        return walk.frame(walk.rows(norm), [*LABELS, "step", "norm"])
+
+    What needs more than that iterates over the stops. Every stop is a context: what is done for it stands in a ``with``
+    statement.
     """
 
     def __init__(
@@ -61,8 +68,9 @@ class Walk:
         *,
         unit: str = "matrix",
         progress: bool = False,
+        work: Work = HERE,
     ) -> None:
-        self.runs = some(runs)
+        self.runs, self.work = some(runs), work
         self._what, self._stops, self._modules, self._unit, self._progress = what, stops, modules, unit, progress
         self._left_out: list[tuple[Run, dict[str, RecordError]]] = []
         self._no_rows: list[str] = []
@@ -85,6 +93,16 @@ class Walk:
                     yield Stop(run, module, *stops[position], kept, left_out)
             if left_out and len(left_out) == len(modules):
                 raise next(iter(left_out.values()))
+
+    def measured(self, measure: "Measure") -> Iterator["Found"]:
+        """Yield what a function returns for every stop, in order; a stop that is left out is passed over."""
+        for stop in self:
+            with stop:
+                yield Found(stop.run, stop.module, stop.step_from, stop.step, measure(stop))
+
+    def rows(self, measure: "Measure") -> list[dict[str, Any]]:
+        """Return what a function returns for all stops, in order."""
+        return [row for found in self.measured(measure) for row in found.rows]
 
     def frame(self, blocks: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
         """Return the table. ``attrs["left_out"]`` and ``attrs["no_rows"]`` say what it lacks; it warns of the first."""
@@ -126,6 +144,20 @@ class Stop:
         if isinstance(error, NonFiniteError | OptionError | ShapeError):
             _locate(error, self.run, self.module, self.where)
         return False
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was measured at a stop: rows or blocks of rows of a table, see ``frame_of``."""
+
+    run: Run
+    module: str
+    step_from: Step
+    step: int
+    rows: list[dict[str, Any]]
+
+
+Measure = Callable[[Stop], list[dict[str, Any]]]
 
 
 def at_steps(steps: Steps) -> Callable[[Run], Stops]:
