@@ -39,7 +39,9 @@ _arrays_at: Any = None
 
 def compiled(function: Callable[..., None]) -> Any:
     """Compile a function at its first call, for threads side by side."""
-    njit: Any = functools.partial(numba.njit, nogil=True, fastmath=_ORDER_FREE)
+    # As a function of its own it would be optimized once alone and once more beside ``_work``, and which of the two
+    # copies runs, each with an order of its sums, would depend on who compiled it: inlined, there is one.
+    njit: Any = functools.partial(numba.njit, nogil=True, fastmath=_ORDER_FREE, forceinline=True)
     try:
         return njit(cache=True)(function)
     except RuntimeError:  # no folder for the cache
