@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from deltaw.adapters.errors import OptionError
+from deltaw.analysis.measures.chance import expected_similarity
 from deltaw.analysis.measures.similarity import Examples, dissimilarity
 from deltaw.analysis.tables.one_pass import Stops
 from deltaw.analysis.tables.run import LABELS, Run, Steps
@@ -39,8 +40,9 @@ def similarity_table(
 
     Returns:
         One row each: run, method, module, layer, kind, step, other ("base" or the run's name), step_other (missing for
-        the base), examples, similarity (CKA), dissimilarity (1 − CKA with all its digits). NaN where all examples of
-        a matrix are the same.
+        the base), examples, similarity (CKA), dissimilarity (1 − CKA with all its digits), expected (the CKA of
+        unrelated matrices, see `deltaw.analysis.measures.chance.expected_similarity`). NaN where all examples of a
+        matrix are the same.
 
     Raises:
         OptionError: No run, no such step, or nothing in common with ``other``.
@@ -59,7 +61,8 @@ def similarity_table(
 
     walk = Walk(runs, "similarity", stops, chosen, progress=progress, work=work)
     rows = walk.rows(partial(_of_step, other=other, examples=examples))
-    return walk.frame(rows, [*LABELS, "step", "other", "step_other", "examples", "similarity", "dissimilarity"])
+    columns = ["step", "other", "step_other", "examples", "similarity", "dissimilarity", "expected"]
+    return walk.frame(rows, [*LABELS, *columns])
 
 
 def _of_step(stop: Stop, other: Run | None, examples: Examples) -> list[dict[str, Any]]:
@@ -69,11 +72,14 @@ def _of_step(stop: Stop, other: Run | None, examples: Examples) -> list[dict[str
         beside = stop.once("base", partial(stop.run.base, stop.module))
     else:
         beside = other.weight(stop.module, stop.step_from, torch.float64)
-    apart = dissimilarity(stop.run.weight(stop.module, stop.step, torch.float64), beside, examples=examples)
+    weight = stop.run.weight(stop.module, stop.step, torch.float64)
+    apart = dissimilarity(weight, beside, examples=examples)
+    sizes = [tuple(matrix.shape)[:: 1 if examples == "row" else -1] for matrix in (weight, beside)]
+    expected = expected_similarity(*sizes[0], sizes[1][1])
     return [
         stop.labels
         | {"step": stop.step, "other": "base" if other is None else other.name, "step_other": stop.step_from}
-        | {"examples": examples, "similarity": 1.0 - apart, "dissimilarity": apart}
+        | {"examples": examples, "similarity": 1.0 - apart, "dissimilarity": apart, "expected": expected}
     ]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError, ShapeError
+from deltaw.analysis.measures.chance import expected_angles
 from deltaw.analysis.measures.subspace import SIDES, Directions, Side, directions, overlap, principal_angles
 from deltaw.analysis.tables.run import Run, update_of
 from deltaw.analysis.tables.walk import Walk, chosen_steps, common_modules, located, some
@@ -89,8 +90,10 @@ def subspace_angles(
 
     Returns:
         One row each: run_first, run_second, step_first, step_second, module, layer, kind, side, index (from 1),
-        angle (radians, in [0, π/2], smallest first). For every module as many as the smaller span has, or ``rank``,
-        with NaN for those an update has no directions for. An update without any direction gives one row of NaN.
+        angle (radians, in [0, π/2], smallest first), expected (that of random directions, see
+        `deltaw.analysis.measures.chance.expected_angles`). For every module as many as the smaller span has, or
+        ``rank``, with NaN for those an update has no directions for. An update without any direction gives one row of
+        NaN.
 
     Raises:
         As `subspace_overlap`.
@@ -106,10 +109,12 @@ def subspace_angles(
         a, b = (found.basis(side)[:, :rank] for found in (one, two))
         count = min(a.shape[1], b.shape[1])
         angles = np.full(max(count, 1) if rank is None else rank, np.nan)
+        expected = angles.copy()
         if count:
             angles[:count] = principal_angles(a, b).numpy()
-        blocks.append(labels | {"index": np.arange(1, len(angles) + 1), "angle": angles})
-    return both.frame(blocks, [*_PAIR, "index", "angle"])
+            expected[:count] = expected_angles(a.shape[1], b.shape[1], len(a))
+        blocks.append(labels | {"index": np.arange(1, len(angles) + 1), "angle": angles, "expected": expected})
+    return both.frame(blocks, [*_PAIR, "index", "angle", "expected"])
 
 
 class Both:

@@ -11,6 +11,7 @@ from torch import nn
 
 from deltaw.adapters import METHODS, NonFiniteError, OptionError, ShapeError, TargetError, create, inject
 from deltaw.analysis import Trajectory
+from deltaw.analysis.measures.chance import expected_angles, expected_similarity
 from deltaw.analysis.measures.change import change
 from deltaw.analysis.tables.amplification import amplification_table
 from deltaw.analysis.tables.intruders import intruder_table
@@ -132,7 +133,7 @@ def test_overlap_and_angles_are_their_definitions(runs, one, two, side):
     assert list(frame.columns) == [*head, "i", "j", "overlap", "expected"]
     assert len(frame) == len(NAMES) * 6
     angles = subspace_angles(first, second, rank=2, side=side)
-    assert list(angles.columns) == [*head, "index", "angle"]
+    assert list(angles.columns) == [*head, "index", "angle", "expected"]
     for module in NAMES:
         vectors = []
         for run in (first, second):
@@ -149,6 +150,7 @@ def test_overlap_and_angles_are_their_definitions(runs, one, two, side):
             assert row.expected == max(row.i, row.j) / len(a)
         cosines = np.linalg.svd(a[:, :2].T @ b[:, :2])[1]
         assert angles[angles.module == module].angle.tolist() == pytest.approx(np.arccos(cosines), abs=1e-6)
+        assert angles[angles.module == module].expected.tolist() == list(expected_angles(2, 2, len(a)))
     assert set(frame.run_first) == {first.name}
     assert set(frame.run_second) == {second.name}
     assert set(frame.step_first) == set(frame.step_second) == {4}
@@ -251,8 +253,9 @@ def cka(first, second):
 
 def test_similarity_is_its_definition(runs):
     frame = similarity_table([runs["ft"], runs["bora"]])
-    columns = [*LABELS, "step", "other", "step_other", "examples", "similarity", "dissimilarity"]
+    columns = [*LABELS, "step", "other", "step_other", "examples", "similarity", "dissimilarity", "expected"]
     assert list(frame.columns) == columns
+    assert frame.expected.tolist() == [expected_similarity(*runs["ft"].shape(module)) for module in frame.module]
     assert len(frame) == 2 * len(NAMES) * len(STEPS)
     for row in frame.itertuples():
         base, after = weights(runs[row.run], row.module, row.step)
