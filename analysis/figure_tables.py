@@ -23,17 +23,22 @@ from deltaw.analysis.tables.subspaces import subspace_angles, subspace_overlap
 from deltaw.analysis.tables.tidy import display_name
 from deltaw.analysis.tables.vectors import QUANTILES, vector_changes
 from deltaw.analysis.tables.walk import modules_of_kind, moved_steps
+from deltaw.analysis.tables.work import HERE, Work
 from deltaw.analysis.trajectory import Trajectory
 
 
-def consecutive(paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None) -> pd.DataFrame:
+def consecutive(
+    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, work: Work | None = None
+) -> pd.DataFrame:
     """Return ΔM and ΔD from step to step."""
-    return _changes(paths, "consecutive", kind, modules)
+    return _changes(paths, "consecutive", kind, modules, work)
 
 
-def initial(paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None) -> pd.DataFrame:
+def initial(
+    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, work: Work | None = None
+) -> pd.DataFrame:
     """Return ΔM and ΔD since the first recorded step."""
-    return _changes(paths, "initial", kind, modules)
+    return _changes(paths, "initial", kind, modules, work)
 
 
 def since(
@@ -42,55 +47,84 @@ def since(
     kind: str | None = None,
     modules: Sequence[str] | None = None,
     pairs: Literal["base", "initial"] = "base",
+    work: Work | None = None,
 ) -> pd.DataFrame:
     """Return ΔM and ΔD since the base weights, or since the first recorded step."""
-    return _changes(paths, pairs, kind, modules)
+    return _changes(paths, pairs, kind, modules, work)
 
 
-def last_base(paths: Paths, *, modules: Sequence[str] | None = None) -> pd.DataFrame:
+def last_base(paths: Paths, *, modules: Sequence[str] | None = None, work: Work | None = None) -> pd.DataFrame:
     """Return ΔM and ΔD since the base weights at each run's last step."""
     runs = _moved(paths)
-    return joined([run.changes(_from_base(run.steps[-1:]), modules=modules, progress=True) for run in runs])
+    options: dict[str, Any] = {"modules": modules, "progress": True, "work": work or HERE}
+    return joined([changes_table([run], _from_base(run.steps[-1:]), **options) for run in runs])
 
 
-def last_spectra(paths: Paths, *, modules: Sequence[str] | None = None) -> pd.DataFrame:
+def last_spectra(paths: Paths, *, modules: Sequence[str] | None = None, work: Work | None = None) -> pd.DataFrame:
     """Return ranks at each run's last step, with Dual LoRA's groups."""
-    return table(open_runs(paths), "spectra", steps="last", modules=modules, progress=True)
+    return table(open_runs(paths), "spectra", steps="last", modules=modules, progress=True, work=work or HERE)
 
 
 def spectra(
-    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, at_most: int = 40
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    at_most: int = 40,
+    work: Work | None = None,
 ) -> pd.DataFrame:
     """Return ranks over training."""
-    return _over_training(paths, spectra_table, kind, modules, at_most)
+    return _over_training(paths, spectra_table, kind, modules, at_most, work)
 
 
 def singular_values(
-    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, at_most: int = 40
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    at_most: int = 40,
+    work: Work | None = None,
 ) -> pd.DataFrame:
     """Return the singular values of ΔW over training."""
-    return _over_training(paths, values_table, kind, modules, at_most)
+    return _over_training(paths, values_table, kind, modules, at_most, work)
 
 
 def amplification(
-    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, at_most: int = 40, rank: int = 4
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    at_most: int = 40,
+    rank: int = 4,
+    work: Work | None = None,
 ) -> pd.DataFrame:
     """Return amplification factors over training."""
-    return _over_training(paths, amplification_table, kind, modules, at_most, ranks=(rank,))
+    return _over_training(paths, amplification_table, kind, modules, at_most, work, ranks=(rank,))
 
 
 def intruders(
-    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, at_most: int = 40, k: int = 10
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    at_most: int = 40,
+    k: int = 10,
+    work: Work | None = None,
 ) -> pd.DataFrame:
     """Return intruder dimensions over training."""
-    return _over_training(paths, intruder_table, kind, modules, at_most, k=k)
+    return _over_training(paths, intruder_table, kind, modules, at_most, work, k=k)
 
 
 def similarity(
-    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, at_most: int = 40
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    at_most: int = 40,
+    work: Work | None = None,
 ) -> pd.DataFrame:
     """Return weight similarity over training."""
-    return _over_training(paths, similarity_table, kind, modules, at_most)
+    return _over_training(paths, similarity_table, kind, modules, at_most, work)
 
 
 def vectors(
@@ -101,13 +135,15 @@ def vectors(
     axis: Axis = "column",
     quantile: float = 0.5,
     at_most: int = 40,
+    work: Work | None = None,
 ) -> pd.DataFrame:
     """Return the quantiles of ΔM and ΔD over the vectors since the base weights, over training."""
     quantiles = sorted({*QUANTILES, quantile})
     frames = []
     for run in _moved(paths):
         pairs, chosen = _from_base(moved_steps(run, at_most)), modules_of_kind(run, kind, modules)
-        frames.append(vector_changes([run], pairs, (axis,), quantiles=quantiles, modules=chosen, progress=True))
+        options: dict[str, Any] = {"modules": chosen, "progress": True, "work": work or HERE}
+        frames.append(vector_changes([run], pairs, (axis,), quantiles=quantiles, **options))
     return joined(frames)
 
 
@@ -176,10 +212,12 @@ def updates(paths: Paths, *, module: str | None = None, step: int | None = None)
     return found
 
 
-def _changes(paths: Paths, pairs: Any, kind: str | None, modules: Sequence[str] | None) -> pd.DataFrame:
+def _changes(
+    paths: Paths, pairs: Any, kind: str | None, modules: Sequence[str] | None, work: Work | None
+) -> pd.DataFrame:
     return joined(
         [
-            changes_table([run], pairs, modules=modules_of_kind(run, kind, modules), progress=True)
+            changes_table([run], pairs, modules=modules_of_kind(run, kind, modules), progress=True, work=work or HERE)
             for run in open_runs(paths)
         ]
     )
@@ -195,13 +233,14 @@ def _over_training(
     kind: str | None,
     modules: Sequence[str] | None,
     at_most: int,
+    work: Work | None,
     **options: Any,
 ) -> pd.DataFrame:
     """Return a table over the steps where something has moved, run by run, as runs differ in steps and modules."""
     frames = []
     for run in _moved(paths):
         steps, chosen = moved_steps(run, at_most), modules_of_kind(run, kind, modules)
-        frames.append(make([run], steps=steps, modules=chosen, progress=True, **options))
+        frames.append(make([run], steps=steps, modules=chosen, progress=True, work=work or HERE, **options))
     return joined(frames)
 
 

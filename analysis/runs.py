@@ -4,6 +4,7 @@ import glob
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from deltaw.analysis.records.storage.files import is_address
 from deltaw.analysis.tables.frame import notes_of
 from deltaw.analysis.tables.registry import TABLES
 from deltaw.analysis.tables.walk import no_stops
+from deltaw.analysis.tables.work import HERE, Work, chosen_work
 from deltaw.analysis.trajectory import Trajectory
 
 Paths = str | Path | Trajectory | Sequence[str | Path | Trajectory]
@@ -76,7 +78,18 @@ def open_runs(paths: Paths, *, base: BaseLike = None) -> list[Trajectory]:
 
 @public
 def table(
-    runs: Paths, which: str, *, modules: Sequence[str] | None = None, progress: bool = False, **options: Any
+    runs: Paths,
+    which: str,
+    *,
+    modules: Sequence[str] | None = None,
+    progress: bool = False,
+    device: str | None = None,
+    jobs: int = 1,
+    engine: str | None = None,
+    address: str | None = None,
+    cache: bool = True,
+    work: Work | None = None,
+    **options: Any,
 ) -> pd.DataFrame:
     """Return one tidy table of several runs, one below the other.
 
@@ -86,6 +99,9 @@ def table(
             "spectra" for ranks, ….
         modules: Glob patterns; ``None`` for all.
         progress: Show progress bars.
+        device, jobs, engine, address, cache: Where and how it is done, see `deltaw.analysis.tables.work.Work`;
+            ``None`` for the processor. No choice changes a digit.
+        work: The same in one, in their place.
         options: The table's own: ``steps`` ("last" for each run's last, ``None`` for all) and ``groups`` (by default
             set) for spectra, ….
 
@@ -99,6 +115,9 @@ def table(
     known = inspect.signature(make).parameters
     if which == "spectra":
         options = {"groups": True} | options
+    work = chosen_work(device, jobs, engine, address, cache) if work is None else work
+    if "work" in known or replace(work, cache=False) != HERE:  # a table from outside may know one way only
+        options["work"] = work
     unknown = [name for name in options if name not in known or name == "runs"]
     if unknown:
         offered = [name for name in known if name != "runs"]

@@ -19,6 +19,7 @@ from deltaw.analysis.records.open import open_pair, open_source
 from deltaw.analysis.records.run_folder.format import MANIFEST, Manifest
 from deltaw.analysis.records.source import Source
 from deltaw.analysis.tables.run import PairKind, Pairs, Step, Steps
+from deltaw.analysis.tables.work import chosen_work
 
 if TYPE_CHECKING:  # tables are made with pandas, weights are read without
     import pandas as pd
@@ -247,6 +248,11 @@ class Trajectory:
         *,
         allow_nonfinite: bool = False,
         progress: bool = False,
+        device: str | None = None,
+        jobs: int = 1,
+        engine: str | None = None,
+        address: str | None = None,
+        cache: bool = True,
     ) -> pd.DataFrame:
         """Return ΔM and ΔD of every module, pair of steps and axis.
 
@@ -258,6 +264,8 @@ class Trajectory:
             modules: Glob patterns over the recorded modules; ``None`` for all.
             allow_nonfinite: Go on where a weight holds NaN or infinity.
             progress: Show a progress bar.
+            device, jobs, engine, address, cache: Where and how it is done, see `deltaw.analysis.tables.work.Work`;
+                ``None`` for the processor. No choice changes a digit.
 
         Returns:
             See `deltaw.analysis.tables.changes.changes_table`.
@@ -268,7 +276,10 @@ class Trajectory:
         """
         from deltaw.analysis.tables.changes import changes_table
 
-        return changes_table([self], pairs, axes, modules, allow_nonfinite=allow_nonfinite, progress=progress)
+        work = chosen_work(device, jobs, engine, address, cache)
+        return changes_table(
+            [self], pairs, axes, modules, allow_nonfinite=allow_nonfinite, progress=progress, work=work
+        )
 
     @public
     def spectra(
@@ -279,6 +290,11 @@ class Trajectory:
         measures: Sequence[str] | None = None,
         groups: bool = False,
         progress: bool = False,
+        device: str | None = None,
+        jobs: int = 1,
+        engine: str | None = None,
+        address: str | None = None,
+        cache: bool = True,
     ) -> pd.DataFrame:
         """Return the rank and the spectrum of the update of every module at every step.
 
@@ -289,6 +305,7 @@ class Trajectory:
                 singular values suffice, large matrices are many times faster.
             groups: Also the groups that a method's update is made of, as Dual LoRA's two.
             progress: Show a progress bar.
+            device, jobs, engine, address, cache: As in `changes`.
 
         Returns:
             See `deltaw.analysis.tables.spectra.spectra_table`.
@@ -299,7 +316,8 @@ class Trajectory:
         """
         from deltaw.analysis.tables.spectra import spectra_table
 
-        return spectra_table([self], steps, modules, measures=measures, groups=groups, progress=progress)
+        work = chosen_work(device, jobs, engine, address, cache)
+        return spectra_table([self], steps, modules, measures=measures, groups=groups, progress=progress, work=work)
 
     def _check(self, module: str, step: Step = None) -> None:
         """Raise where it is no name or no step at all; whether there is one, the source says."""

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deltaw.analysis.tables.work import Work
 from deltaw.cli.commands import Command, OneOf
-from deltaw.cli.options import base_option, json_option, modules_option, out_option, runs_argument
+from deltaw.cli.options import base_option, json_option, modules_option, out_option, runs_argument, work_options
 from deltaw.cli.output import emit_table, progress
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ PAIRS = ("consecutive", "initial", "base")
 @base_option
 @click.option("--correlation", "correlate", is_flag=True, help="Print how ΔM and ΔD go together instead.")
 @out_option
+@work_options
 @json_option
 def command(
     runs: tuple[str, ...],
@@ -36,6 +38,7 @@ def command(
     correlate: bool,
     path: Path | None,
     as_json: bool,
+    work: Work,
 ) -> None:
     """Print ΔM and ΔD of every module, pair of steps and axis.
 
@@ -56,7 +59,8 @@ def command(
     from deltaw.analysis.measures.correlation import correlation
     from deltaw.analysis.runs import table
 
-    frame = table(_opened(runs, base), "changes", pairs=pairs, modules=modules or None, progress=progress(as_json))
+    opened, shown = _opened(runs, base), progress(as_json)
+    frame = table(opened, "changes", pairs=pairs, modules=modules or None, progress=shown, work=work)
     if correlate:
         frame = correlation(frame, by=["run", "method", "kind", "axis"])
     emit_table(frame, as_json, path)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import click
 
+from deltaw.analysis.tables.work import Work
 from deltaw.cli.commands import Command
-from deltaw.cli.options import PAPER, base_option, folder_option, json_option, runs_argument
+from deltaw.cli.options import PAPER, base_option, folder_option, json_option, runs_argument, work_options
 from deltaw.cli.output import emit, emit_json, progress, remark
 
 
@@ -15,8 +16,11 @@ from deltaw.cli.output import emit, emit_json, progress, remark
 @click.option("--paper", "papers", multiple=True, type=PAPER, help="May be repeated. Default: all.")
 @folder_option("Write claims.md and claims.json here.", required=False)
 @base_option
+@work_options
 @json_option
-def command(runs: tuple[str, ...], papers: tuple[str, ...], out: Path | None, base: str | None, as_json: bool) -> None:
+def command(
+    runs: tuple[str, ...], papers: tuple[str, ...], out: Path | None, base: str | None, as_json: bool, work: Work
+) -> None:
     """Hold the claims of the four papers against recorded runs of one experiment.
 
     Give the runs of several methods; several seeds of a method are averaged and resampled, several ranks told apart.
@@ -34,7 +38,8 @@ def command(runs: tuple[str, ...], papers: tuple[str, ...], out: Path | None, ba
     from deltaw.analysis.runs import open_runs
 
     chosen = papers or tuple(PAPERS)
-    outcomes = claims(gather(open_runs(runs, base=base), chosen, progress=progress(as_json)), chosen)
+    evidence = gather(open_runs(runs, base=base), chosen, progress=progress(as_json), work=work)
+    outcomes = claims(evidence, chosen)
     if out is not None:
         make_folder(out)
         write_text(out / "claims.md", claims_markdown(outcomes))

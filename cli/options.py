@@ -1,7 +1,7 @@
 """The options and arguments that several verbs share."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import click
 
 from deltaw.adapters.methods.registry import METHODS
 from deltaw.analysis.claims.papers import PAPERS
+from deltaw.analysis.tables.work import ENGINES, Work, chosen_work
 from deltaw.cli.commands import OneOf
 from deltaw.cli.output import TABLES, check_table_path, check_writable
 
@@ -61,3 +62,31 @@ def folder_option(help: str, *, required: bool = True) -> Decorator:
         callback=_check_folder,
         help=help,
     )
+
+
+def work_parameters() -> list[click.Parameter]:
+    """Return the options that say where and how what a verb computes is computed; `work_of` takes their values."""
+    return [
+        click.Option(["--device"], metavar="TEXT", help="Measure on this device: cpu, cuda, cuda:1, …. Default: cpu."),
+        click.Option(["--jobs"], type=int, default=1, show_default=True, help="So many processes at a time."),
+        click.Option(["--engine"], type=OneOf(ENGINES), help="Hand the work to an engine, on several machines too."),
+        click.Option(["--address"], metavar="TEXT", help="Of the engine's scheduler. Default: one is started here."),
+        click.Option(["--cache/--no-cache"], default=True, help="Keep what was measured, to read it the next time."),
+    ]
+
+
+def work_of(given: MutableMapping[str, Any]) -> Work:
+    """Take the values of these options out of what a verb was given."""
+    return chosen_work(**{name: given.pop(name) for name in ("device", "jobs", "engine", "address", "cache")})
+
+
+def work_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb these options; its function gets them as one argument, ``work``."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **given: Any) -> Any:
+        return function(*arguments, work=work_of(given), **given)
+
+    params: list[click.Parameter] = getattr(function, "__click_params__", [])
+    call.__click_params__ = [*params, *reversed(work_parameters())]  # type: ignore[attr-defined]
+    return call

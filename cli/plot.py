@@ -7,8 +7,9 @@ import click
 
 from deltaw.analysis.figures.drawing.formats import check_path
 from deltaw.analysis.figures.registry import FIGURES, FigureKind
+from deltaw.analysis.tables.work import HERE
 from deltaw.cli.commands import Command, Group, OneOf
-from deltaw.cli.options import BASE_HELP, MODULES_HELP
+from deltaw.cli.options import BASE_HELP, MODULES_HELP, work_of, work_parameters
 from deltaw.cli.output import check_writable, remark
 
 
@@ -90,6 +91,7 @@ def _command(name: str, entry: FigureKind) -> click.Command:
         from deltaw.analysis.figures.drawing.saving import save
         from deltaw.analysis.runs import open_runs
 
+        work = work_of(given) if entry.paths == "RUNS" else HERE
         runs = paths if base is None else open_runs(paths, base=base)
         options = {
             key: None if value == "all" and key != "share" else value
@@ -102,6 +104,8 @@ def _command(name: str, entry: FigureKind) -> click.Command:
         )
         if "kind" in entry.make_defaults:  # no other matrices are read than those that are drawn
             make.setdefault("kind", defaults.get("kind"))
+        if "work" in entry.make_defaults:
+            make["work"] = work
         save(entry.draw(entry.make(runs, **make), **draw), out)
         remark(f"written to {out}")
 
@@ -128,6 +132,7 @@ def _command(name: str, entry: FigureKind) -> click.Command:
         params.append(click.Option(flags, **(settings | {"help": settings["help"].format(**shown)})))
     if entry.paths == "RUNS":
         params.append(click.Option(["--base"], type=click.Path(), metavar="TEXT", help=BASE_HELP))
+        params += work_parameters()
     example = f"\b\nExample:\n  deltaw plot {name} {entry.example} -o {name}.{'gif' if entry.movie else 'pdf'}"
     return Command(name, callback=run, params=params, help=f"{entry.help}\n\n{example}", short_help=entry.about)
 

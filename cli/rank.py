@@ -5,8 +5,9 @@ from typing import Literal
 
 import click
 
+from deltaw.analysis.tables.work import Work
 from deltaw.cli.commands import Command
-from deltaw.cli.options import base_option, json_option, modules_option, out_option, runs_argument
+from deltaw.cli.options import base_option, json_option, modules_option, out_option, runs_argument, work_options
 from deltaw.cli.output import emit_table, progress, remark, write_table
 
 SHOWN = ["run", "module", "step", "group", "rank", "full_rank", "stable_rank", "effective_rank", "energy_rank_90"]
@@ -19,6 +20,7 @@ SHOWN = ["run", "module", "step", "group", "rank", "full_rank", "stable_rank", "
 @modules_option
 @base_option
 @out_option
+@work_options
 @json_option
 def command(
     runs: tuple[str, ...],
@@ -28,6 +30,7 @@ def command(
     base: str | None,
     path: Path | None,
     as_json: bool,
+    work: Work,
 ) -> None:
     """Print the rank of ΔW by module: exact from factors where there are factors, else from singular values.
 
@@ -41,9 +44,8 @@ def command(
     from deltaw.analysis.runs import open_runs, table
 
     wanted: tuple[int, ...] | Literal["last"] | None = None if all_steps else (steps or "last")
-    frame = table(
-        open_runs(runs, base=base), "spectra", steps=wanted, modules=modules or None, progress=progress(as_json)
-    )
+    opened, shown = open_runs(runs, base=base), progress(as_json)
+    frame = table(opened, "spectra", steps=wanted, modules=modules or None, progress=shown, work=work)
     if path is not None:
         write_table(frame, path)
     emit_table(frame if as_json else frame[SHOWN], as_json, None)

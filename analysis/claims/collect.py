@@ -12,8 +12,11 @@ from deltaw.analysis.claims.dora import GRANULAR
 from deltaw.analysis.claims.evidence import CHANGES, REGIONS, RUNS, SCORES, SPECTRA, Evidence
 from deltaw.analysis.claims.scores import guessing
 from deltaw.analysis.records.run_folder.results import read_result
+from deltaw.analysis.tables.changes import changes_table
 from deltaw.analysis.tables.regions import regions_table
 from deltaw.analysis.tables.run import Step
+from deltaw.analysis.tables.spectra import spectra_table
+from deltaw.analysis.tables.work import HERE, Work
 from deltaw.analysis.trajectory import Trajectory
 
 BORAS = ("ft", "lora", "dora", "dora-row", "bora")
@@ -28,7 +31,12 @@ SAME = ("experiment", "model", "data", "corpus", "vision")  # what runs that are
 
 
 def gather(
-    runs: Sequence[Trajectory], papers: Iterable[str], *, on_gpu: bool = False, progress: bool = False
+    runs: Sequence[Trajectory],
+    papers: Iterable[str],
+    *,
+    on_gpu: bool = False,
+    progress: bool = False,
+    work: Work = HERE,
 ) -> Evidence:
     """Measure in recorded runs what the claims of some papers are about.
 
@@ -39,6 +47,7 @@ def gather(
         papers: Keys of ``PAPERS``; only what their claims want is measured.
         on_gpu: Whether memory was measured on a GPU, where a run's result does not say.
         progress: Show progress bars.
+        work: Where and how it is measured.
 
     Raises:
         OptionError: The runs are of different experiments, or there is none.
@@ -85,7 +94,10 @@ def gather(
         modules = of_kinds(run, chosen)
         if not modules:
             return pd.DataFrame(columns=list(CHANGES))
-        return run.changes(pairs, modules=modules, progress=progress)
+        return changes_table([run], pairs, modules=modules, progress=progress, work=work)
+
+    def spectra(run: Trajectory) -> pd.DataFrame:
+        return spectra_table([run], run.steps[-1:], groups=True, progress=progress, work=work)
 
     last = _last_common([run for run, label in zip(runs, labels, strict=True) if label in BORAS])
 
@@ -108,9 +120,7 @@ def gather(
         consecutive=collect(lambda run: changes(run, "consecutive", [kind]), BORAS, "bora", CHANGES),
         initial=collect(from_start, BORAS, "bora", CHANGES),
         base=collect(from_base, DORAS, "dora", CHANGES),
-        spectra=collect(
-            lambda run: run.spectra(run.steps[-1:], groups=True, progress=progress), DUALS, "dual-lora", SPECTRA
-        ),
+        spectra=collect(spectra, DUALS, "dual-lora", SPECTRA),
         regions=collect(regions, SBORAS, "sbora", REGIONS),
         kind=kind,
     )

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deltaw.adapters.checks import whole_number
+from deltaw.adapters.errors import OptionError
+
+ENGINES = ("dask",)
 
 
 @dataclass(frozen=True)
@@ -13,9 +16,9 @@ class Work:
 
     Arguments:
         device: "cpu", "cuda", "cuda:1", …: where matrices are measured.
-        jobs: How many processes of this machine do it.
-        engine: ``None``, or the name of an engine that does it on several machines.
-        address: Where the engine is; ``None`` for one that is started here.
+        jobs: How many processes do it: of this machine, or of the engine that is started here.
+        engine: ``None``, or the name of an engine that does it, perhaps on several machines: "dask".
+        address: Where the engine's scheduler is, as "tcp://node1:8786"; ``None`` for one that is started here.
         cache: Keep what was measured beside the run, and read it from there the next time.
 
     Raises:
@@ -30,6 +33,41 @@ class Work:
 
     def __post_init__(self) -> None:
         whole_number("jobs", self.jobs, 1)
+        if self.engine is not None and self.engine not in ENGINES:
+            raise OptionError(f"engine is {self.engine!r}; choose {' or '.join(map(repr, ENGINES))}, or None for none")
+        if self.address is None:
+            return
+        if not isinstance(self.address, str) or not self.address:
+            raise OptionError(f"address is {self.address!r}; give that of the engine's scheduler, as tcp://node1:8786")
+        if self.engine is None:
+            raise OptionError(f"address is {self.address!r}, and no engine is named; add engine={ENGINES[0]!r}")
+        if self.jobs > 1:
+            raise OptionError(
+                f"jobs is {self.jobs}, and the engine at {self.address} has processes of its own; leave jobs out"
+            )
 
 
 HERE = Work()
+
+
+def chosen_work(
+    device: str | None = None,
+    jobs: int = 1,
+    engine: str | None = None,
+    address: str | None = None,
+    cache: bool = True,
+) -> Work:
+    """Return how the work is to be done, from the options of a public function or of the command line.
+
+    Arguments:
+        device: ``None`` for the processor.
+        jobs, engine, address, cache: See `Work`.
+
+    Raises:
+        OptionError: One of them cannot be.
+
+    Example:
+        >>> chosen_work(jobs=2)
+        Work(device='cpu', jobs=2, engine=None, address=None, cache=True)
+    """
+    return Work("cpu" if device is None else device, jobs, engine, address, cache)

@@ -123,7 +123,7 @@ def test_completion_answers_without_torch():
         "import sys\nfrom deltaw.cli import main\ntry:\n    main([])\nexcept SystemExit:\n"
         f"    print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
     )
-    words = {"_DELTAW_COMPLETE": "bash_complete", "COMP_WORDS": "deltaw plot cloud --a", "COMP_CWORD": "3"}
+    words = {"_DELTAW_COMPLETE": "bash_complete", "COMP_WORDS": "deltaw plot cloud --ax", "COMP_CWORD": "3"}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ | words
     )
