@@ -1,16 +1,23 @@
 """The spectrum of an update by its cheapest exact way, against the singular values of the dense update."""
 
 import argparse
+import json
+import os
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tabulate import tabulate
 
 from deltaw.adapters.methods.registry import METHODS
-from deltaw.analysis import spectrum
+from deltaw.analysis import Trajectory, spectrum
 from deltaw.analysis.measures.leading import leading_spectrum
+
+DISTINCT = 4  # checkpoints that are written; the others are links to them
 
 
 def least(run: Callable[[], Any], rounds: int) -> float:
@@ -55,6 +62,7 @@ def rows(rounds: int = 15, size: int = 4096, rank: int = 64) -> list[dict[str, A
         row(f"rank from factors, {size}×{size}, rank {rank}", factors, "svdvals of the dense float32", dense, 500.0),
         row(f"spectrum with noise floor, {small}×{small}", floor, "spectrum without", plain, None),
         *dense_rows(),
+        table_row(),
     ]
 
 
@@ -92,6 +100,43 @@ def dense_rows(rounds: int = 3, size: int = 2048) -> list[dict[str, Any]]:
         row(f"the whole spectrum {name}", every, other, dense, 10.0) | {"note": f"route {whole.route}"},
         row(f"norms, stable and energy ranks {name}", few, other, dense, 50.0) | {"note": f"route {leading.route}"},
     ]
+
+
+def table_row(checkpoints: int = 80, matrices: int = 24, size: int = 4096, rank: int = 64) -> dict[str, Any]:
+    """The rank table of a LoRA run that PEFT saved; the dense updates' svdvals are timed on one, and multiplied."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        generator = torch.Generator().manual_seed(0)
+        for step in range(1, checkpoints + 1):
+            place = folder / f"checkpoint-{step}"
+            place.mkdir()
+            if step <= DISTINCT:
+                write_adapter(place, matrices, size, rank, generator)
+            else:
+                link(folder / f"checkpoint-{1 + step % DISTINCT}", place)
+        run = Trajectory.open(folder)
+        ours = least(lambda: run.spectra(cache=False), 1)
+        u, v = run.factors(run.modules[0], 1)
+    dense = least(lambda: torch.linalg.svdvals(u.float() @ v.float()), 1) * checkpoints * matrices
+    name = f"rank table of {checkpoints} LoRA checkpoints × {matrices} matrices {size}×{size}, rank {rank}"
+    return row(name, ours, "svdvals of the dense updates, one timed", dense, 1000.0)
+
+
+def write_adapter(folder: Path, matrices: int, size: int, rank: int, generator: torch.Generator) -> None:
+    tensors = {}
+    for i in range(matrices):
+        name = f"base_model.model.model.layers.{i}.self_attn.q_proj"
+        for part, shape in (("lora_A", (rank, size)), ("lora_B", (size, rank))):
+            tensors[f"{name}.{part}.weight"] = torch.randn(shape, generator=generator)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def link(there: Path, here: Path) -> None:
+    """The same checkpoint once more, without its bytes."""
+    for file in there.iterdir():
+        os.link(file, here / file.name)
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from tabulate import tabulate
 CLICK, TORCH = "python -c 'import click'", "python -c 'import torch'"
 
 
-def record(folder: Path) -> Path:
-    """A small run: 2 matrices, 3 checkpoints."""
+def record(folder: Path, checkpoints: int = 3) -> Path:
+    """A small run of 2 matrices."""
     import torch
     from torch import nn
 
@@ -29,7 +29,7 @@ def record(folder: Path) -> Path:
     torch.manual_seed(0)
     model = inject(nn.ModuleDict({"query": nn.Linear(64, 64), "value": nn.Linear(64, 64)}), LoRA(), targets=["*"])
     with Recorder(model, folder) as recorder:
-        for step in range(3):
+        for step in range(checkpoints):
             recorder.step(step)
             with torch.no_grad():
                 for parameter in model.parameters():
@@ -38,9 +38,9 @@ def record(folder: Path) -> Path:
     return folder
 
 
-def seconds(command: list[str]) -> float:
+def seconds(command: list[str], environment: dict[str, str] | None = None) -> float:
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     return time.perf_counter() - start
 
 
@@ -60,7 +60,7 @@ def rows(rounds: int = 11) -> list[dict[str, Any]]:
     script = Path(sys.executable).with_name("deltaw")
     deltaw = [str(script)] if script.exists() else [sys.executable, "-m", "deltaw"]
     with tempfile.TemporaryDirectory() as folder:
-        run = str(record(Path(folder) / "run"))
+        run, long = str(record(Path(folder) / "run")), str(record(Path(folder) / "long", 200))
         taken = medians(
             {
                 CLICK: [sys.executable, "-c", "import click"],
@@ -69,6 +69,7 @@ def rows(rounds: int = 11) -> list[dict[str, Any]]:
                 "deltaw changes --pears": ["sh", "-c", '"$@" || true', "sh", *deltaw, "changes", "--pears"],
                 "deltaw inspect --quick RUN": [*deltaw, "inspect", "--quick", run],
                 "deltaw inspect RUN": [*deltaw, "inspect", run],
+                "deltaw inspect RUN of 200 checkpoints": [*deltaw, "inspect", long],
             },
             rounds,
         )
@@ -77,6 +78,7 @@ def rows(rounds: int = 11) -> list[dict[str, Any]]:
         ("deltaw changes --pears", CLICK, None),
         ("deltaw inspect --quick RUN", TORCH, None),
         ("deltaw inspect RUN", TORCH, 1.3),
+        ("deltaw inspect RUN of 200 checkpoints", TORCH, 1.5),
     ]
     return [_row(name, taken[name], other, taken[other], at_most) for name, other, at_most in compared]
 
