@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deltaw.analysis.tables.work import Work
-from deltaw.cli.commands import Command, OneOf
+from deltaw.cli.commands import Command, ListOption, OneOf
 from deltaw.cli.options import base_option, json_option, modules_option, out_option, runs_argument, work_options
 from deltaw.cli.output import emit_table, progress
 
@@ -21,8 +21,9 @@ PAIRS = ("consecutive", "initial", "base")
 @runs_argument
 @click.option(
     "--pairs",
-    type=OneOf(PAIRS),
-    help="Default: consecutive; base for a run of one checkpoint.",
+    cls=ListOption,
+    kind=OneOf(PAIRS),
+    help="One or several of: {names}. Default: consecutive; base for a run of one checkpoint.",
 )
 @modules_option
 @base_option
@@ -32,7 +33,7 @@ PAIRS = ("consecutive", "initial", "base")
 @json_option
 def command(
     runs: tuple[str, ...],
-    pairs: str | None,
+    pairs: list[str],
     modules: tuple[str, ...],
     base: str | None,
     correlate: bool,
@@ -46,6 +47,7 @@ def command(
     --pairs consecutive   from the checkpoint before (BoRA, Figure 2)
             initial       from the first checkpoint (BoRA, Figure 3)
             base          from the base weights W₀ (DoRA, Figure 2)
+    Several, as consecutive,base, are measured in one pass; the table then has a column pairs.
 
     \b
     Example:
@@ -59,10 +61,11 @@ def command(
     from deltaw.analysis.measures.correlation import correlation
     from deltaw.analysis.runs import table
 
+    kinds = pairs[0] if len(pairs) == 1 else tuple(pairs) or None
     opened, shown = _opened(runs, base), progress(as_json)
-    frame = table(opened, "changes", pairs=pairs, modules=modules or None, progress=shown, work=work)
+    frame = table(opened, "changes", pairs=kinds, modules=modules or None, progress=shown, work=work)
     if correlate:
-        frame = correlation(frame, by=["run", "method", "kind", "axis"])
+        frame = correlation(frame, by=["run", "method", "kind", *(["pairs"] if "pairs" in frame else []), "axis"])
     emit_table(frame, as_json, path)
 
 

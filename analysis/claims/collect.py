@@ -1,5 +1,6 @@
 """Reading recorded runs into the tables that claims are held against."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from deltaw.analysis.claims.evidence import CHANGES, REGIONS, RUNS, SCORES, SPEC
 from deltaw.analysis.claims.scores import guessing
 from deltaw.analysis.records.run_folder.results import read_result
 from deltaw.analysis.tables.changes import changes_table
+from deltaw.analysis.tables.frame import joined
 from deltaw.analysis.tables.regions import regions_table
 from deltaw.analysis.tables.run import Step
 from deltaw.analysis.tables.spectra import spectra_table
@@ -90,36 +92,52 @@ def gather(
         by_kind = _kinds(run)
         return [name for one in chosen for name in by_kind.get(one, [])]
 
-    def changes(run: Trajectory, pairs: Any, chosen: Sequence[str]) -> pd.DataFrame:
-        modules = of_kinds(run, chosen)
-        if not modules:
-            return pd.DataFrame(columns=list(CHANGES))
-        return changes_table([run], pairs, modules=modules, progress=progress, work=work)
-
     def spectra(run: Trajectory) -> pd.DataFrame:
         return spectra_table([run], run.steps[-1:], groups=True, progress=progress, work=work)
 
-    last = _last_common([run for run, label in zip(runs, labels, strict=True) if label in BORAS])
+    boras, doras = (
+        [run for run, label in zip(runs, labels, strict=True) if label in methods and paper in wanted]
+        for methods, paper in ((BORAS, "bora"), (DORAS, "dora"))
+    )
+    last, shared = _last_common(boras), _last_common(doras)
 
-    def from_start(run: Trajectory) -> pd.DataFrame:
-        ends = {step for step in (run.steps[-1], last) if step}
+    def pairs_of(run: Trajectory) -> dict[str, list[tuple[Step, int]]]:
+        """What each paper's claims compare."""
         start = 0 if 0 in run.steps else None  # the base, where the start was not recorded
-        return changes(run, [(start, end) for end in sorted(ends)], [kind])
-
-    shared = _last_common([run for run, label in zip(runs, labels, strict=True) if label in DORAS])
-
-    def from_base(run: Trajectory) -> pd.DataFrame:
         after = [step for step in run.steps if step > 0]
         ends = {*four_of(after), *([shared] if shared is not None else [])} if after else set()
-        pairs: list[tuple[Step, int]] = [(None, end) for end in sorted(ends)]
-        return changes(run, pairs, DORAS_KINDS)
+        return {
+            "consecutive": run.pairs("consecutive") if run in boras else [],
+            "initial": [(start, end) for end in sorted({run.steps[-1], last} - {None, 0})] if run in boras else [],
+            "base": [(None, end) for end in sorted(ends)] if run in doras else [],
+        }
+
+    @functools.cache
+    def changes(run: Trajectory) -> dict[str, pd.DataFrame]:
+        """Return the changes of each kind of pairs; each checkpoint of a module is read once."""
+        pairs, own = pairs_of(run), of_kinds(run, [kind])
+        others = [name for name in of_kinds(run, DORAS_KINDS) if name not in own]
+        every = [pair for of_paper in pairs.values() for pair in of_paper]
+        frames = [
+            changes_table([run], at, modules=modules, progress=progress, work=work)
+            for at, modules in ((every, own), (pairs["base"], others))
+            if at and modules
+        ]
+        whole = joined(frames) if frames else pd.DataFrame(columns=list(CHANGES))
+        found = {}
+        for name, modules in (("consecutive", own), ("initial", own), ("base", of_kinds(run, DORAS_KINDS))):
+            there = {(module, *pair) for module in modules for pair in pairs[name]}
+            steps = zip(whole["module"], whole["step_from"].astype(object), whole["step_to"], strict=True)
+            keep = [(module, None if a is pd.NA else a, b) in there for module, a, b in steps]
+            found[name] = whole[keep].reset_index(drop=True)
+        return found
 
     return Evidence(
         runs=pd.DataFrame(entries, columns=list(RUNS)).astype({"rank": "Int64", "direction_rank": "Int64"}),
         scores=scores,
-        consecutive=collect(lambda run: changes(run, "consecutive", [kind]), BORAS, "bora", CHANGES),
-        initial=collect(from_start, BORAS, "bora", CHANGES),
-        base=collect(from_base, DORAS, "dora", CHANGES),
+        consecutive=collect(lambda run: changes(run)["consecutive"], BORAS, "bora", CHANGES),
+        initial=collect(lambda run: changes(run)["initial"], BORAS, "bora", CHANGES),
+        base=collect(lambda run: changes(run)["base"], DORAS, "dora", CHANGES),
         spectra=collect(spectra, DUALS, "dual-lora", SPECTRA),
         regions=collect(regions, SBORAS, "sbora", REGIONS),
         kind=kind,

@@ -50,6 +50,7 @@ class OnePass:
 
     def __init__(self, run: Run, module: str, stops: Stops) -> None:
         self.run, self.module, self.position = run, module, 0
+        self.needs_base = False  # a pair of steps was found to need W₀, and there is none
         self._stops = stops
         self._weights: dict[Step, Tensor] = {}
         self._made: dict[str, Any] = {}

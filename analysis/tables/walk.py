@@ -72,7 +72,7 @@ class Walk:
     ) -> None:
         self.runs, self.work = some(runs), work
         self._what, self._stops, self._modules, self._unit, self._progress = what, stops, modules, unit, progress
-        self._left_out: list[tuple[Run, dict[str, RecordError]]] = []
+        self._left_out: list[tuple[Run, dict[str, RecordError], set[str]]] = []  # why, and the modules that have rows
         self._no_rows: list[str] = []
 
     def __iter__(self) -> Iterator["Stop"]:
@@ -83,15 +83,17 @@ class Walk:
             if not stops:
                 self._no_rows.append(no_stops(run))
             left_out: dict[str, RecordError] = {}
-            self._left_out.append((run, left_out))
+            measured: set[str] = set()
+            self._left_out.append((run, left_out, measured))
             work = [(module, position) for module in modules for position in range(len(stops))]
             for module, position in shown(work, f"{self._what} of {run.name}", self._unit, self._progress):
                 if position == 0:
                     kept = OnePass(run, module, stops)
-                if module not in left_out:
+                # A pair of steps may do without W₀, where whole matrices were recorded.
+                if module not in left_out or (stops[position][0] is not None and not kept.needs_base):
                     kept.position = position
-                    yield Stop(run, module, *stops[position], kept, left_out)
-            if left_out and len(left_out) == len(modules):
+                    yield Stop(run, module, *stops[position], kept, left_out, measured)
+            if left_out and not measured:
                 raise next(iter(left_out.values()))
 
     def measured(self, measure: "Measure") -> Iterator["Found"]:
@@ -107,7 +109,7 @@ class Walk:
     def frame(self, blocks: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
         """Return the table. ``attrs["left_out"]`` and ``attrs["no_rows"]`` say what it lacks; it warns of the first."""
         frame = frame_of(blocks, columns)
-        left_out = [_left_out(run, modules) for run, modules in self._left_out if modules]
+        left_out = [note for found in self._left_out for note in _left_out(*found)]
         frame.attrs |= {about: notes for about, notes in zip(ABOUT, (left_out, self._no_rows), strict=True) if notes}
         for note in left_out:
             warnings.warn(note, DeltawWarning, stacklevel=3)
@@ -118,12 +120,19 @@ class Stop:
     """A module at a step, or at a pair of steps."""
 
     def __init__(
-        self, run: Run, module: str, step_from: Step, step: int, kept: OnePass, left_out: dict[str, RecordError]
+        self,
+        run: Run,
+        module: str,
+        step_from: Step,
+        step: int,
+        kept: OnePass,
+        left_out: dict[str, RecordError],
+        measured: set[str],
     ) -> None:
         self.run, self.module, self.step_from, self.step = run, module, step_from, step
         self.where = f"at step {step}"  # for errors
         self.weight, self.once, self._kept = kept.weight, kept.once, kept
-        self._left_out = left_out
+        self._left_out, self._measured = left_out, measured
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -139,8 +148,11 @@ class Stop:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
         if isinstance(error, BaseError):
-            self._left_out[self.module] = error
+            self._left_out.setdefault(self.module, error)
+            self._kept.needs_base |= self.step_from is not None
             return True
+        if error is None:
+            self._measured.add(self.module)
         if isinstance(error, NonFiniteError | OptionError | ShapeError):
             _locate(error, self.run, self.module, self.where)
         return False
@@ -329,8 +341,12 @@ def _locate(error: NonFiniteError | OptionError | ShapeError, run: Run, module: 
         raise type(error)(f"{run.source.where}: {module}, {where}: {error}") from None
 
 
-def _left_out(run: Run, modules: dict[str, RecordError]) -> str:
-    names = list(modules)
-    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    many = "module is" if len(names) == 1 else "modules are"
-    return f"{run.source.where}: {len(names)} {many} left out, {listed}: {modules[names[0]]}"
+def _left_out(run: Run, modules: dict[str, RecordError], measured: set[str]) -> Iterator[str]:
+    """Yield what is said of modules that are left out, and of those of which only the pairs with W₀ are."""
+    for partly in (False, True):
+        names = [name for name in modules if (name in measured) == partly]
+        if names:
+            listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            many = "module is" if len(names) == 1 else "modules are"
+            what = f"pairs with W₀ are left out of {len(names)} modules" if partly else f"{len(names)} {many} left out"
+            yield f"{run.source.where}: {what}, {listed}: {modules[names[0]]}"

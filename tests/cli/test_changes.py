@@ -32,3 +32,15 @@ def test_a_base_for_runs_that_do_not_hold_it(tmp_path, capsys):
     assert main([*call, "--base", str(tmp_path / "run" / "checkpoint-0")]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["delta_m"] for row in rows if row["axis"] == "row"] == [0.0, 2.0, 4.0]
+
+
+def test_several_kinds_of_pairs_are_one_table(tmp_path, capsys):
+    for step in (0, 1, 2):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+        weight = torch.full((3, 4), 1.0 + step)
+        save_file({"h.0.query.weight": weight}, tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors")
+    base = str(tmp_path / "run" / "checkpoint-0")
+    assert main(["changes", str(tmp_path / "run"), "--pairs", "consecutive,base", "--base", base, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    found = [(row["pairs"], row["delta_m"]) for row in rows if row["axis"] == "row"]
+    assert found == [("consecutive", 2.0), ("consecutive", 2.0), ("base", 0.0), ("base", 2.0), ("base", 4.0)]

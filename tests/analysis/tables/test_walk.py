@@ -54,6 +54,19 @@ def test_a_module_without_base_is_left_out_and_the_others_are_there(run, name) -
     assert len(frame.attrs["left_out"]) == 1
 
 
+def test_without_a_base_pairs_of_steps_are_there_and_those_with_it_are_named(tmp_path) -> None:
+    for step in (1, 2):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        save_file(model(seed=step), tmp_path / f"checkpoint-{step}" / "model.safetensors")
+    run = Trajectory.open(tmp_path)
+    with pytest.warns(DeltawWarning, match=r"pairs with W₀ are left out of 2 modules, .*base=FOLDER"):
+        frame = run.changes(("base", "consecutive"))
+    assert set(frame["pairs"]) == {"consecutive"}
+    assert set(frame["module"]) == set(run.modules)
+    with pytest.raises(RecordError, match="base=FOLDER"):
+        run.changes("base")
+
+
 def test_where_no_module_has_a_base_the_error_says_how_to_give_it(tmp_path) -> None:
     save_file(model(), tmp_path / "model.safetensors")
     run = Trajectory.open(tmp_path / "model.safetensors")
