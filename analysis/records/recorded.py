@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
@@ -184,6 +185,14 @@ class RecordedSource(Source):
     def scalars(self) -> list[dict[str, float]]:
         """Return the scalar log."""
         return parse_scalars(self._storage.whole(SCALARS), self._storage.file(SCALARS))
+
+    @override
+    def unfinished(self) -> bool:
+        if not self._storage.has(SEAL):  # of a run of format 1 or 2
+            return False
+        with contextlib.suppress(RecordError):  # `verify` says what is wrong with a seal
+            return not parse_seal(self._storage.whole(SEAL), self._storage.file(SEAL)).closed
+        return False
 
     def verify(self) -> int:
         """Read every file and compare its checksum; return the number of files with tensors."""

@@ -105,6 +105,10 @@ class Source(ABC):
         """Return the bytes of all checkpoints, as the manifest's index announces them; 0 where there is none."""
         return 0
 
+    def unfinished(self) -> bool:
+        """Return whether the run is still being recorded, or its recorder was killed, as far as the files say so."""
+        return False
+
     def base_checksum(self) -> tuple[str, str] | None:
         """Return the sha256 that W₀'s file has and the one that was recorded, ``None`` where none was."""
         return None

@@ -5,7 +5,9 @@ import json
 import torch
 from safetensors.torch import save_file
 
+from deltaw.adapters import LoRA, inject
 from deltaw.cli import main
+from deltaw.trainers import Recorder
 
 
 def test_a_pair_of_files_and_of_folders(tmp_path, capsys):
@@ -44,3 +46,18 @@ def test_several_kinds_of_pairs_are_one_table(tmp_path, capsys):
     rows = json.loads(capsys.readouterr().out)
     found = [(row["pairs"], row["delta_m"]) for row in rows if row["axis"] == "row"]
     assert found == [("consecutive", 2.0), ("consecutive", 2.0), ("base", 0.0), ("base", 2.0), ("base", 4.0)]
+
+
+def test_a_run_being_recorded_is_measured_so_far_and_that_is_said_once(tmp_path, capsys):
+    torch.manual_seed(0)
+    model = inject(torch.nn.Sequential(torch.nn.Linear(6, 4)), LoRA(rank=2), targets=["0"])
+    call = ["changes", str(tmp_path / "run"), "--json"]
+    with Recorder(model, tmp_path / "run") as recorder:
+        for step in (0, 3):
+            recorder.step(step)
+        assert main(call) == 0
+        out, err = capsys.readouterr()
+        assert {row["step_to"] for row in json.loads(out)} == {3}
+        assert err.count("is still being recorded, or its recorder was killed; read up to step 3") == 1
+    assert main(call) == 0
+    assert "recorded" not in capsys.readouterr().err
