@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltaw.analysis.measures.threads import one_thread
+from deltaw.analysis.measures.threads import one_thread, side_by_side
 
 EPS = torch.finfo(torch.float64).eps
 BLOCK = 256  # columns summed at once, and rows of the lower triangle made at once
@@ -57,9 +57,11 @@ def gram(update: Tensor) -> Gram:
     scale = power_of_two(update)
     lower = torch.zeros(m, m, dtype=torch.float64, device=update.device)
     for block in _blocks(wide, scale):  # (m, b)
-        for start in range(0, m, BLOCK):
-            rows = block[start : start + BLOCK]
-            lower[start:, start : start + BLOCK].addmm_(block[start:], rows.T)
+
+        def add(start: int, block: Tensor = block) -> None:
+            lower[start:, start : start + BLOCK].addmm_(block[start:], block[start : start + BLOCK].T)
+
+        side_by_side(add, range(0, m, BLOCK))
     return Gram(lower, scale, n)
 
 

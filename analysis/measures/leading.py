@@ -1,9 +1,12 @@
-"""Norms, stable rank and energy ranks of a large update without its whole spectrum.
+"""Norms, stable rank and energy ranks of an update without its whole spectrum.
 
 ‖ΔW‖_F needs no singular value, ‖ΔW‖₂ and the stable rank need σ₁, and an energy rank the few σ that hold the energy:
 the Frobenius norm tells how much is still missing. The σ come from `krylov` with bounds from both sides. A number is
 handed on where these decide it: an energy rank if both bounds give the same, a norm if they agree to 1e-6. Else there
 is none, and the caller takes the exact way.
+
+The noise floor matters only where something may be below it. That is mostly ruled out by eps·‖W‖_F, and ‖W‖₂ is not
+computed.
 """
 
 from __future__ import annotations
@@ -15,16 +18,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltaw.analysis.measures.gram import power_of_two
 from deltaw.analysis.measures.krylov import Leading, leading
 from deltaw.analysis.measures.matrix import Matrix, finite
-from deltaw.analysis.measures.norms import noise_floor
+from deltaw.analysis.measures.norms import NoiseFloor, noise_floor
 from deltaw.analysis.measures.routes import relative_tolerance
-from deltaw.analysis.measures.threads import one_thread
+from deltaw.analysis.measures.sizes import squared_norm, zero_shares
 
 AGREE = 1e-6  # relative, of σ₁² and of ‖ΔW‖_F²
 LARGE = 768  # the smaller side from which this is faster than the whole spectrum
 _BASIS = 6  # the largest basis is this part of the smaller side
+NO_SIGMA = frozenset({"frobenius", "zero_rows", "zero_columns"})  # what needs no singular value
+SIGMA = frozenset({"spectral", "stable_rank", "tolerance"})  # and what needs σ₁
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,10 @@ class LeadingSpectrum:
     """What of `Spectrum` needs only the largest singular values, each right to 1e-6, counts to the last one.
 
     Arguments:
-        frobenius, spectral, stable_rank, tolerance, zero_rows, zero_columns: As in `Spectrum`.
+        frobenius, spectral, stable_rank, tolerance, zero_rows, zero_columns: As in `Spectrum`; NaN for what was not
+            asked for.
         energy_ranks: By the share of the energy.
-        route: "krylov".
+        route: "krylov", or "sums" where no singular value was needed.
     """
 
     frobenius: float
@@ -58,36 +63,52 @@ def leading_spectrum(
     stored: torch.dtype | None = None,
     weight: Matrix | None = None,
     energy: Collection[float] = (),
+    measures: Collection[str] = NO_SIGMA | SIGMA,
+    floor: NoiseFloor | None = None,
 ) -> LeadingSpectrum | None:
     """Return norms, stable rank and energy ranks, or ``None`` where the update is small or the bounds do not decide.
 
     Arguments:
         update, stored, weight: As in `spectrum`.
         energy: The shares of the energy whose ranks are wanted.
+        measures: What else is wanted, of the fields of `LeadingSpectrum`.
+        floor: The noise floor, in the place of ``stored`` and ``weight``.
 
     Raises:
         As `spectrum`.
     """
     dense = finite("update", update)
-    if min(dense.shape) < LARGE:
+    sums_only = NO_SIGMA.issuperset(measures) and not energy
+    if min(dense.shape) < LARGE and not sums_only:
         return None
-    floor = 0.0 if stored is None or weight is None else noise_floor(dense, stored, weight)
-    scale = power_of_two(dense)
-    scale = 1.0 if 1e-100 < scale < 1e100 else scale  # the squares are far from over- and underflow as they are
-    scaled = dense.double() if scale == 1.0 else dense.double() / scale
-    with one_thread():
-        whole = float(torch.linalg.vector_norm(scaled, dim=1).square().sum())  # ‖ΔW‖_F²
-    zero = dense == 0
-    zeros = float(zero.all(1).double().mean()), float(zero.all(0).double().mean())
+    if stored is not None and weight is not None:
+        floor = noise_floor(dense, stored, weight)
+    zeros = zero_shares(dense) if {"zero_rows", "zero_columns"} & set(measures) else (math.nan, math.nan)
+    if sums_only and "frobenius" not in measures:
+        return LeadingSpectrum(math.nan, math.nan, math.nan, math.nan, *zeros, {}, "sums")
+    whole, scale = squared_norm(dense)  # ‖ΔW/s‖_F²
     if whole == 0:
-        return LeadingSpectrum(0.0, 0.0, 0.0, floor, *zeros, dict.fromkeys(energy, 0))
+        tolerance = 0.0 if floor is None or "tolerance" not in measures else floor.of(0.0)
+        return LeadingSpectrum(0.0, 0.0, 0.0, tolerance, *zeros, dict.fromkeys(energy, 0), "sums")
+    if sums_only:
+        # σ₁ ≤ ‖ΔW‖_F. If not even so much noise weighs, no singular value is needed.
+        tolerance = relative_tolerance(dense) * math.sqrt(whole)
+        tolerance = max(tolerance, _at_most(floor, whole, scale))
+        if min(dense.shape) * tolerance**2 > AGREE * whole:
+            return None
+        return LeadingSpectrum(math.sqrt(whole) * scale, math.nan, math.nan, math.nan, *zeros, {}, "sums")
     most = min(dense.shape) // _BASIS
-    found = leading(scaled, _enough(whole, max(energy, default=0.0), most), most)
+    scaled = dense if scale == 1.0 else dense.double() / scale
+    found = leading(scaled, _enough(whole, max(energy, default=0.0), most), most, whole)
     if found is None:
         return None
     sigma = math.sqrt(float(found.lower[0]))
-    tolerance = max(relative_tolerance(dense) * sigma, floor / scale)
+    relative = relative_tolerance(dense) * sigma
+    tolerance = max(relative, _at_most(floor, whole, scale))
     noise = _most_noise(found, whole, tolerance, min(dense.shape))
+    if floor is not None and ("tolerance" in measures or noise > AGREE * whole):
+        tolerance = max(relative, floor.of(sigma * scale) / scale)
+        noise = _most_noise(found, whole, tolerance, min(dense.shape))
     certain = float(found.upper[0] / found.lower[0]) - 1 <= AGREE and noise <= AGREE * whole
     ranks = {share: _energy_rank(found, whole, noise, share) for share in energy}
     if not certain or None in ranks.values():
@@ -96,10 +117,15 @@ def leading_spectrum(
         math.sqrt(whole) * scale,
         sigma * scale,
         whole / sigma**2,
-        tolerance * scale,
+        tolerance * scale if "tolerance" in measures else math.nan,
         *zeros,
         {share: rank for share, rank in ranks.items() if rank is not None},
     )
+
+
+def _at_most(floor: NoiseFloor | None, whole: float, scale: float) -> float:
+    """Return what the floor is at most, in units of the scale."""
+    return 0.0 if floor is None else floor.at_most(math.sqrt(whole) * scale) / scale
 
 
 def _enough(whole: float, share: float, most: int) -> Callable[[Tensor, int], int | None]:
@@ -119,7 +145,7 @@ def _enough(whole: float, share: float, most: int) -> Callable[[Tensor, int], in
 
 def _most_noise(found: Leading, whole: float, tolerance: float, size: int) -> float:
     """Return how much of Σσ² can at most be of σ at or below the tolerance."""
-    signal = found.lower[found.lower > tolerance**2]
+    signal = found.known[found.known > tolerance**2]
     return min((size - len(signal)) * tolerance**2, whole - float(signal.sum()))
 
 

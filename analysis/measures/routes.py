@@ -13,6 +13,7 @@ Factors have a way of their own, see `deltaw.analysis.measures.factors`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,9 @@ _WEAK = 100  # in units of β: an eigenvalue below that is too uncertain
 SMALL = 128  # the smaller side below which the decomposition itself is as fast
 
 
+Floor = float | Callable[[float], float]
+
+
 @dataclass(frozen=True, eq=False)
 class Found:
     """Singular values, descending, float64 on the CPU; the tolerance; and by which way they were found."""
@@ -36,29 +40,34 @@ class Found:
     route: str
 
 
-def of_dense(update: Tensor, floor: float = 0.0) -> Found:
+def of_dense(update: Tensor, floor: Floor = 0.0) -> Found:
     """Return the singular values of an update.
 
     Arguments:
         update: (out, in), finite, of any floating dtype.
-        floor: The noise floor, the least that the tolerance may be.
+        floor: The noise floor, the least that the tolerance may be; or a function from σ₁ to it.
     """
     found = _by_gram(update, floor) if min(update.shape) >= SMALL else None
     return _by_svd(update, floor) if found is None else found
 
 
-def _by_svd(update: Tensor, floor: float) -> Found:
+def _by_svd(update: Tensor, floor: Floor) -> Found:
     with one_thread():
         values = torch.linalg.svdvals(update.double()).cpu()
-    return Found(values, max(relative_tolerance(update) * float(values[0]), floor), "svd")
+    return Found(values, max(relative_tolerance(update) * float(values[0]), _at(floor, float(values[0]))), "svd")
 
 
-def _by_gram(update: Tensor, floor: float) -> Found | None:
+def _at(floor: Floor, spectral: float) -> float:
+    return floor(spectral) if callable(floor) else floor
+
+
+def _by_gram(update: Tensor, floor: Floor) -> Found | None:
     """Return the singular values, or ``None`` where the Gram matrix cannot tell which are above the tolerance."""
     matrix = gram(update)
     values, bound = squares(matrix)
     sigma = values.sqrt()
-    tolerance = max(relative_tolerance(update) * float(sigma[0]), floor / matrix.scale)
+    first = float(sigma[0])
+    tolerance = max(relative_tolerance(update) * first, _at(floor, first * matrix.scale) / matrix.scale)
     if not decided(values, bound, tolerance):
         # Of an update of full rank a few are too small for the Gram matrix; these are measured by themselves.
         few = int((values < max(_WEAK * bound, tolerance**2)).sum())

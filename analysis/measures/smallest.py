@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deltaw.analysis.measures.gram import Gram
-from deltaw.analysis.measures.krylov import WIDTH, BlockKrylov
+from deltaw.analysis.measures.krylov import WIDTH, BlockKrylov, random_rows
 from deltaw.analysis.measures.threads import one_thread
 
 _MOST = 32  # singular values at most
@@ -38,16 +38,19 @@ def smallest(update: Tensor, found: Gram, values: Tensor, bound: float, count: i
     if not 0 < count <= _MOST or 2 * steps * WIDTH > len(values):
         return None
     wide = (update if update.shape[0] <= update.shape[1] else update.T).double() / found.scale  # (m, n)
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(len(values), WIDTH, generator=generator, dtype=torch.float64).to(wide.device)
     with one_thread():
         lower, failed = torch.linalg.cholesky_ex(found.lower)
         if failed:
             return None
-        krylov = BlockKrylov(lambda x: torch.cholesky_solve(x, lower), start)
+        lower = lower.mT.contiguous().mT  # LAPACK goes by columns; it would copy it for every product
+
+        def product(x: Tensor) -> Tensor:
+            return torch.cholesky_solve(x.T, lower).T
+
+        krylov = BlockKrylov(product, random_rows(WIDTH, len(values), wide).double(), steps)
         for _ in range(steps):
             krylov.grow()
-        vectors = torch.linalg.qr(krylov.vectors(krylov.ritz()[1][:, :count])).Q  # (m, c)
+        vectors = torch.linalg.qr(krylov.vectors(krylov.ritz()[1][:, :count]).T).Q  # (m, c)
         image = wide.T @ vectors  # (n, c)
         tau: Tensor = torch.linalg.svdvals(torch.linalg.qr(image, mode="r").R).flip(0)  # smallest first
         again = wide @ image

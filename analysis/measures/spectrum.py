@@ -16,8 +16,9 @@ from deltaw.adapters.checks import public
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.measures.factors import of_factors, two_factors
 from deltaw.analysis.measures.matrix import Matrix, finite, matrix
-from deltaw.analysis.measures.norms import noise_floor
+from deltaw.analysis.measures.norms import NoiseFloor, noise_floor
 from deltaw.analysis.measures.routes import Found, of_dense
+from deltaw.analysis.measures.sizes import zero_shares
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -196,24 +197,32 @@ def spectrum(
         raise OptionError(f"stored is {stored!r}; pass a floating dtype, as torch.bfloat16")
     if update is not None and factors is None:
         update = matrix("update", update)
-        floor = 0.0 if stored is None or weight is None else noise_floor(update, stored, weight)
-        dense = finite("update", update)
-        zero = dense == 0
-        return _spectrum(of_dense(dense, floor), zero.all(1), zero.all(0), floor)
+        return dense_spectrum(
+            update, None if stored is None or weight is None else noise_floor(update, stored, weight)
+        )
     if factors is not None and update is None:
         if stored is not None:
             raise OptionError("stored and weight go with update; factors are exact, leave them out")
-        return _spectrum(*of_factors(*two_factors(factors)))
+        found, rows, columns = of_factors(*two_factors(factors))
+        return _spectrum(found, float(rows.double().mean()), float(columns.double().mean()))
     given = "neither" if update is None else "both"
     raise OptionError(f"update and factors: {given} given; pass one, spectrum(update) or spectrum(factors=(U, V))")
 
 
-def _spectrum(found: Found, zero_rows: Tensor, zero_columns: Tensor, floor: float = 0.0) -> Spectrum:
+@torch.no_grad()
+def dense_spectrum(update: Tensor, floor: NoiseFloor | None = None) -> Spectrum:
+    """Return `spectrum` of an update with a noise floor that is ready, or comes once for several updates."""
+    dense = finite("update", update)
+    found = of_dense(dense, 0.0 if floor is None else floor.of)
+    return _spectrum(found, *zero_shares(dense), 0.0 if floor is None else floor.of(float(found.values[0])))
+
+
+def _spectrum(found: Found, zero_rows: float, zero_columns: float, floor: float = 0.0) -> Spectrum:
     return Spectrum(
         singular_values=found.values,
         tolerance=found.tolerance,
         noise_floor=floor,
-        zero_rows=float(zero_rows.double().mean()),
-        zero_columns=float(zero_columns.double().mean()),
+        zero_rows=zero_rows,
+        zero_columns=zero_columns,
         route=found.route,
     )

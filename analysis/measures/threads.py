@@ -1,20 +1,47 @@
-"""One thread for what would round differently on several."""
+"""One thread for what would round differently on several, and work in parts that several threads share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_outside: ContextVar[int] = ContextVar("_outside", default=1)  # torch's threads outside of one_thread
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run LAPACK's decompositions and torch's long sums so that their last digits do not depend on the threads.
+    """Run LAPACK's decompositions, products and long sums so that their last digits do not depend on the threads.
 
-    Products of matrices need it not: each of their entries is summed by one thread in one order.
+    Products of matrices too: MKL shares a long sum among its threads where the matrices are thin, or of an odd size.
     """
     threads = torch.get_num_threads()
+    token = _outside.set(max(threads, _outside.get()))
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        _outside.reset(token)
+
+
+def side_by_side(work: Callable[[T], U], parts: Sequence[T]) -> list[U]:
+    """Return ``work`` of every part, in order; as many at a time as torch has threads, each done by one thread.
+
+    The parts do not depend on the number of threads, so neither does a result that is put together from them in order.
+
+    Example:
+        >>> side_by_side(lambda part: part.sum().item(), torch.arange(4).split(2))
+        [1, 5]
+    """
+    with one_thread():
+        threads = min(_outside.get(), len(parts))
+        if threads == 1:
+            return [work(part) for part in parts]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(torch.no_grad()(work), parts))
