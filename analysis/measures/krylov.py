@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltaw.analysis.measures.gram import EPS, power_of_two
+from deltaw.analysis.measures.gram import EPS
 from deltaw.analysis.measures.threads import one_thread, side_by_side
 
 WIDTH = 8  # p of the second run, vectors at once
@@ -122,9 +122,14 @@ def product_of(matrix: Tensor, dtype: torch.dtype = torch.float64, scale: float 
     return product, n
 
 
-def in_float32(matrix: Tensor) -> tuple[Product, int, float]:
-    """Return X ↦ X G/s² in float32, the size n, and s, a power of two that brings A's entries to 2 at most."""
-    scale = power_of_two(matrix)
+def in_float32(matrix: Tensor, norm: float) -> tuple[Product, int, float]:
+    """Return X ↦ X G/s² in float32, the size n, and s: 1, or a power of two where float32 would over- or underflow.
+
+    Arguments:
+        matrix: A.
+        norm: ‖A‖_F.
+    """
+    scale = 1.0 if 1e-9 < norm < 1e9 or norm == 0 else 2.0 ** math.frexp(norm)[1]
     return *product_of(matrix, torch.float32, scale), scale
 
 
@@ -148,7 +153,7 @@ def leading(
     """
     whole = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2 if whole is None else whole
     with one_thread():
-        product, n, scale = in_float32(matrix)
+        product, n, scale = in_float32(matrix, math.sqrt(whole))
         blocks = max(1, most // SEARCH)
         krylov = BlockKrylov(product, random_rows(SEARCH, n, matrix), blocks)
         for steps in range(1, blocks + 1):

@@ -92,7 +92,7 @@ def spectral_norm(weight: Tensor, vectors: int = 8, steps: int = 8) -> float:
         with one_thread():
             return float(torch.linalg.matrix_norm(weight.double(), 2))
     with one_thread():
-        product, n, _ = in_float32(weight)
+        product, n, _ = in_float32(weight, float(torch.linalg.vector_norm(weight, dtype=torch.float64)))
         krylov = BlockKrylov(product, random_rows(vectors, n, weight), steps + 1)
         for _ in range(steps + 1):
             krylov.grow()
