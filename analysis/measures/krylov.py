@@ -154,8 +154,9 @@ def leading(
     whole = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2 if whole is None else whole
     with one_thread():
         product, n, scale = in_float32(matrix, math.sqrt(whole))
-        blocks = max(1, most // SEARCH)
-        krylov = BlockKrylov(product, random_rows(SEARCH, n, matrix), blocks)
+        width = min(SEARCH, max(1, most))
+        blocks = max(1, most // width)
+        krylov = BlockKrylov(product, random_rows(width, n, matrix), blocks)
         for steps in range(1, blocks + 1):
             krylov.grow()
             if steps == 1 or (steps > 4 and steps % 4):
@@ -200,13 +201,13 @@ def _bounded(matrix: Tensor, taken: Tensor, rough: Product, scale: float, wanted
 
 def _outside(taken: Tensor, product: Product, whole: float) -> float:
     """Return ρ by the second run, in float32, with what its rounding may hide."""
-    c, n = taken.shape
+    n = taken.shape[1]
     out = taken.float()
 
     def outside(x: Tensor) -> Tensor:
         return x - (x @ out.T) @ out
 
-    start = random_rows(WIDTH, n, taken, seed=1)
+    start = random_rows(min(WIDTH, n), n, taken, seed=1)
     check = BlockKrylov(lambda x: outside(product(outside(x))), outside(start), CHECKED)
     for _ in range(CHECKED):
         check.grow()

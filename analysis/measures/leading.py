@@ -78,7 +78,7 @@ def leading_spectrum(
         As `spectrum`.
     """
     dense = finite("update", update)
-    sums_only = NO_SIGMA.issuperset(measures) and not energy
+    sums_only = SIGMA.isdisjoint(measures) and not energy
     if min(dense.shape) < LARGE and not sums_only:
         return None
     if stored is not None and weight is not None:

@@ -197,9 +197,7 @@ def spectrum(
         raise OptionError(f"stored is {stored!r}; pass a floating dtype, as torch.bfloat16")
     if update is not None and factors is None:
         update = matrix("update", update)
-        return dense_spectrum(
-            update, None if stored is None or weight is None else noise_floor(update, stored, weight)
-        )
+        return dense_spectrum(update, None if stored is None or weight is None else noise_floor(update, stored, weight))
     if factors is not None and update is None:
         if stored is not None:
             raise OptionError("stored and weight go with update; factors are exact, leave them out")

@@ -9,8 +9,8 @@ import pandas as pd
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.measures.spectrum import spectrum
-from deltaw.analysis.tables.run import LABELS, Run, Steps, update_of
+from deltaw.analysis.tables.run import LABELS, Run, Steps
+from deltaw.analysis.tables.updates import update_at
 from deltaw.analysis.tables.walk import Stop, Walk, at_steps
 from deltaw.analysis.tables.work import HERE, Work
 
@@ -70,7 +70,7 @@ def singular_values(
 
 
 def _of_step(stop: Stop, top: int | None) -> list[dict[str, Any]]:
-    found = spectrum(**update_of(stop.run, stop.module, stop.step))
+    found = update_at(stop).spectrum()
     values = found.singular_values[:top]
     relative = (found.signal / (found.spectral or 1.0)).square()
     share = relative / (relative.sum() if found.spectral > 0 else 1.0)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.measures.leading import LeadingSpectrum, leading_spectrum
-from deltaw.analysis.measures.spectrum import Spectrum, spectrum
-from deltaw.analysis.tables.run import LABELS, Run, Steps, update_of
+from deltaw.analysis.measures.spectrum import Spectrum
+from deltaw.analysis.tables.run import LABELS, Run, Steps
+from deltaw.analysis.tables.updates import Update, update_at
 from deltaw.analysis.tables.walk import Stop, Walk, at_steps
 from deltaw.analysis.tables.work import HERE, Work
 
@@ -70,9 +71,9 @@ def spectra_table(
 def _of_step(stop: Stop, wanted: Sequence[str], groups: bool) -> list[dict[str, Any]]:
     shape = stop.run.shape(stop.module)
     stop.where = f"of shape {shape}, at step {stop.step}"
-    measured = {"update": _measured(update_of(stop.run, stop.module, stop.step), wanted)}  # keeps no matrix
+    measured = {"update": _measured(update_at(stop), wanted)}  # keeps no matrix
     if groups:
-        measured |= {name: _measured({"update": matrix}, wanted) for name, matrix in _groups(stop).items()}
+        measured |= {name: _measured(Update(dense=matrix), wanted) for name, matrix in _groups(stop).items()}
     return [
         stop.labels | {"step": stop.step, "group": group, "full_rank": min(shape)} | _numbers(found, wanted)
         for group, found in measured.items()
@@ -89,13 +90,14 @@ def _chosen(measures: Sequence[str] | None) -> list[str]:
     return [name for name in MEASURES if name in given]
 
 
-def _measured(update: dict[str, Any], wanted: Sequence[str]) -> Spectrum | LeadingSpectrum:
+def _measured(update: Update, wanted: Sequence[str]) -> Spectrum | LeadingSpectrum:
     """Return what the wanted measures are read off, by the cheapest way."""
-    if "factors" not in update and set(wanted) <= _LEADING:
-        found = leading_spectrum(**update, energy=[share for name, share in _ENERGY.items() if name in wanted])
+    if update.dense is not None and set(wanted) <= _LEADING:
+        energy = [share for name, share in _ENERGY.items() if name in wanted]
+        found = leading_spectrum(update.dense, floor=update.floor, energy=energy, measures=wanted)
         if found is not None:
             return found
-    return spectrum(**update)
+    return update.spectrum()
 
 
 def _groups(stop: Stop) -> dict[str, Tensor]:

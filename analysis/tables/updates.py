@@ -1,0 +1,48 @@
+"""The update at a stop as its spectrum is computed: factors, or ΔW with its noise floor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from deltaw.analysis.measures.norms import NoiseFloor, norms
+from deltaw.analysis.measures.spectrum import Spectrum, dense_spectrum, spectrum
+from deltaw.analysis.measures.threads import one_thread
+from deltaw.analysis.tables.walk import Stop
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """ΔW from its factors (U, V), or as a matrix (out, in), perhaps with a noise floor."""
+
+    factors: tuple[Tensor, Tensor] | None = None
+    dense: Tensor | None = None
+    floor: NoiseFloor | None = None
+
+    def spectrum(self) -> Spectrum:
+        """Return all singular values."""
+        return spectrum(factors=self.factors) if self.dense is None else dense_spectrum(self.dense, self.floor)
+
+
+def update_at(stop: Stop) -> Update:
+    """Return the update of a stop: factors where there are any, else ΔW.
+
+    For the noise floor ‖W₀‖₂ is computed once a module; it does for every W' that differs by no more than a percent.
+    """
+    run, module, step = stop.run, stop.module, stop.step
+    with one_thread():  # factors are small, and threads that wait for each other take longer than one alone
+        factors = run.factors(module, step, torch.float64)
+    if factors is not None:
+        return Update(factors=factors)
+    stored = run.source.rounding(module, step)
+    if stored is None:
+        return Update(dense=run.update(module, step))
+    floor = NoiseFloor(
+        stored,
+        partial(run.weight, module, step, torch.float64),
+        lambda: stop.once("norms of W₀", lambda: norms(run.base(module))),
+    )
+    return Update(dense=run.update(module, step), floor=floor)
