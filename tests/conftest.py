@@ -2,11 +2,13 @@
 
 import gc
 import json
+import math
 import os
 
 import pytest
 from PIL import Image
 
+from deltaw.analysis.tables.kept import keeper
 from deltaw.trainers.cola.data import BUILTIN
 
 EXHAUSTIVE = os.environ.get("CI") == "true"
@@ -36,6 +38,12 @@ def _no_wait_for_the_disk(request, monkeypatch):
     """Where whole experiments are trained, wait for the disk on CI alone; the tests of recording always do."""
     if request.path.parent.name in ("cola", "vl", "reproduce") and not EXHAUSTIVE:
         monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept(monkeypatch):
+    """Keep no table beside the runs of a test, however long a slow machine takes to make it."""
+    monkeypatch.setattr(keeper, "PAYS", math.inf)
 
 
 @pytest.fixture

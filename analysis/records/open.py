@@ -6,6 +6,7 @@ this format, by names alone, and one that opens it. The first that recognises a 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -95,11 +96,11 @@ def glance(
     Raises:
         As ``open_source``, except that an unknown method is noticed only when a matrix is read.
     """
-    modules = _patterns(modules)
+    modules, began = _patterns(modules), time.time()
     location = locate(path)
     for form in FORMATS:
         if form.recognises(location):
-            return _shown(form.opens(location, base, modules is not None), modules, split)
+            return _shown(form.opens(location, base, modules is not None), modules, split, began)
     refuse_files(location.names, location.storage.where)
     inner = _inner(location)
     if inner:
@@ -147,11 +148,11 @@ def open_pair(
     Raises:
         RecordError: One of them is no model, or they are not of one model.
     """
-    modules = _patterns(modules)
+    modules, began = _patterns(modules), time.time()
     location = locate(after)
     if location.has(CONFIG):
-        return _shown(_opens_peft(location, before, modules is not None), modules, split)
-    return _shown(PairSource(before, after, everything=modules is not None), modules, split)
+        return _shown(_opens_peft(location, before, modules is not None), modules, split, began)
+    return _shown(PairSource(before, after, everything=modules is not None), modules, split, began)
 
 
 def _patterns(modules: Sequence[str] | str | None) -> list[str] | None:
@@ -163,9 +164,10 @@ def _patterns(modules: Sequence[str] | str | None) -> list[str] | None:
     return list(given)
 
 
-def _shown(source: Source, modules: Sequence[str] | None, split: bool | None) -> Source:
+def _shown(source: Source, modules: Sequence[str] | None, split: bool | None, began: float) -> Source:
     if split or (split is None and not source.keeps_base):
         source = SplitSource(source)
+    source.opened = began
     if modules is not None:
         kept = matching(source.shapes, modules, "module")
         source.shapes = {name: source.shapes[name] for name in kept}

@@ -30,7 +30,7 @@ from deltaw.analysis.records.run_folder.format import (
 )
 from deltaw.analysis.records.run_folder.headers import check_base, check_checkpoint, matrix_shapes, tensor_shapes
 from deltaw.analysis.records.run_folder.seal import SEAL, broken_seal, parse_seal
-from deltaw.analysis.records.source import Source, State, float64
+from deltaw.analysis.records.source import Place, Source, State, float64
 from deltaw.analysis.records.storage.files import LocalStorage, Storage
 from deltaw.analysis.records.storage.location import Location
 from deltaw.analysis.records.storage.safetensors_file import Entry, header_entries, header_text, read_tensor
@@ -67,6 +67,7 @@ class RecordedSource(Source):
         self._announced = {checkpoint_name(entry.step): entry.file for entry in self.entries}
         self._check_sizes(storage, {BASE: self.manifest.base})
         self._check_sizes(self._checkpoints, self._announced)
+        self.folder = storage.path if isinstance(storage, LocalStorage) else None
         self._headers: dict[str, dict[str, Entry]] = {}  # by file
         self._known: dict[tuple[bytes, int, bool], dict[str, Entry]] = {}  # most checkpoints have the same header
         self._base_sum: str | None = None
@@ -181,6 +182,23 @@ class RecordedSource(Source):
         if method is not None and not method.scales_base:
             return None
         return next(value.dtype for value in self.state(module, step).values() if value.is_floating_point())
+
+    @override
+    def places(self, step: int | None) -> list[Place]:
+        return [(self._storage, BASE) if step is None else (self._checkpoints, checkpoint_name(step))]
+
+    @override
+    def checksum(self, step: int | None) -> str:
+        return (self.manifest.base if step is None else self._announced[checkpoint_name(step)]).sha256
+
+    @override
+    def described(self, module: str) -> str | None:
+        method = self.method_of(module)
+        if method is not None and not type(method).__module__.startswith("deltaw."):
+            return None  # nothing tells when the code of another package changes
+        own = f"{self._recorded[module]}."
+        constants = sorted(pair for pair in self.manifest.constants.items() if pair[0].startswith(own))
+        return f"{self._entry(module)} {constants}"
 
     def scalars(self) -> list[dict[str, float]]:
         """Return the scalar log."""

@@ -6,11 +6,13 @@ Opening a source needs no torch: it is loaded when the first tensor is read.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.analysis.records.run_folder.format import Manifest
+from deltaw.analysis.records.storage.files import Storage
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int]
 State = dict[str, "Tensor"]
+Place = tuple[Storage, str | None]  # a file of a folder, or with None all that stand in it
 
 
 class Source(ABC):
@@ -37,6 +40,8 @@ class Source(ABC):
             label, and nothing that holds at the start of training can be expected there.
         keeps_base: Whether W₀ was recorded with the run.
         manifest: The manifest of a run that deltaw recorded, else ``None``.
+        folder: The folder of a run that deltaw recorded on this machine, else ``None``.
+        opened: When it was opened, in seconds since 1970.
     """
 
     where: str
@@ -49,6 +54,8 @@ class Source(ABC):
     steps_known: bool = True
     keeps_base: bool = False
     manifest: Manifest | None = None
+    folder: Path | None = None
+    opened: float = 0.0
 
     @abstractmethod
     def weight(self, module: str, step: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -126,6 +133,21 @@ class Source(ABC):
     def rounding(self, module: str, step: int) -> torch.dtype | None:
         """Return the dtype whose rounding, relative to W', stands in the update; ``None`` where ΔW has its own."""
         return self.weight(module, step).dtype
+
+    def places(self, step: int | None) -> Sequence[Place] | None:
+        """Return where what is read at a step stands, ``None`` for W₀; ``None`` where not only files decide."""
+        del step
+        return None
+
+    def checksum(self, step: int | None) -> str:
+        """Return what the record says of the checksum of a step's file, ``None`` for W₀'s; "" where it says nothing."""
+        del step
+        return ""
+
+    def described(self, module: str) -> str | None:
+        """Return what else, as the method and its options, decides a module's matrices, ``None`` where unknown."""
+        del module
+        return None
 
     def scalars(self) -> list[dict[str, float]]:
         """Return what was logged, a mapping a line."""

@@ -22,6 +22,7 @@ from deltaw.analysis.measures.change import Axis, Change
 from deltaw.analysis.progress import progress as shown
 from deltaw.analysis.records.foreign.base import BaseError
 from deltaw.analysis.tables.frame import ABOUT, frame_of
+from deltaw.analysis.tables.kept.keeper import Keeper, keeping
 from deltaw.analysis.tables.one_pass import OnePass, Stops, in_one_pass
 from deltaw.analysis.tables.run import PairKind, Pairs, Run, Step, Steps
 from deltaw.analysis.tables.work import HERE, Work
@@ -77,30 +78,51 @@ class Walk:
 
     def __iter__(self) -> Iterator["Stop"]:
         for run in self.runs:
-            choose = self._modules
-            modules = choose(run) if callable(choose) else chosen_modules(run.modules, choose)
-            stops = self._stops(run)
-            if not stops:
-                self._no_rows.append(no_stops(run))
-            left_out: dict[str, RecordError] = {}
-            measured: set[str] = set()
-            self._left_out.append((run, left_out, measured))
-            work = [(module, position) for module in modules for position in range(len(stops))]
-            for module, position in shown(work, f"{self._what} of {run.name}", self._unit, self._progress):
-                if position == 0:
-                    kept = OnePass(run, module, stops)
-                # A pair of steps may do without W₀, where whole matrices were recorded.
-                if module not in left_out or (stops[position][0] is not None and not kept.needs_base):
-                    kept.position = position
-                    yield Stop(run, module, *stops[position], kept, left_out, measured)
-            if left_out and not measured:
-                raise next(iter(left_out.values()))
+            for stop in self._stops_of(run, None):
+                if isinstance(stop, Stop):
+                    yield stop
+
+    def _stops_of(self, run: Run, keeper: Keeper | None) -> Iterator["Stop | Found"]:
+        """Yield a run's stops in order, in the place of those that were measured before what was found."""
+        choose = self._modules
+        modules = choose(run) if callable(choose) else chosen_modules(run.modules, choose)
+        stops = self._stops(run)
+        if not stops:
+            self._no_rows.append(no_stops(run))
+        left_out: dict[str, RecordError] = {}
+        measured: set[str] = set()
+        self._left_out.append((run, left_out, measured))
+        work = [(module, position) for module in modules for position in range(len(stops))]
+        for module, position in shown(work, f"{self._what} of {run.name}", self._unit, self._progress):
+            if position == 0:
+                known = {} if keeper is None else keeper.find(module, stops)
+                one_pass, done = OnePass(run, module, [stop for stop in stops if stop not in known]), 0
+            stop = stops[position]
+            if stop in known:
+                measured.add(module)
+                yield Found(run, module, *stop, known[stop])
+                continue
+            # A pair of steps may do without W₀, where whole matrices were recorded.
+            if module not in left_out or (stop[0] is not None and not one_pass.needs_base):
+                one_pass.position = done
+                yield Stop(run, module, *stop, one_pass, left_out, measured)
+            done += 1
+        if left_out and not measured:
+            raise next(iter(left_out.values()))
 
     def measured(self, measure: "Measure") -> Iterator["Found"]:
         """Yield what a function returns for every stop, in order; a stop that is left out is passed over."""
-        for stop in self:
-            with stop:
-                yield Found(stop.run, stop.module, stop.step_from, stop.step, measure(stop))
+        for run in self.runs:
+            with keeping(run, measure, self.work.device, self.work.cache) as keeper:
+                for stop in self._stops_of(run, keeper):
+                    if isinstance(stop, Found):
+                        yield stop
+                        continue
+                    with stop:
+                        rows = measure(stop)
+                        if keeper is not None:
+                            keeper.add(stop.module, (stop.step_from, stop.step), rows)
+                        yield Found(run, stop.module, stop.step_from, stop.step, rows)
 
     def rows(self, measure: "Measure") -> list[dict[str, Any]]:
         """Return what a function returns for all stops, in order."""

@@ -16,8 +16,8 @@ from deltaw.analysis.names import is_embedding
 from deltaw.analysis.records.foreign.base_names import BaseNames, from_layer
 from deltaw.analysis.records.foreign.foreign_adapters import refuse_factors
 from deltaw.analysis.records.foreign.layout import StoredMatrix, matrices, module_name
-from deltaw.analysis.records.foreign.model_reader import model_reader
-from deltaw.analysis.records.source import Shape, fitting
+from deltaw.analysis.records.foreign.model_reader import model_reader, place_of
+from deltaw.analysis.records.source import Place, Shape, fitting
 from deltaw.analysis.records.storage.file_names import is_readable, weights_file
 from deltaw.analysis.records.storage.files import is_address
 from deltaw.analysis.records.storage.location import Folder, listed, storage_of
@@ -60,9 +60,13 @@ class Base:
         tensors: The model's.
         config: Its ``config.json``.
         ordered: Whether the tensors come in the model's order, as those of a file or a state dict need not.
+        place: Where they stand, ``None`` where they are in memory.
     """
 
-    def __init__(self, tensors: Tensors, config: Mapping[str, Any], *, ordered: bool = False) -> None:
+    def __init__(
+        self, tensors: Tensors, config: Mapping[str, Any], *, ordered: bool = False, place: Place | None = None
+    ) -> None:
+        self.places = None if place is None else [place]
         self.where, self.config = tensors.where, dict(config)
         self._tensors, self._ordered = tensors, ordered
         self._matrices = matrices(tensors, config, everything=True)
@@ -229,7 +233,8 @@ def open_base(base: BaseLike) -> Base | None:
     storage, file = storage_of(where)
     names = [file] if file is not None else listed(storage)
     if file is None and weights_file(names) is None and is_readable(names) and CONFIG not in names:
-        return Base(model_reader(Folder(storage, names))(), storage.mapping("config.json"))
+        reader = model_reader(Folder(storage, names))
+        return Base(reader(), storage.mapping("config.json"), place=place_of(reader))
     file = file or weights_file(names)
     if file is None:
         if CONFIG in names:
@@ -241,7 +246,7 @@ def open_base(base: BaseLike) -> Base | None:
         raise RecordError(f"{storage.where}: holds no model (no model.safetensors); give the folder of the base model")
     tensors = read_weights(storage, file)
     refuse_factors(tensors.names(), tensors.where, alone=True)
-    return Base(tensors, storage.mapping("config.json"))
+    return Base(tensors, storage.mapping("config.json"), place=(storage, None))
 
 
 def _base_in_memory(base: nn.Module | Mapping[str, Tensor]) -> Base:

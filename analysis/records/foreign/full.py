@@ -12,8 +12,8 @@ from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.foreign.base import GIVE, Base, BaseError, BaseLike, open_base, quantised_as
 from deltaw.analysis.records.foreign.foreign_adapters import refuse_factors
 from deltaw.analysis.records.foreign.layout import matrices
-from deltaw.analysis.records.foreign.model_reader import model_reader
-from deltaw.analysis.records.source import Shape, Source, State, fitting
+from deltaw.analysis.records.foreign.model_reader import model_reader, place_of
+from deltaw.analysis.records.source import Place, Shape, Source, State, fitting
 from deltaw.analysis.records.storage.file_names import has_model, is_sharded, weights_file
 from deltaw.analysis.records.storage.files import Storage
 from deltaw.analysis.records.storage.location import Location
@@ -107,6 +107,17 @@ class FullModelSource(Source):
     def rounding(self, module: str, step: int) -> torch.dtype:
         self.check(module, step)
         return self._tensors(step).dtype(self._matrices[module].tensor)
+
+    @override
+    def places(self, step: int | None) -> list[Place] | None:
+        if step is None:
+            return [] if self._base is None else self._base.places
+        found = place_of(self._models[step])
+        return None if found is None else [found]
+
+    @override
+    def described(self, module: str) -> str:
+        return f"{self._matrices[module]} {self.config}"
 
     @override
     def scalars(self) -> list[dict[str, float]]:

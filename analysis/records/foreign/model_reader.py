@@ -5,6 +5,7 @@ from functools import partial
 
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.foreign.foreign_adapters import refuse_files
+from deltaw.analysis.records.source import Place
 from deltaw.analysis.records.storage.file_names import (
     DCP_METADATA,
     FSDP,
@@ -41,6 +42,25 @@ def model_reader(folder: Folder) -> Callable[[], Tensors]:
         raise RecordError(f"{storage.where}: holds the adapters {', '.join(adapters)}; open one of these folders{each}")
     there = ", ".join(names[:8]) or "no files"
     raise RecordError(f"{storage.where}: holds no model weights (there are {there}); {unreadable(names)}")
+
+
+def place_of(reader: Callable[[], Tensors]) -> Place | None:
+    """Return where a model stands that a ``partial`` of a storage, perhaps a file, and more opens.
+
+    All files of a folder count: an index says which of them the model is.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from deltaw.analysis.records.storage.files import LocalStorage
+        >>> storage = LocalStorage(Path("run"))
+        >>> place_of(partial(read_file, storage, "step-1.safetensors")) == (storage, "step-1.safetensors")
+        True
+        >>> place_of(partial(read_weights, storage, "model.safetensors")) == (storage, None)
+        True
+    """
+    if not isinstance(reader, partial) or not reader.args or not isinstance(reader.args[0], Storage):
+        return None
+    return reader.args[0], reader.args[1] if reader.func is read_file else None
 
 
 def read_file(storage: Storage, file: str) -> Tensors:

@@ -15,7 +15,8 @@ from deltaw.analysis.records.foreign.base import Base
 from deltaw.analysis.records.foreign.base_names import HEADS, tied_to
 from deltaw.analysis.records.foreign.foreign_adapters import refuse_factors
 from deltaw.analysis.records.foreign.full import FullModelSource
-from deltaw.analysis.records.foreign.model_reader import model_reader, read_file
+from deltaw.analysis.records.foreign.model_reader import model_reader, place_of, read_file
+from deltaw.analysis.records.source import Place
 from deltaw.analysis.records.storage.files import Storage, without_secrets
 from deltaw.analysis.records.storage.location import Folder, listed, storage_of
 from deltaw.analysis.records.storage.tensors import Tensors
@@ -45,7 +46,7 @@ class PairSource(FullModelSource):
         storage, reader = _reader(before)
         tensors = reader()
         refuse_factors(tensors.names(), tensors.where, alone=True)
-        base = Base(tensors, storage.mapping("config.json"))
+        base = Base(tensors, storage.mapping("config.json"), place=place_of(reader))
         storage, reader = _reader(after)
         config = storage.mapping("config.json") or base.config
         super().__init__(f"{first} → {second}", {1: reader}, config, base, everything=everything)
@@ -79,6 +80,10 @@ class PairSource(FullModelSource):
             return super().weight(module, step, dtype)
         weight = self.base(module)
         return weight if dtype is None else weight.to(dtype)
+
+    @override
+    def places(self, step: int | None) -> list[Place] | None:
+        return super().places(None if step == 0 else step)
 
     @override
     def rounding(self, module: str, step: int) -> torch.dtype:

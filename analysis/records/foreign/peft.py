@@ -19,7 +19,7 @@ from deltaw.analysis.records.foreign.base import GIVE, Base, BaseError, BaseLike
 from deltaw.analysis.records.foreign.foreign_adapters import refuse_settings
 from deltaw.analysis.records.foreign.peft_experts import Parameter, needing_base, parameters
 from deltaw.analysis.records.foreign.peft_tensors import AdapterFile, embedding_as_linear, not_linear, read_adapter
-from deltaw.analysis.records.source import Shape, Source, State, fitting
+from deltaw.analysis.records.source import Place, Shape, Source, State, fitting
 from deltaw.analysis.records.storage.files import Storage
 from deltaw.analysis.records.storage.tensors import Renamed
 
@@ -342,6 +342,16 @@ class Adapters(Source):
         if self._formula.scales_base or self._settings.get("use_dora"):
             return next((tensors.dtype(name) for name in modules.get(self._holder(module), {}).values()), None)
         return None
+
+    def places(self, step: int | None) -> list[Place] | None:
+        """Return the folder of an adapter; of W₀ also that of the first, whose settings hold for all."""
+        base = None if step is not None or self._base is None else self._base.places
+        known = step is not None or self._base is None or base is not None
+        return [*(base or []), (self._places[self.steps[0] if step is None else step], None)] if known else None
+
+    def described(self, module: str) -> str:
+        """Return what else decides: the base's configuration, and how many modules and whether steps there are."""
+        return f"{self.config} {len(self.shapes)} {self.steps[0]} {len(self.steps) > 1}"
 
     def scalars(self) -> list[dict[str, float]]:
         """Return what was logged."""

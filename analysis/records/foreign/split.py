@@ -6,13 +6,13 @@ group; GPT-NeoX, BLOOM and Falcon have one group a head: (q, k, v) of the first 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from deltaw.analysis.records.source import Shape, Source, State
+from deltaw.analysis.records.source import Place, Shape, Source, State
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +106,7 @@ class SplitSource(Source):
         self.where, self.format, self.method = inner.where, inner.format, inner.method
         self.steps, self.info, self.config = inner.steps, inner.info, inner.config
         self.steps_known, self.keeps_base, self.manifest = inner.steps_known, inner.keeps_base, inner.manifest
+        self.folder = inner.folder
         self._rows: dict[str, tuple[str, Rows | None]] = {}
         self.shapes = {}
         for module, shape in inner.shapes.items():
@@ -183,6 +184,20 @@ class SplitSource(Source):
     @override
     def checkpoint_bytes(self) -> int:
         return self._inner.checkpoint_bytes()
+
+    @override
+    def places(self, step: int | None) -> Sequence[Place] | None:
+        return self._inner.places(step)
+
+    @override
+    def checksum(self, step: int | None) -> str:
+        return self._inner.checksum(step)
+
+    @override
+    def described(self, module: str) -> str | None:
+        whole, rows = self._of(module)
+        inner = self._inner.described(whole)
+        return None if inner is None else f"{rows} of {whole}: {inner}"
 
     @override
     def base_checksum(self) -> tuple[str, str] | None:

@@ -61,6 +61,16 @@ class Storage(ABC):
     def sizes(self, names: Collection[str]) -> dict[str, int | None]:
         """Return the bytes of several files, ``None`` where there is no such file."""
 
+    def stamps(self, name: str | None = None) -> dict[str, tuple[str, float]]:
+        """Return of a file, or of all that stand in the folder, what is another after every change.
+
+        Returns:
+            By name a text, and when the file was last changed, in seconds since 1970, 0 where only the text tells. None
+            where there is no such file, or nothing tells.
+        """
+        del name
+        return {}
+
     def digest(self, name: str) -> str:
         """Return a file's sha256; reads it whole."""
         found, size = hashlib.sha256(), self.size(name)
@@ -175,6 +185,18 @@ class LocalStorage(Storage):
             with contextlib.suppress(OSError, ValueError):
                 seen = os.stat(f"{self.where}/{plain_name(name, self.where)}")
                 found[name] = seen.st_size if stat.S_ISREG(seen.st_mode) else None
+        return found
+
+    @override
+    def stamps(self, name: str | None = None) -> dict[str, tuple[str, float]]:
+        found = {}
+        for each in self.names() if name is None else [name]:
+            with contextlib.suppress(OSError, ValueError):
+                seen = os.stat(f"{self.where}/{plain_name(each, self.where)}")
+                if stat.S_ISREG(seen.st_mode):
+                    # Nobody can set the time of the last change of a file (ctime), and a new file has another inode.
+                    text = f"{seen.st_size} {seen.st_ino} {seen.st_mtime_ns} {seen.st_ctime_ns}"
+                    found[each] = text, max(seen.st_mtime, seen.st_ctime)
         return found
 
     @override

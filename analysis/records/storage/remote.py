@@ -17,6 +17,8 @@ from deltaw.analysis.records.storage.web import Web
 ASKED_AT_ONCE = 16  # files whose sizes are asked for at the same time
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs"}
 
+MARKS = ("ETag", "etag", "md5Hash", "blob_id", "VersionId", "generation")  # what stores say of a file's content
+
 
 class NotListedError(RecordError):
     """A web server gives no list of a folder; its files may be there all the same."""
@@ -124,6 +126,21 @@ class RemoteStorage(Storage):
                 self.names()
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
             return dict(zip(names, pool.map(self._size, names), strict=True))
+
+    @override
+    def stamps(self, name: str | None = None) -> dict[str, tuple[str, float]]:
+        found: dict[str, tuple[str, float]] = {}
+        if self._web is not None:
+            return found
+        with contextlib.suppress(Exception):  # then nothing tells
+            for entry in self._entries():
+                marks = [f"{mark} {entry[mark]}" for mark in MARKS if isinstance(entry.get(mark), str)]
+                own = str(entry["name"]).rsplit("/", 1)[-1]
+                if entry.get("type") == "file" and name in (None, own):
+                    if not marks:
+                        return {}
+                    found[own] = " ".join([str(entry.get("size")), *marks]), 0.0
+        return found
 
     @override
     def size(self, name: str) -> int:
