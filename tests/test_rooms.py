@@ -26,6 +26,7 @@ ORDER: dict[str, list[set[str]]] = {
         {"records.source"},
         {"records.run_folder"},
         {"records.storage"},
+        {"workers"},
         {"measures", "names", "progress"},
         {"printable"},
     ],
