@@ -42,10 +42,10 @@ def smallest(update: Tensor, found: Gram, values: Tensor, bound: float, count: i
         lower, failed = torch.linalg.cholesky_ex(found.lower)
         if failed:
             return None
-        lower = lower.mT.contiguous().mT  # LAPACK goes by columns; it would copy it for every product
 
-        def product(x: Tensor) -> Tensor:
-            return torch.cholesky_solve(x.T, lower).T
+        def product(x: Tensor) -> Tensor:  # cholesky_solve would copy the triangle each time
+            half = torch.linalg.solve_triangular(lower, x.T, upper=False)
+            return torch.linalg.solve_triangular(lower.mT, half, upper=True).T
 
         krylov = BlockKrylov(product, random_rows(WIDTH, len(values), wide).double(), steps)
         for _ in range(steps):
