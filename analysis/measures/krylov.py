@@ -35,6 +35,8 @@ WIDTH = 8  # p of the second run, vectors at once
 CHECKED = 8  # k, products of the second run
 DOUBT = 1e-12  # the probability that ρ is too small
 SEARCH = 16  # vectors at once in the search
+AGREE = 1e-6  # relative, of σ²: how close the bounds are to be
+_POLISHED = 2  # steps in float64 beyond the first product, where the bounds are not as close
 _CONVERGED = 1e-6  # ‖E‖ of the Ritz vectors that are taken, in units of θ₁
 _PART = 2**19  # entries of A in a part of a product
 _EPS32 = torch.finfo(torch.float32).eps
@@ -140,7 +142,11 @@ def random_rows(count: int, n: int, like: Tensor, seed: int = 0) -> Tensor:
 
 
 def leading(
-    matrix: Tensor, enough: Callable[[Tensor, int], int | None], most: int, whole: float | None = None
+    matrix: Tensor,
+    enough: Callable[[Tensor, int], int | None],
+    most: int,
+    whole: float | None = None,
+    precise: int = 1,
 ) -> Leading | None:
     """Return the largest σ² of a matrix with bounds, or ``None`` where they would take more work than the whole.
 
@@ -150,6 +156,7 @@ def leading(
             these do not tell, 0 to give up.
         most: The largest basis.
         whole: ‖A‖_F², if it is known.
+        precise: How many are to be right to `AGREE`, if three products in float64 are enough for that.
     """
     whole = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2 if whole is None else whole
     with one_thread():
@@ -169,7 +176,8 @@ def leading(
             if wanted == 0:
                 return None
             if wanted is not None and settled >= wanted and _apart(found, settled, wanted, whole, n):
-                return _bounded(matrix, krylov.vectors(coordinates[:, :settled]), product, scale, wanted, whole)
+                taken = krylov.vectors(coordinates[:, :settled])
+                return _bounded(matrix, taken, product, scale, wanted, whole, precise)
     return None
 
 
@@ -179,24 +187,32 @@ def _apart(values: Tensor, settled: int, wanted: int, whole: float, n: int) -> b
     return least > 2 * (whole - float(values[:settled].sum())) or least * (1 - _shortfall(n)) > following
 
 
-def _bounded(matrix: Tensor, taken: Tensor, rough: Product, scale: float, wanted: int, whole: float) -> Leading | None:
+def _bounded(
+    matrix: Tensor, taken: Tensor, rough: Product, scale: float, wanted: int, whole: float, precise: int
+) -> Leading | None:
     """Return the bounds of the first eigenvalues, with the Ritz vectors (c, n) taken out for ρ."""
     exact, n = product_of(matrix)
-    taken = torch.linalg.qr(taken.T).Q.T
-    image = exact(taken)
-    inner = taken @ image.T
-    inner = (inner + inner.T) / 2
-    values: Tensor = torch.linalg.eigvalsh(inner).flip(0)
-    residual = image - inner @ taken  # Eᵀ
-    rounding = n * EPS * float(values[0])
-    rho = max(0.0, whole - float(values.sum())) + n * EPS * whole
-    least = float(values[wanted - 1])
-    if least <= 2 * rho:
-        rho = _outside(taken, rough, whole / scale**2) * scale**2
-    if least <= rho + rounding:
-        return None
-    upper = torch.linalg.eigvalsh(inner + residual @ residual.T / (least - rho)).flip(0)
-    return Leading(values[:wanted].cpu(), (upper[:wanted] + 2 * rounding).cpu(), values.cpu())
+    found: Leading | None = None
+    for _ in range(_POLISHED + 1):
+        taken = torch.linalg.qr(taken.T).Q.T
+        image = exact(taken)
+        inner = taken @ image.T
+        inner = (inner + inner.T) / 2
+        values: Tensor = torch.linalg.eigvalsh(inner).flip(0)
+        residual = image - inner @ taken  # Eᵀ
+        rounding = n * EPS * float(values[0])
+        rho = max(0.0, whole - float(values.sum())) + n * EPS * whole
+        least = float(values[wanted - 1])
+        if least <= 2 * rho:
+            rho = _outside(taken, rough, whole / scale**2) * scale**2
+        if least <= rho + rounding:
+            return None
+        upper = torch.linalg.eigvalsh(inner + residual @ residual.T / (least - rho)).flip(0)[:wanted] + 2 * rounding
+        found = Leading(values[:wanted].cpu(), upper.cpu(), values.cpu())
+        if bool((found.upper <= (1 + AGREE) * found.lower)[:precise].all()):
+            break
+        taken = image  # a step of subspace iteration: what float32 left in the Ritz vectors of weaker ones goes
+    return found
 
 
 def _outside(taken: Tensor, product: Product, whole: float) -> float:

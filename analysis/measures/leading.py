@@ -18,13 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltaw.analysis.measures.krylov import Leading, leading
+from deltaw.analysis.measures.krylov import AGREE, Leading, leading
 from deltaw.analysis.measures.matrix import Matrix, finite
 from deltaw.analysis.measures.norms import NoiseFloor, noise_floor
 from deltaw.analysis.measures.routes import relative_tolerance
 from deltaw.analysis.measures.sizes import squared_norm, zero_shares
 
-AGREE = 1e-6  # relative, of σ₁² and of ‖ΔW‖_F²
 LARGE = 768  # the smaller side from which this is faster than the whole spectrum
 _BASIS = 6  # the largest basis is this part of the smaller side
 NO_SIGMA = frozenset({"frobenius", "zero_rows", "zero_columns"})  # what needs no singular value
@@ -40,6 +39,7 @@ class LeadingSpectrum:
             asked for.
         energy_ranks: By the share of the energy.
         route: "krylov", or "sums" where no singular value was needed.
+        error: 0, as nothing is left out.
     """
 
     frobenius: float
@@ -50,6 +50,7 @@ class LeadingSpectrum:
     zero_columns: float
     energy_ranks: dict[float, int]
     route: str = "krylov"
+    error: float = 0.0
 
     def energy_rank(self, fraction: float) -> int:
         """Return the energy rank of a share that was asked for."""
@@ -121,6 +122,47 @@ def leading_spectrum(
         *zeros,
         {share: rank for share, rank in ranks.items() if rank is not None},
     )
+
+
+@dataclass(frozen=True, eq=False)
+class LeadingValues:
+    """The largest singular values alone, each right to 1e-6.
+
+    Arguments:
+        values: σ, (k,) descending, float64 on the CPU.
+        shares: σ²/Σσ², of all singular values above the tolerance.
+        tolerance: As in `Spectrum`.
+    """
+
+    values: Tensor
+    shares: Tensor
+    tolerance: float
+
+
+@torch.no_grad()
+def leading_values(update: Tensor, count: int, floor: NoiseFloor | None = None) -> LeadingValues | None:
+    """Return the ``count`` largest singular values, or ``None`` where all together come as fast, or are needed to tell.
+
+    Raises:
+        NonFiniteError: NaN or infinity in the update.
+    """
+    dense = finite("update", update)
+    most = min(dense.shape) // _BASIS
+    if min(dense.shape) < LARGE or count > most // 2:
+        return None
+    whole, scale = squared_norm(dense)
+    if whole == 0:
+        return None
+    scaled = dense if scale == 1.0 else dense.double() / scale
+    found = leading(scaled, lambda values, settled: count, most, whole, count)
+    if found is None or bool((found.upper > (1 + AGREE) * found.lower).any()):
+        return None
+    values = found.lower.sqrt()
+    first = float(values[0])
+    tolerance = max(relative_tolerance(dense) * first, 0.0 if floor is None else floor.of(first * scale) / scale)
+    if float(values[-1]) <= tolerance or _most_noise(found, whole, tolerance, min(dense.shape)) > AGREE * whole:
+        return None
+    return LeadingValues(values * scale, found.lower / whole, tolerance * scale)
 
 
 def _at_most(floor: NoiseFloor | None, whole: float, scale: float) -> float:
