@@ -18,12 +18,11 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from deltaw.adapters.small_files import small_file
 from deltaw.analysis.records.storage.atomic import atomic_write
+from deltaw.analysis.tables.kept.rows import Row, from_plain, to_plain
 
 FILE_LIMIT = 2**26  # bytes of a file; a table of 224 matrices and 80 checkpoints has 2**23
 FOLDER_LIMIT = 2**28  # bytes of all files of a run
@@ -33,12 +32,17 @@ DEAD = 24 * 3600.0  # seconds after which nobody writes to an open file any more
 _NAME = re.compile(r"(?P<key>[0-9a-f]{32})\.[0-9a-f]{16}\.(?P<state>rows|open)")
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
-Rows = dict[str, Any]  # by the key of a stop
+Rows = dict[str, list[Row]]  # by the key of a stop
 
 
 def line_of(rows: Rows) -> bytes:
-    """Return a line with its checksum and its newline."""
-    text = json.dumps(rows, separators=(",", ":"), ensure_ascii=True).encode()
+    """Return a line with its checksum and its newline.
+
+    Raises:
+        TypeError: A row holds what cannot be kept.
+    """
+    plain = {key: to_plain(of_stop) for key, of_stop in rows.items()}
+    text = json.dumps(plain, separators=(",", ":"), ensure_ascii=True).encode()
     return _checksum(text) + b" " + text + b"\n"
 
 
@@ -57,7 +61,9 @@ def rows_in(data: bytes) -> Rows:
             continue
         with contextlib.suppress(ValueError, RecursionError):
             rows = json.loads(text)
-            found |= rows if isinstance(rows, dict) else {}
+            for key in rows if isinstance(rows, dict) else ():
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    found[key] = from_plain(rows[key])
     return found
 
 
@@ -75,7 +81,6 @@ class Shelf:
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self._key = folder, key
-        self._read: list[Path] = []
         self._descriptor: int | None = None
         self._open: Path | None = None
         self._bytes = 0
@@ -83,11 +88,13 @@ class Shelf:
     def read(self) -> Rows:
         """Return what is kept here, nothing where there is no folder."""
         found: Rows = {}
+        total = 0
         for path in sorted(_files(self.folder, self._key)):
             with contextlib.suppress(OSError, ValueError):
-                if _own(path):
-                    found |= rows_in(small_file(path, FILE_LIMIT))
-                    self._read.append(path)
+                if _own(path) and total < FILE_LIMIT:
+                    data = small_file(path, FILE_LIMIT)
+                    found |= rows_in(data)
+                    total += len(data)
         return found
 
     def write(self, rows: Rows) -> None:
@@ -95,6 +102,7 @@ class Shelf:
 
         Raises:
             OSError: It cannot be written.
+            TypeError: A row holds what cannot be kept.
         """
         line = line_of(rows)
         if self._bytes + len(line) > FILE_LIMIT:
@@ -116,11 +124,12 @@ class Shelf:
         self._descriptor, done = None, self._open.with_suffix(".rows")
         with contextlib.suppress(OSError, ValueError):  # another process may tidy up as well
             self._open.replace(done)
-            self._put_together([*self._read, done])
+            self._put_together()
         shorten(self.folder, FOLDER_LIMIT)
 
-    def _put_together(self, files: Iterable[Path]) -> None:
-        finished = [path for path in files if path.suffix == ".rows" or _dead(path)]
+    def _put_together(self) -> None:
+        own = [path for path in _files(self.folder, self._key) if _own(path)]
+        finished = [path for path in own if path.suffix == ".rows" or _dead(path)]
         if len(finished) < MANY:
             return
         rows: Rows = {}

@@ -16,7 +16,7 @@ from deltaw.analysis.records.source import Source
 from deltaw.analysis.records.storage.files import is_address
 from deltaw.analysis.tables.kept.files import CACHE_LIMIT, Rows, Shelf, cache_folder, real_folder, shorten
 from deltaw.analysis.tables.kept.keys import SETTLED, Stamps, arithmetic, digest, newest
-from deltaw.analysis.tables.kept.rows import from_plain, to_plain
+from deltaw.analysis.tables.kept.rows import without_labels
 from deltaw.analysis.tables.run import Run, Step
 
 TABLES = "tables"  # the folder in that of a run
@@ -61,19 +61,16 @@ class Keeper:
 
     def find(self, module: str, stops: Sequence[Pair]) -> dict[Pair, list[dict[str, Any]]]:
         """Return the kept rows of a module by stop, as they were measured."""
-        found: dict[Pair, list[dict[str, Any]]] = {}
-        if not self._kept:
-            return found
+        about = self._about(module) if self._kept else None
+        if about is None:
+            return {}
         labels = self._run.labels(module)
-        about = self._about(module)
-        for stop in stops:
-            key = None if about is None else self._key_of(about, stop)
-            if key is not None and key[0] in self._kept:
-                try:
-                    found[stop] = from_plain(self._kept[key[0]], labels)
-                except (ValueError, TypeError, KeyError):
-                    logger.debug("%s: kept rows of %s are none", self._run.source.where, module)
-        return found
+        keys = {stop: self._key_of(about, stop) for stop in stops}
+        return {
+            stop: [labels | row for row in self._kept[key[0]]]
+            for stop, key in keys.items()
+            if key is not None and key[0] in self._kept
+        }
 
     def add(self, module: str, stop: Pair, rows: list[dict[str, Any]]) -> None:
         """Keep the rows of a stop, now or a little later."""
@@ -108,6 +105,10 @@ class Keeper:
                 return
             except OSError as error:
                 reason = reason or f"{folder}: {error.strerror or error}"
+            except TypeError as error:  # a measure with values of a kind that is not kept
+                self._stopped = True
+                logger.debug("%s: not kept: %s", self._run.source.where, error)
+                return
         self._stopped, self._shelf = True, None
         warnings.warn(
             f"{self._run.source.where}: what is measured is not kept for the next time ({reason}); set XDG_CACHE_HOME "
@@ -123,7 +124,7 @@ class Keeper:
         for module, stop, rows in self._waiting:
             about = self._about(module)
             key = None if about is None else self._key_of(about, stop)
-            plain = to_plain(rows, self._run.labels(module))
+            plain = without_labels(rows, self._run.labels(module))
             if key is not None and plain is not None and key[1] < settled:
                 found[key[0]] = plain
         return found

@@ -9,55 +9,55 @@ from __future__ import annotations
 import base64
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from deltaw.analysis.tables.run import LABELS
 
+Row = dict[str, Any]
 LONGEST = 200  # characters of a text
+_LABELS = frozenset(LABELS)
+_EXACT = (float, int, bool, type(None))  # as JSON has them
 _DTYPES = {"float64": np.dtype("<f8"), "int64": np.dtype("<i8"), "bool": np.dtype("bool")}
 
 
-def to_plain(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Return rows as values for JSON, or ``None`` where one holds what cannot be kept.
+def without_labels(rows: Sequence[Row], labels: Row) -> list[Row] | None:
+    """Return rows without what depends on the run's name and not on what was measured, ``None`` if they lack it."""
+    if any(name not in row or row[name] != labels[name] for row in rows for name in LABELS):
+        return None
+    return [{name: value for name, value in row.items() if name not in LABELS} for row in rows]
 
-    Arguments:
-        rows: Rows or blocks of rows, each with the labels and more.
-        labels: They are left out: they depend on what the run is called, and not on what was measured.
+
+def to_plain(rows: Sequence[Row]) -> list[Row]:
+    """Return rows as values for JSON.
+
+    Raises:
+        TypeError: One holds what cannot be kept.
 
     Example:
-        >>> labels = {"run": "a", "method": "ft", "module": "0", "layer": None, "kind": "0"}
-        >>> to_plain([labels | {"step": 3, "norm": 0.1, "index": np.arange(2)}], labels)
+        >>> to_plain([{"step": 3, "norm": 0.1, "index": np.arange(2)}])
         [{'step': 3, 'norm': 0.1, 'index': {'int64': 'AAAAAAAAAAABAAAAAAAAAA=='}}]
     """
-    try:
-        if any(row[name] != labels[name] for row in rows for name in LABELS):
-            return None
-        return [{name: _plain(value) for name, value in row.items() if name not in LABELS} for row in rows]
-    except (KeyError, TypeError):
-        return None
+    return [{name: _plain(value) for name, value in row.items()} for row in rows]
 
 
-def from_plain(found: Any, labels: Mapping[str, Any]) -> list[dict[str, Any]]:
+def from_plain(found: Any) -> list[Row]:
     """Return the rows that such values stand for.
 
     Raises:
-        ValueError, TypeError: They are no such values.
+        ValueError, TypeError, KeyError: They are no such values.
     """
     if not isinstance(found, list):
         raise TypeError("no list of rows")
-    return [{**labels, **_row(row)} for row in found]
+    return [_row(row) for row in found]
 
 
-def _row(row: Any) -> dict[str, Any]:
-    if not isinstance(row, dict) or not LABELS_APART.isdisjoint(row):
+def _row(row: Any) -> Row:
+    if not isinstance(row, dict) or not _LABELS.isdisjoint(row):
         raise TypeError("no row")
-    return {name: _value(value) for name, value in row.items()}
-
-
-LABELS_APART = frozenset(LABELS)
+    return {name: value if type(value) in _EXACT else _value(value) for name, value in row.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -80,7 +80,7 @@ def _plain(value: Any) -> Any:
 
 
 def _value(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and _fine(value)):
+    if isinstance(value, str) and _fine(value):
         return value
     if not isinstance(value, dict) or len(value) != 1:
         raise TypeError("no value of a table")
@@ -88,7 +88,7 @@ def _value(value: Any) -> Any:
     if name == "nan":
         (number,) = struct.unpack(">d", bytes.fromhex(text))
         return number
-    return np.frombuffer(base64.b64decode(text, validate=True), _DTYPES[name]).astype(name)
+    return np.frombuffer(base64.b64decode(text, validate=True), _DTYPES[name]).astype(name)  # a copy that is writable
 
 
 def _fine(text: str) -> bool:
