@@ -22,6 +22,7 @@ class Verbs(Group):
         "repair": "Save what is whole of a damaged run, and guess nothing.",
         "changes": "Print ΔM and ΔD of every module, pair of steps and axis.",
         "rank": "Print the rank of ΔW by module.",
+        "report": "Write a report of runs: one HTML file with linked views that opens offline.",
         "plot": "Draw a figure from recorded runs, or from results of training.",
         "reproduce": "Train, record, analyse, plot, and hold the result against the paper.",
         "claims": "Hold the claims of the four papers against recorded runs of one experiment.",

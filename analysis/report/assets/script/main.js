@@ -1,0 +1,65 @@
+// Reads what the file holds, builds the views, and redraws what a selection changes.
+
+const app = { model: null, state: null, sections: [] };
+
+// Which parts of a selection leave the drawings as they are.
+const NOT_DRAWN = new Set(["theme", "find", "page", "sort", "order", "verdict"]);
+
+function section(id, title, lead) {
+  const node = el("section", { id, "aria-labelledby": `${id}-heading` }, el("h2", { id: `${id}-heading` }, title), lead ? el("p", { class: "lead" }, lead) : null);
+  byId("sections").append(node);
+  return node;
+}
+
+function grid(parent) {
+  const node = el("div", { class: "grid" });
+  parent.append(node);
+  return node;
+}
+
+function changed(names) {
+  if (names.has("theme")) {
+    applyTheme(app.state.now.theme);
+    drawButtons();
+  }
+  const onlyStep = names.size === 1 && names.has("step");
+  if (names.has("theme") || names.has("off")) drawChips();
+  if (onlyStep && app.stepInput) {
+    app.stepInput.value = app.model.steps.indexOf(app.state.now.step);
+    app.stepInput.setAttribute("aria-valuetext", `step ${app.state.now.step}`);
+    app.stepOutput.textContent = `${app.state.now.step}`;
+  } else drawControls();
+  for (const redraw of app.sections) redraw(names);
+  if ([...names].some((name) => name === "theme" || !NOT_DRAWN.has(name))) for (const card of cards) card.changed();
+}
+
+async function begin() {
+  const about = JSON.parse(byId("about").textContent);
+  const model = new Model(about, await unpacked(byId("numbers").textContent));
+  byId("numbers").remove();
+  app.model = model;
+  app.state = new State(model);
+  applyTheme(app.state.now.theme);
+  drawChips();
+  drawButtons();
+  drawControls();
+  byId("sections").hidden = false;
+  for (const build of [runsView, changesView, togetherView, whereView, spectrumView, betweenView, logView, mostView, claimsView]) build();
+  footView();
+  byId("message").remove();
+  byId("foot").hidden = false;
+  app.state.listeners.push(changed);
+  window.addEventListener("hashchange", () => app.state.restore());
+  window.addEventListener("resize", () => requestAnimationFrame(() => { for (const card of cards) if (card.chart && card.visible) card.chart.resize(); }));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => changed(new Set(["theme"])));
+  window.addEventListener("beforeprint", () => { for (const card of cards) { card.visible = true; card.draw(); if (card.chart) card.chart.resize(); } });
+  document.addEventListener("click", (event) => { for (const open of document.querySelectorAll(".save[open]")) if (!open.contains(event.target)) open.open = false; });
+  if (about.watch) setTimeout(() => location.reload(), 1000 * about.watch);
+  document.documentElement.dataset.ready = "true";
+}
+
+begin().catch((error) => {
+  const message = byId("message") || document.body.appendChild(el("p", { class: "message" }));
+  message.textContent = `This report cannot be shown: ${error.message}`;
+  throw error;
+});

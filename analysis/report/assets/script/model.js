@@ -1,0 +1,106 @@
+// What the report holds, and what is read off it for a selection.
+
+class Model {
+  constructor(about, bytes) {
+    this.about = about;
+    this.runs = about.runs.map((run, index) => ({ ...run, index, places: new Map(run.modules.map((m, i) => [m, i])) }));
+    this.modules = about.modules.map((module, index) => ({ ...module, index }));
+    this.table = new Map(about.columns.map((entry) => [entry.name, entry]));
+    this.bytes = bytes;
+    this.columns = new Map();
+    this.curves = new Map();
+    this.steps = [...new Set(this.runs.flatMap((run) => run.steps))].sort((a, b) => a - b);
+    this.kinds = [...new Set(this.modules.map((module) => module.kind))];
+    this.layers = [...new Set(this.modules.map((module) => module.layer).filter((layer) => layer !== null))].sort((a, b) => a - b);
+    this.pairs = ["base", "initial", "consecutive"].filter((pairs) =>
+      this.runs.some((run) => this.table.has(`${run.index}.changes.${pairs}.row.m`)),
+    );
+    this.trained = this.runs.some((run) => run.steps.length > 1);
+  }
+
+  column(name) {
+    if (!this.columns.has(name)) {
+      const entry = this.table.get(name);
+      this.columns.set(name, entry ? columnOf(entry, this.bytes) : null);
+    }
+    return this.columns.get(name);
+  }
+
+  names(prefix) {
+    return [...this.table.keys()].filter((name) => name.startsWith(prefix)).map((name) => name.slice(prefix.length));
+  }
+
+  // The place of a run's last checkpoint up to a step; −1 where it has none yet.
+  place(run, step, steps) {
+    const of = steps || run.steps;
+    let [low, high] = [0, of.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (of[middle] <= step) low = middle + 1;
+      else high = middle;
+    }
+    return low - 1;
+  }
+
+  // One number of a matrix at a checkpoint's place: a change "changes.base.row.m", or a spectrum's "spectra.rank".
+  value(run, name, module, place) {
+    if (name === "spectra.relative") {
+      const norms = this.column(`${run.index}.base_norm`);
+      const position = run.places.get(module);
+      return norms && position !== undefined
+        ? this.value(run, "spectra.frobenius", module, place) / norms.values[position]
+        : NaN;
+    }
+    const column = this.column(`${run.index}.${name}`);
+    const position = run.places.get(module);
+    if (!column || position === undefined || place < 0) return NaN;
+    return column.values[position * column.shape[1] + place];
+  }
+
+  has(run, name) {
+    if (name === "spectra.relative") return this.has(run, "spectra.frobenius") && this.table.has(`${run.index}.base_norm`);
+    return this.table.has(`${run.index}.${name}`);
+  }
+
+  chosen(selection) {
+    const key = `${selection.kind}|${selection.layer}`;
+    if (this.chosenKey !== key) {
+      this.chosenKey = key;
+      this.chosenModules = this.modules.filter(
+        (module) =>
+          (selection.kind === "all" || module.kind === selection.kind) &&
+          (selection.layer === "all" || String(module.layer) === selection.layer),
+      );
+    }
+    return this.chosenModules;
+  }
+
+  // The mean over the chosen matrices at every checkpoint of a run.
+  curve(run, name, selection) {
+    const key = `${run.index}|${name}|${selection.kind}|${selection.layer}`;
+    if (!this.curves.has(key)) {
+      const modules = this.chosen(selection).map((module) => module.index);
+      this.curves.set(
+        key,
+        run.steps.map((_, place) => mean(modules.map((module) => this.value(run, name, module, place)))),
+      );
+    }
+    return this.curves.get(key);
+  }
+
+  at(run, name, selection) {
+    const place = this.place(run, selection.step);
+    return place < 0 || !this.has(run, name) ? NaN : this.curve(run, name, selection)[place];
+  }
+
+  // The last checkpoint with a spectrum up to a step, and its place among the checkpoints: not all have one.
+  detail(run, step) {
+    const place = this.place(run, step, run.details);
+    const at = place < 0 ? 0 : place;
+    return run.details.length ? { place: at, step: run.details[at], among: run.steps.indexOf(run.details[at]) } : null;
+  }
+
+  notes(...parts) {
+    return parts.flatMap((part) => this.about.notes[part] || []);
+  }
+}

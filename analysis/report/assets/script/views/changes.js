@@ -1,0 +1,118 @@
+// ΔM and ΔD over training, by row and by column, and how unlike the two axes are. With one checkpoint: over layers.
+
+function changesView() {
+  const { model } = app;
+  const over = model.trained ? "over training" : "by layer";
+  const node = section("changes", `Magnitude and direction ${over}`, "ΔM is how much the lengths of a matrix’ rows or columns changed, ΔD how far they turned. Means over the chosen matrices; click to choose a step.");
+  const cells = grid(node);
+  for (const measure of ["m", "d"]) {
+    new Card(cells, {
+      id: `change-${measure}`, title: `${CHANGES[measure]} ${over}`, width: "w4", height: 360,
+      make: (selection) => changeOf(measure, selection),
+      tools: (selection) => (measure === "d" ? [segments("Scale", [["linear", "linear"], ["log", "log"]], selection.scale, (scale) => app.state.set({ scale }))] : []),
+      click: pickStep,
+    });
+  }
+  new Card(cells, {
+    id: "asymmetry", title: "Rows against columns", width: "w4", height: 360, make: asymmetryOf, click: pickStep,
+    tools: (selection) => [segments("Measure", [["m", "ΔM"], ["d", "ΔD"]], selection.asymmetry, (asymmetry) => app.state.set({ asymmetry }))],
+  });
+}
+
+const noChanges = (selection) => ({ empty: app.model.notes("base", "changes").map((note) => shortened(note, 300)).join(" ") || `No change ${PAIRS[selection.pairs]} was measured.` });
+
+// x and y of a run: over its checkpoints, or over layers where there is one.
+function pointsOf(run, name, selection) {
+  const { model } = app;
+  if (!model.has(run, name)) return [];
+  if (model.trained) return model.curve(run, name, selection).map((value, place) => [run.steps[place], value]);
+  const modules = model.chosen(selection);
+  return model.layers.map((layer) => [layer, mean(modules.filter((module) => module.layer === layer).map((module) => model.value(run, name, module.index, run.steps.length - 1)))]);
+}
+
+function xAxisOf(extra) {
+  const { model } = app;
+  const training = model.trained;
+  const values = training ? model.steps : model.layers;
+  return { type: "value", min: values[0], max: values[values.length - 1], minInterval: 1, name: training ? "step" : "layer", nameLocation: "middle", nameGap: 24, splitLine: { show: false }, axisLine: { show: true, lineStyle: { color: paint("line") } }, axisLabel: { formatter: count }, ...extra };
+}
+
+const finiteOnly = (points, log) => points.map(([x, y]) => [x, Number.isFinite(y) && !(log && y <= 0) ? y : null]);
+
+function changeOf(measure, selection) {
+  const { model, state } = app;
+  const log = selection.scale === "log";
+  const names = ["row", "column"].map((axis) => `changes.${selection.pairs}.${axis}.${measure}`);
+  const runs = state.shown.filter((run) => names.some((name) => model.has(run, name)));
+  if (!runs.length) return noChanges(selection);
+  const curves = names.map((name) => runs.map((run) => finiteOnly(pointsOf(run, name, selection), log)));
+  const [low, high] = extent(curves.flat(2).map((point) => point[1]));
+  const range = log ? { min: low, max: high } : { min: 0, max: high * 1.04 || 1 };
+  const top = [{ top: 24, height: 116 }, { top: 184, height: 116 }];
+  const points = model.trained ? false : true;
+  return {
+    sub: `mean of ${many(model.chosen(selection).length, "matrix", "matrices")}, ${PAIRS[selection.pairs]}`,
+    says: runs.map((run) => ["row", "column"].map((axis, i) => `${run.name} by ${axis}: ${number(valueAt(curves[i][runs.indexOf(run)], selection))}`).join(", ")).join("; "),
+    rows: [["run", "axis", model.trained ? "step" : "layer", CHANGES[measure]], ...["row", "column"].flatMap((axis, i) => runs.flatMap((run, r) => curves[i][r].map(([x, y]) => [run.name, axis, x, y])))],
+    height: 360, runs,
+    option: {
+      grid: top.map((place) => ({ left: 58, right: 14, ...place })),
+      xAxis: [xAxisOf({ gridIndex: 0, name: "", axisLabel: { show: false } }), xAxisOf({ gridIndex: 1 })],
+      yAxis: ["rows", "columns"].map((text, i) => ({ type: log ? "log" : "value", gridIndex: i, ...range, name: `${UNITS[measure]}, by ${text}`, nameLocation: "end", nameGap: 10, nameTextStyle: { align: "left", padding: [0, 0, 0, -48], color: paint("soft"), fontSize: 12 }, axisLabel: { formatter: tick }, splitNumber: 3 })),
+      axisPointer: { link: [{ xAxisIndex: "all" }] },
+      tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits, 2) },
+      series: curves.flatMap((of, i) => of.map((data, r) => lineOf(runs[r], { data, xAxisIndex: i, yAxisIndex: i, showSymbol: points || data.length < 3, id: `${i}-${runs[r].index}`, markLine: model.trained && r === 0 ? stepMark(selection) : undefined }))),
+    },
+  };
+}
+
+function valueAt(points, selection) {
+  const { model } = app;
+  if (!model.trained) return mean(points.map((point) => point[1]));
+  let found = NaN;
+  for (const [x, y] of points) if (x <= selection.step && y !== null) found = y;
+  return found;
+}
+
+// The tooltip of lines over training: under the step a row for each run, by rows and by columns.
+function tipOver(hits, axes, show) {
+  const { model } = app;
+  const byRun = new Map();
+  for (const hit of hits) {
+    const [axis, index] = hit.seriesId.split("-").map(Number);
+    if (!byRun.has(index)) byRun.set(index, []);
+    byRun.get(index)[axis] = hit.value[1];
+  }
+  const shown = show || ((value) => number(value, 4));
+  return tip(
+    `${model.trained ? "step" : "layer"} ${hits.length ? hits[0].value[0] : ""}`,
+    [...byRun].map(([index, values]) => ({ run: model.runs[index], name: model.runs[index].name, value: shown(values[0]), sub: axes === 2 ? `columns ${shown(values[1])}` : null })),
+  );
+}
+
+function asymmetryOf(selection) {
+  const { model, state } = app;
+  const measure = selection.asymmetry === "m" ? "m" : "d";
+  const names = ["row", "column"].map((axis) => `changes.${selection.pairs}.${axis}.${measure}`);
+  const runs = state.shown.filter((run) => names.every((name) => model.has(run, name)));
+  if (!runs.length) return noChanges(selection);
+  const curves = runs.map((run) => {
+    const [rows, columns] = names.map((name) => pointsOf(run, name, selection));
+    return rows.map(([x, row], i) => [x, row > 0 && columns[i][1] > 0 ? Math.log2(row / columns[i][1]) : null]);
+  });
+  const most = Math.max(0.2, ...curves.flat().map((point) => Math.abs(point[1] || 0))) * 1.08;
+  return {
+    title: `Rows against columns: ${CHANGES[measure]}`,
+    sub: `${CHANGES[measure]} by row ÷ ${CHANGES[measure]} by column; 1 where both axes move alike`,
+    says: runs.map((run, r) => `${run.name}: ${times(valueAt(curves[r], selection))}`).join("; "),
+    rows: [["run", model.trained ? "step" : "layer", "ratio"], ...runs.flatMap((run, r) => curves[r].map(([x, y]) => [run.name, x, y === null ? NaN : 2 ** y]))],
+    height: 360, runs,
+    option: {
+      grid: { left: 58, right: 14, top: 24, bottom: 60 },
+      xAxis: xAxisOf(),
+      yAxis: { type: "value", min: -most, max: most, name: "rows ÷ columns", nameLocation: "end", nameGap: 10, nameTextStyle: { align: "left", padding: [0, 0, 0, -48], color: paint("soft"), fontSize: 12 }, axisLabel: { formatter: (value) => times(value) } },
+      tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits, 1, (value) => times(value)) },
+      series: curves.map((data, r) => lineOf(runs[r], { data, id: `0-${runs[r].index}`, showSymbol: data.length < 3 || !model.trained, markLine: r === 0 ? { ...stepMark(selection), data: [{ yAxis: 0, lineStyle: { color: paint("soft"), type: "solid" } }, ...(model.trained ? [{ xAxis: selection.step }] : [])] } : undefined })),
+    },
+  };
+}

@@ -1,0 +1,48 @@
+// The papers' claims, held against these runs.
+
+function claimsView() {
+  const { model } = app;
+  const { claims } = model.about;
+  const notes = model.notes("claims");
+  if (!claims.length && !notes.length) return;
+  const node = section("claims", "What the papers say", "Claims of the DoRA, BoRA, SBoRA and Dual LoRA papers, each with the number in these runs that decides it.");
+  const box = el("div", { class: "card" });
+  node.append(box);
+  if (!claims.length) {
+    box.append(notesOf(notes));
+    return;
+  }
+  const number_ = (claim) => (claim.statistic === null ? "–" : `${number(claim.statistic)}${claim.ci_low === null || claim.ci_high === null ? "" : ` [${number(claim.ci_low)}, ${number(claim.ci_high)}]`}`);
+  const checked = claims.filter((claim) => claim.statistic !== null || claim.verdict !== "unclear");
+  const among = { checked, all: claims, agrees: claims.filter((claim) => claim.verdict === "agrees"), disagrees: claims.filter((claim) => claim.verdict === "disagrees"), unclear: claims.filter((claim) => claim.verdict === "unclear") };
+  const filters = el("span");
+  const papers = ["all papers", ...new Set(claims.map((claim) => claim.paper))];
+  let paper = papers[0];
+  const scroll = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Claims" });
+  const sub = el("div", { class: "card-sub" });
+  const save = el("button", { type: "button", class: "icon", onclick: () => downloadCsv("claims.csv", [Object.keys(claims[0]), ...claims.map((claim) => Object.values(claim))]) }, "CSV");
+  box.append(el("div", { class: "card-head" }, el("div", { class: "card-text" }, sub), el("div", { class: "tools" }, filters, save)), scroll);
+  const draw = () => {
+    const verdict = among[app.state.now.verdict] ? app.state.now.verdict : "checked";
+    const shown = among[verdict].filter((claim) => paper === papers[0] || claim.paper === paper);
+    filters.replaceChildren(
+      segments("Verdict", [["checked", `checked here (${checked.length})`], ["agrees", `agrees (${among.agrees.length})`], ["disagrees", `disagrees (${among.disagrees.length})`], ["unclear", `unclear (${among.unclear.length})`], ["all", `all (${claims.length})`]], verdict, (one) => app.state.set({ verdict: one })),
+      " ",
+      choice("Paper", papers.map((one) => [one, one]), paper, (one) => { paper = one; draw(); }),
+    );
+    sub.textContent = `${many(claims.length, "claim")}: ${among.agrees.length} agree, ${among.disagrees.length} disagree, ${among.unclear.length} unclear`;
+    scroll.replaceChildren(
+      shown.length
+        ? el(
+            "table",
+            null,
+            el("caption", { class: "hidden-text" }, "Claims and verdicts"),
+            el("thead", null, el("tr", null, ["claim", "seen here", "measured", "in the paper", "rule"].map((text) => el("th", { scope: "col" }, text)))),
+            el("tbody", null, shown.map((claim) => el("tr", null, el("td", null, claim.sentence, el("div", { class: "sub" }, `${claim.paper}, ${claim.source}`)), el("td", null, el("span", { class: `badge ${claim.verdict}` }, claim.verdict)), el("td", null, number_(claim)), el("td", null, claim.paper_number === null ? "" : number(claim.paper_number)), el("td", null, claim.rule, claim.note ? el("div", { class: "sub" }, shortened(claim.note, 260)) : null)))),
+          )
+        : el("div", { class: "empty" }, "These runs decide none of these claims; more methods, or a recorded score, would."),
+    );
+  };
+  draw();
+  app.sections.push((names) => names.has("verdict") && draw());
+}

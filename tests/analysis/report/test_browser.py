@@ -1,0 +1,112 @@
+"""The report in a real browser: it draws, it answers, it saves, and nothing of a stranger's is more than text."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+import deltaw
+from deltaw.analysis import correlation
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def path(runs, tmp_path_factory):
+    return deltaw.report(runs, tmp_path_factory.mktemp("page") / "report.html")
+
+
+def numbers(page, card):
+    """The rows behind a card's drawing."""
+    return page.evaluate("id => [...document.querySelectorAll('.card')].find(c => c.id === id).card.made.rows", card)
+
+
+def show(page, card):
+    page.locator(f"#{card}").scroll_into_view_if_needed()
+    page.wait_for_function("id => document.getElementById(id).card.made", arg=card)
+
+
+def test_every_view_draws(path, look):
+    page = look(path)
+    cards = page.eval_on_selector_all(".card[id]", "nodes => nodes.filter(n => n.card).map(n => n.id)")
+    assert {"change-m", "change-d", "asymmetry", "cloud", "correlation", "map", "singular", "loss", "score"} <= set(
+        cards
+    )
+    assert {"by-layer", "spectra", "runs-matrix", "pair-layers", "distribution"} <= set(cards)
+    for card in cards:
+        show(page, card)
+        assert page.locator(f"#{card} canvas").count() >= 1, card
+    assert page.locator("#most tbody tr").count() == 18
+    assert page.title().endswith("deltaw report")
+
+
+def test_the_numbers_are_those_of_the_tables(path, runs, look):
+    page = look(path)
+    show(page, "change-d")
+    frame = deltaw.open(runs[1]).changes("base").groupby(["axis", "step_to"]).delta_d.mean()
+    for run, axis, step, value in numbers(page, "change-d")[1:]:
+        if run == "lora":
+            np.testing.assert_allclose(value, frame[axis, step], rtol=2e-7, atol=1e-30)
+    show(page, "cloud")
+    frame = deltaw.open(runs[1]).changes("base")
+    found = correlation(frame[(frame.axis == "row") & (frame.step_to == 50)], by=[]).iloc[0]
+    shown = page.locator("#together table tbody tr", has_text="lora").locator("td").all_inner_texts()
+    assert shown[1] == f"{found.pearson:.3g}".replace("-", "−")
+    assert shown[4] == "6"
+
+
+def test_a_selection_changes_the_drawings_and_a_link_restores_it(path, look):
+    page = look(path)
+    show(page, "change-d")
+    before = numbers(page, "change-d")
+    page.get_by_label("Kind of matrix").select_option("value")
+    page.wait_for_function(
+        "before => document.getElementById('change-d').card.made.rows[3][3] !== before", arg=before[3][3]
+    )
+    page.locator("button.chip", has_text="ft").click()
+    page.get_by_role("button", name="columns", exact=True).click()
+    hash = page.evaluate("location.hash")
+    assert "kind=value" in hash
+    show(page, "change-d")
+    page.wait_for_timeout(100)
+    after = numbers(page, "change-d")
+    assert {row[0] for row in after[1:]} == {"lora", "bora"}
+    again = look(path, hash=hash)
+    show(again, "change-d")
+    assert numbers(again, "change-d") == after
+    assert again.get_by_label("Kind of matrix").input_value() == "value"
+
+
+def test_hover_shows_the_right_number(path, look):
+    page = look(path)
+    show(page, "change-d")
+    rows = numbers(page, "change-d")
+    box = page.locator("#change-d canvas").first.bounding_box()
+    x, y = page.evaluate(
+        "() => document.getElementById('change-d').card.chart.convertToPixel({xAxisIndex: 0, yAxisIndex: 0}, [30, 0])"
+    )
+    page.mouse.move(box["x"] + x, box["y"] + y - 20)
+    tip = page.locator("#change-d .tip")
+    tip.wait_for()
+    assert tip.locator(".tip-head").inner_text() == "step 30"
+    value = next(row[3] for row in rows[1:] if row[:3] == ["bora", "row", 30])
+    shown = tip.locator(".tip-row", has_text="bora").locator("b").inner_text()
+    assert float(shown) == pytest.approx(value, rel=1e-3)
+
+
+def test_files_arrive(path, look):
+    page = look(path)
+    with page.expect_download() as arriving:
+        page.locator("#most-csv").click()
+    rows = list(csv.reader(io.StringIO(arriving.value.path().read_text(encoding="utf-8-sig"))))
+    assert rows[0][:4] == ["run", "module", "layer", "kind"]
+    assert len(rows) == 1 + 18
+    show(page, "cloud")
+    begins = {"PNG picture": b"\x89PNG", "SVG picture": b"<svg", "Numbers as CSV": b"\xef\xbb\xbfrun"}
+    for name, begin in begins.items():
+        page.locator("#cloud .save summary").click()
+        with page.expect_download() as arriving:
+            page.locator("#cloud").get_by_role("button", name=name).click()
+        assert arriving.value.suggested_filename in ("cloud.png", "cloud.svg", "cloud.csv")
+        assert arriving.value.path().read_bytes().startswith(begin)
