@@ -289,6 +289,7 @@ class Trajectory:
         *,
         measures: Sequence[str] | None = None,
         groups: bool = False,
+        approximate: float | None = None,
         progress: bool = False,
         device: str | None = None,
         jobs: int = 1,
@@ -304,6 +305,7 @@ class Trajectory:
             measures: The columns that are wanted, as ("frobenius", "stable_rank"); ``None`` for all. Where the largest
                 singular values suffice, large matrices are many times faster.
             groups: Also the groups that a method's update is made of, as Dual LoRA's two.
+            approximate: The share of ‖ΔW‖_F² that singular values may leave out, as 0.01; then a column ``error``.
             progress: Show a progress bar.
             device, jobs, engine, address, cache: As in `changes`.
 
@@ -317,7 +319,16 @@ class Trajectory:
         from deltaw.analysis.tables.spectra import spectra_table
 
         work = chosen_work(device, jobs, engine, address, cache)
-        return spectra_table([self], steps, modules, measures=measures, groups=groups, progress=progress, work=work)
+        return spectra_table(
+            [self],
+            steps,
+            modules,
+            measures=measures,
+            groups=groups,
+            approximate=approximate,
+            progress=progress,
+            work=work,
+        )
 
     def _check(self, module: str, step: Step = None) -> None:
         """Raise where it is no name or no step at all; whether there is one, the source says."""

@@ -17,6 +17,11 @@ SHOWN = ["run", "module", "step", "group", "rank", "full_rank", "stable_rank", "
 @runs_argument
 @click.option("--step", "steps", multiple=True, type=int, help="A recorded step; may be repeated. Default: the last.")
 @click.option("--all-steps", is_flag=True, help="Every recorded step.")
+@click.option(
+    "--approximate",
+    type=float,
+    help="Leave out singular values that hold at most this share of ‖ΔW‖_F², as 0.01, and print how much it is.",
+)
 @modules_option
 @base_option
 @out_option
@@ -26,6 +31,7 @@ def command(
     runs: tuple[str, ...],
     steps: tuple[int, ...],
     all_steps: bool,
+    approximate: float | None,
     modules: tuple[str, ...],
     base: str | None,
     path: Path | None,
@@ -45,9 +51,10 @@ def command(
 
     wanted: tuple[int, ...] | Literal["last"] | None = None if all_steps else (steps or "last")
     opened, shown = open_runs(runs, base=base), progress(as_json)
-    frame = table(opened, "spectra", steps=wanted, modules=modules or None, progress=shown, work=work)
+    options = {"steps": wanted, "modules": modules or None, "approximate": approximate}
+    frame = table(opened, "spectra", **options, progress=shown, work=work)
     if path is not None:
         write_table(frame, path)
-    emit_table(frame if as_json else frame[SHOWN], as_json, None)
+    emit_table(frame if as_json else frame[SHOWN + ([] if approximate is None else ["error"])], as_json, None)
     if path is not None and not as_json:
         remark(f"written to {path}")

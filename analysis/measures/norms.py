@@ -16,47 +16,58 @@ from deltaw.analysis.measures.threads import one_thread
 NEAR = 0.01  # relative: so far from ‖W₀‖₂, ‖W‖₂ counts as the same
 
 
-class NoiseFloor:
-    """eps(stored)·‖W‖₂ for rounded weights W, (out, in): what their rounding can leave in the spectrum of an update.
+class Norms:
+    """‖W‖₂ and ‖W‖_F of a matrix, each computed where it is asked for, and kept; W is not.
 
-    ‖W‖₂ is computed only where somebody asks for it, and kept.
+    Arguments:
+        matrix: Makes W, (out, in).
+    """
+
+    def __init__(self, matrix: Callable[[], Tensor]) -> None:
+        self._matrix = matrix
+
+    @cached_property
+    def spectral(self) -> float:
+        """‖W‖₂, as `spectral_norm` has it."""
+        return spectral_norm(self._matrix())
+
+    @cached_property
+    def frobenius(self) -> float:
+        """‖W‖_F."""
+        with one_thread():
+            return float(torch.linalg.vector_norm(self._matrix(), dtype=torch.float64))
+
+
+class NoiseFloor:
+    """eps(stored)·‖W‖₂ for rounded weights W: what their rounding can leave in the spectrum of an update.
 
     Arguments:
         stored: The dtype of the rounded weights.
-        weight: Makes W.
-        base: Where W = W₀ + ΔW: makes ‖W₀‖₂ and ‖W₀‖_F. As | ‖W‖₂ − ‖W₀‖₂ | ≤ ‖ΔW‖₂ (Weyl), ‖W₀‖₂ does for W up to one
-            percent where ΔW is that small. So one ‖W₀‖₂ serves all steps of a matrix, and a floor depends on W₀ and W
-            alone, not on which other steps are asked for.
+        weight: The norms of W.
+        base: Where W = W₀ + ΔW, those of W₀. As | ‖W‖₂ − ‖W₀‖₂ | ≤ ‖ΔW‖₂ (Weyl), ‖W₀‖₂ does for W, up to one percent,
+            where ΔW is that small. So one ‖W₀‖₂ serves all steps of a matrix, and a floor depends on W₀ and W alone,
+            not on which other steps are asked for.
 
     Raises:
         OptionError: ``stored`` is no floating dtype.
     """
 
-    def __init__(
-        self, stored: torch.dtype, weight: Callable[[], Tensor], base: Callable[[], tuple[float, float]] | None = None
-    ) -> None:
+    def __init__(self, stored: torch.dtype, weight: Norms, base: Norms | None = None) -> None:
         if not stored.is_floating_point:
             raise OptionError(f"stored is {stored}; pass a floating dtype, as torch.bfloat16")
         self.eps = torch.finfo(stored).eps
         self._weight, self._base = weight, base
 
-    @cached_property
-    def _own(self) -> float:
-        return spectral_norm(self._weight())
-
     def of(self, spectral: float) -> float:
         """Return the floor in an update of this spectral norm."""
-        if self._base is not None:
-            norm, _ = self._base()
-            if spectral <= NEAR * norm:
-                return self.eps * norm
-        return self.eps * self._own
+        near = None if self._base is None or spectral > NEAR * self._base.spectral else self._base.spectral
+        return self.eps * (self._weight.spectral if near is None else near)
 
     def at_most(self, frobenius: float) -> float:
-        """Return what the floor is at most in an update of this Frobenius norm, without any ‖W‖₂: eps·‖W‖_F."""
-        if self._base is not None:
-            return (1 + NEAR) * self.eps * (self._base()[1] + frobenius)
-        return self.eps * float(torch.linalg.vector_norm(self._weight(), dtype=torch.float64))
+        """Return what the floor is at most in an update of this Frobenius norm, without any ‖W‖₂."""
+        if self._base is None:
+            return self.eps * self._weight.frobenius
+        return (1 + NEAR) * self.eps * (self._base.frobenius + frobenius)
 
 
 def noise_floor(update: Tensor, stored: torch.dtype, weight: Matrix) -> NoiseFloor:
@@ -65,17 +76,10 @@ def noise_floor(update: Tensor, stored: torch.dtype, weight: Matrix) -> NoiseFlo
     Raises:
         OptionError, ShapeError, NonFiniteError: As `spectrum`.
     """
-    floor = NoiseFloor(stored, lambda: checked)
     checked = finite("weight", weight)
     if checked.shape != update.shape:
         raise ShapeError(f"weight has shape {tuple(checked.shape)} and update has shape {tuple(update.shape)}")
-    return floor
-
-
-def norms(weight: Tensor) -> tuple[float, float]:
-    """Return ‖weight‖₂ as `spectral_norm` has it, and ‖weight‖_F."""
-    with one_thread():
-        return spectral_norm(weight), float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+    return NoiseFloor(stored, Norms(lambda: checked))
 
 
 def spectral_norm(weight: Tensor, vectors: int = 8, steps: int = 8) -> float:

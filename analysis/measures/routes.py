@@ -33,11 +33,15 @@ Floor = float | Callable[[float], float]
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Singular values, descending, float64 on the CPU; the tolerance; and by which way they were found."""
+    """Singular values, descending, float64 on the CPU; the tolerance; by which way they were found; what is missing.
+
+    ``error`` is the share of ‖ΔW‖_F² that the singular values leave out, 0 where they are all there.
+    """
 
     values: Tensor
     tolerance: float
     route: str
+    error: float = 0.0
 
 
 def of_dense(update: Tensor, floor: Floor = 0.0) -> Found:
@@ -54,10 +58,11 @@ def of_dense(update: Tensor, floor: Floor = 0.0) -> Found:
 def _by_svd(update: Tensor, floor: Floor) -> Found:
     with one_thread():
         values = torch.linalg.svdvals(update.double()).cpu()
-    return Found(values, max(relative_tolerance(update) * float(values[0]), _at(floor, float(values[0]))), "svd")
+    return Found(values, max(relative_tolerance(update) * float(values[0]), floor_at(floor, float(values[0]))), "svd")
 
 
-def _at(floor: Floor, spectral: float) -> float:
+def floor_at(floor: Floor, spectral: float) -> float:
+    """Return the noise floor in an update of this spectral norm."""
     return floor(spectral) if callable(floor) else floor
 
 
@@ -67,7 +72,7 @@ def _by_gram(update: Tensor, floor: Floor) -> Found | None:
     values, bound = squares(matrix)
     sigma = values.sqrt()
     first = float(sigma[0])
-    tolerance = max(relative_tolerance(update) * first, _at(floor, first * matrix.scale) / matrix.scale)
+    tolerance = max(relative_tolerance(update) * first, floor_at(floor, first * matrix.scale) / matrix.scale)
     if not decided(values, bound, tolerance):
         # Of an update of full rank a few are too small for the Gram matrix; these are measured by themselves.
         few = int((values < max(_WEAK * bound, tolerance**2)).sum())

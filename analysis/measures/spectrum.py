@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deltaw.adapters.checks import public
 from deltaw.adapters.errors import OptionError
+from deltaw.analysis.measures.approximate import allowed_error, approximated
 from deltaw.analysis.measures.factors import of_factors, two_factors
 from deltaw.analysis.measures.matrix import Matrix, finite, matrix
 from deltaw.analysis.measures.norms import NoiseFloor, noise_floor
@@ -35,7 +36,10 @@ class Spectrum:
         noise_floor: eps(stored)·‖weight‖₂, what rounded weights leave in ``tolerance``; 0 if not asked for.
         zero_rows, zero_columns: The shares of rows and columns of the update that are exactly zero, in [0, 1].
         route: How they were computed: "factors", "gram" (then a σ at or below the tolerance may be off by about
-            1e-7·σ₁) or "svd"; see `deltaw.analysis.measures.routes`.
+            1e-7·σ₁) or "svd"; see `deltaw.analysis.measures.routes`. "krylov" for the largest ones alone.
+        error: The share of ‖ΔW‖_F² that the singular values leave out, where they were approximated; else 0. Norms,
+            stable rank and participation ratio count that share, from the known ‖ΔW‖_F, and energy ranks are shares
+            of all; the others leave it out, so that rank, effective rank and nuclear norm are at most too small.
 
     An update of zeros, or of noise alone, has rank, effective ranks and norms 0.
     """
@@ -46,6 +50,7 @@ class Spectrum:
     zero_rows: float
     zero_columns: float
     route: str = "svd"
+    error: float = 0.0
 
     def __repr__(self) -> str:
         return (
@@ -88,7 +93,7 @@ class Spectrum:
     @property
     def stable_rank(self) -> float:
         """‖ΔW‖_F² / σ₁² (Rudelson, Vershynin 2007)."""
-        return float(self._relative().square().sum())
+        return float(self._relative().square().sum()) / (1 - self.error)
 
     @property
     def effective_rank(self) -> float:
@@ -103,7 +108,8 @@ class Spectrum:
     def participation_ratio(self) -> float:
         """(Σσ²)² / Σσ⁴ (Gao et al. 2017, of the eigenvalues σ²)."""
         squares = self._relative().square()
-        return float(squares.sum() ** 2 / squares.square().sum()) if squares.any() else 0.0
+        whole = float(squares.sum()) / (1 - self.error)
+        return whole**2 / float(squares.square().sum()) if squares.any() else 0.0
 
     def energy_rank(self, fraction: float) -> int:
         """Return the smallest k with Σ_{i≤k} σ_i² ≥ fraction·Σσ²; 0 for an update of zeros.
@@ -124,7 +130,7 @@ class Spectrum:
         if not isinstance(fraction, float | int | np.number) or not 0 < fraction <= 1:
             raise OptionError(f"fraction is {fraction!r}; choose a share of the energy above 0 and at most 1, as 0.9")
         energy = self._relative().square().cumsum(0)
-        return int((energy < fraction * energy[-1]).sum()) + 1 if energy[-1] > 0 else 0
+        return int((energy < fraction * (energy[-1] / (1 - self.error))).sum()) + 1 if energy[-1] > 0 else 0
 
     def _relative(self) -> Tensor:
         """σ/σ₁ of the signal, so that no square over- or underflows; zeros for zeros."""
@@ -139,6 +145,7 @@ def spectrum(
     factors: tuple[Matrix, Matrix] | None = None,
     stored: torch.dtype | None = None,
     weight: Matrix | None = None,
+    approximate: float | None = None,
 ) -> Spectrum:
     r"""Return the singular values of an update, dense or from its factors, and the threshold for its rank.
 
@@ -169,18 +176,22 @@ def spectrum(
         factors: Instead of ``update``: (U, V), (out, r) and (r, in), with ΔW = U V.
         stored: The dtype of the rounded weights that ``update`` was read off. Goes with ``weight``.
         weight: Those weights, (out, in). Goes with ``stored``.
+        approximate: Be satisfied with the largest singular values that leave out at most this share of ‖ΔW‖_F², as
+            0.01, and say in ``error`` how much that is; see `deltaw.analysis.measures.approximate`. ``None`` for all.
+            From factors all of them are as cheap, so there it changes nothing.
 
     Returns:
         A `Spectrum`.
 
     Raises:
         OptionError: Neither or both of ``update`` and ``factors``; one of ``stored`` and ``weight`` without the other,
-            or with ``factors``, which are exact; a tensor or dtype that is not floating.
+            or with ``factors``, which are exact; a tensor or dtype that is not floating; ``approximate`` is no share.
         ShapeError: Something is not a matrix, is empty, or does not fit.
         NonFiniteError: NaN or infinity in a tensor, or in the product of the factors.
 
     Source:
-        Roy, Vetterli 2007 (effective rank); Bandeira, van Handel 2016, theorem 1.1 (the norm of E).
+        Roy, Vetterli 2007 (effective rank); Bandeira, van Handel 2016, theorem 1.1 (the norm of E); Halko, Martinsson,
+        Tropp 2011 (``approximate``).
 
     Example:
         >>> u, v = torch.eye(4, 2), torch.eye(2, 3)
@@ -195,9 +206,11 @@ def spectrum(
         raise OptionError(f"{other} is given without {lacking}; the noise floor needs both the dtype and the weights")
     if stored is not None and not isinstance(stored, torch.dtype):
         raise OptionError(f"stored is {stored!r}; pass a floating dtype, as torch.bfloat16")
+    allowed = None if approximate is None else allowed_error(approximate)
     if update is not None and factors is None:
         update = matrix("update", update)
-        return dense_spectrum(update, None if stored is None or weight is None else noise_floor(update, stored, weight))
+        floor = None if stored is None or weight is None else noise_floor(update, stored, weight)
+        return dense_spectrum(update, floor, allowed)
     if factors is not None and update is None:
         if stored is not None:
             raise OptionError("stored and weight go with update; factors are exact, leave them out")
@@ -208,10 +221,12 @@ def spectrum(
 
 
 @torch.no_grad()
-def dense_spectrum(update: Tensor, floor: NoiseFloor | None = None) -> Spectrum:
+def dense_spectrum(update: Tensor, floor: NoiseFloor | None = None, approximate: float | None = None) -> Spectrum:
     """Return `spectrum` of an update with a noise floor that is ready, or comes once for several updates."""
     dense = finite("update", update)
-    found = of_dense(dense, 0.0 if floor is None else floor.of)
+    least = 0.0 if floor is None else floor.of
+    found = None if approximate is None else approximated(dense, approximate, least)
+    found = of_dense(dense, least) if found is None else found
     return _spectrum(found, *zero_shares(dense), 0.0 if floor is None else floor.of(float(found.values[0])))
 
 
@@ -223,4 +238,5 @@ def _spectrum(found: Found, zero_rows: float, zero_columns: float, floor: float 
         zero_rows=zero_rows,
         zero_columns=zero_columns,
         route=found.route,
+        error=found.error,
     )

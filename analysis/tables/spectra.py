@@ -8,6 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
+from deltaw.analysis.measures.approximate import allowed_error
 from deltaw.analysis.measures.leading import LeadingSpectrum, leading_spectrum
 from deltaw.analysis.measures.spectrum import Spectrum
 from deltaw.analysis.tables.run import LABELS, Run, Steps
@@ -30,6 +31,7 @@ def spectra_table(
     *,
     measures: Sequence[str] | None = None,
     groups: bool = False,
+    approximate: float | None = None,
     progress: bool = False,
     work: Work = HERE,
 ) -> pd.DataFrame:
@@ -48,6 +50,8 @@ def spectra_table(
             faster where nothing else is asked for: the norms then right to 1e-6, the energy ranks exact.
         groups: Also the groups that a method's update is made of, told apart by the column ``group``: "update", and for
             Dual LoRA "magnitude" for ReLU(B A) and "direction" for Sign(D C).
+        approximate: The share of ‖ΔW‖_F² that singular values may leave out, as 0.01; see `spectrum`. Then the column
+            ``error`` says how much they do, 0 where all of them, or certain bounds, were as cheap. ``None`` for exact.
         progress: Show a progress bar.
         work: Where and how it is done.
 
@@ -56,24 +60,27 @@ def spectra_table(
         stable_rank, effective_rank, participation_ratio, energy_rank_90, energy_rank_99, nuclear, frobenius, spectral,
         zero_rows, zero_columns, noise (Σσ² of the singular values up to the tolerance, which no measure counts, over
         Σσ² of all), route (the way that was the cheapest: "factors", "gram", "svd"; "krylov" for the largest singular
-        values alone). ``attrs["left_out"]`` says which modules are left out, as their W₀ is not known.
+        values alone, "sums" where none was needed), error (only where ``approximate`` is given: the share of ‖ΔW‖_F²
+        that is left out). ``attrs["left_out"]`` says which modules are left out, as their W₀ is not known.
 
     Raises:
         NonFiniteError: A weight holds NaN or infinity; names module and step.
-        OptionError: No such module, step or measure.
+        OptionError: No such module, step or measure; ``approximate`` is no share.
     """
     wanted = _chosen(measures)
+    allowed = None if approximate is None else allowed_error(approximate)
     walk = Walk(runs, "spectra", at_steps(steps), modules, progress=progress, work=work)
-    rows = walk.rows(partial(_of_step, wanted=wanted, groups=groups))
-    return walk.frame(rows, [*LABELS, "step", "group", *wanted, "route"])
+    rows = walk.rows(partial(_of_step, wanted=wanted, groups=groups, approximate=allowed))
+    return walk.frame(rows, [*LABELS, "step", "group", *wanted, "route", *([] if allowed is None else ["error"])])
 
 
-def _of_step(stop: Stop, wanted: Sequence[str], groups: bool) -> list[dict[str, Any]]:
+def _of_step(stop: Stop, wanted: Sequence[str], groups: bool, approximate: float | None) -> list[dict[str, Any]]:
     shape = stop.run.shape(stop.module)
     stop.where = f"of shape {shape}, at step {stop.step}"
-    measured = {"update": _measured(update_at(stop), wanted)}  # keeps no matrix
+    measured = {"update": _measured(update_at(stop), wanted, approximate)}  # keeps no matrix
     if groups:
-        measured |= {name: _measured(Update(dense=matrix), wanted) for name, matrix in _groups(stop).items()}
+        for name, matrix in _groups(stop).items():
+            measured[name] = _measured(Update(dense=matrix), wanted, approximate)
     return [
         stop.labels | {"step": stop.step, "group": group, "full_rank": min(shape)} | _numbers(found, wanted)
         for group, found in measured.items()
@@ -90,14 +97,14 @@ def _chosen(measures: Sequence[str] | None) -> list[str]:
     return [name for name in MEASURES if name in given]
 
 
-def _measured(update: Update, wanted: Sequence[str]) -> Spectrum | LeadingSpectrum:
+def _measured(update: Update, wanted: Sequence[str], approximate: float | None) -> Spectrum | LeadingSpectrum:
     """Return what the wanted measures are read off, by the cheapest way."""
     if update.dense is not None and set(wanted) <= _LEADING:
         energy = [share for name, share in _ENERGY.items() if name in wanted]
         found = leading_spectrum(update.dense, floor=update.floor, energy=energy, measures=wanted)
         if found is not None:
             return found
-    return update.spectrum()
+    return update.spectrum(approximate)
 
 
 def _groups(stop: Stop) -> dict[str, Tensor]:
@@ -109,5 +116,9 @@ def _groups(stop: Stop) -> dict[str, Tensor]:
 
 
 def _numbers(found: Spectrum | LeadingSpectrum, wanted: Sequence[str]) -> dict[str, float | str]:
-    named = {name: getattr(found, name) for name in [*wanted, "route"] if name not in _ENERGY and name != "full_rank"}
+    named = {
+        name: getattr(found, name)
+        for name in [*wanted, "route", "error"]
+        if name not in _ENERGY and name != "full_rank"
+    }
     return named | {name: found.energy_rank(fraction) for name, fraction in _ENERGY.items() if name in wanted}

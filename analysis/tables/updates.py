@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deltaw.analysis.measures.norms import NoiseFloor, norms
+from deltaw.analysis.measures.norms import NoiseFloor, Norms
 from deltaw.analysis.measures.spectrum import Spectrum, dense_spectrum, spectrum
 from deltaw.analysis.measures.threads import one_thread
 from deltaw.analysis.tables.walk import Stop
@@ -22,9 +22,11 @@ class Update:
     dense: Tensor | None = None
     floor: NoiseFloor | None = None
 
-    def spectrum(self) -> Spectrum:
-        """Return all singular values."""
-        return spectrum(factors=self.factors) if self.dense is None else dense_spectrum(self.dense, self.floor)
+    def spectrum(self, approximate: float | None = None) -> Spectrum:
+        """Return all singular values, or those that hold the energy but for a share; see `spectrum`."""
+        if self.dense is None:
+            return spectrum(factors=self.factors)
+        return dense_spectrum(self.dense, self.floor, approximate)
 
 
 def update_at(stop: Stop) -> Update:
@@ -40,9 +42,6 @@ def update_at(stop: Stop) -> Update:
     stored = run.source.rounding(module, step)
     if stored is None:
         return Update(dense=run.update(module, step))
-    floor = NoiseFloor(
-        stored,
-        partial(run.weight, module, step, torch.float64),
-        lambda: stop.once("norms of W₀", lambda: norms(run.base(module))),
-    )
-    return Update(dense=run.update(module, step), floor=floor)
+    base = stop.once("norms of W₀", lambda: Norms(partial(run.base, module)))
+    weight = Norms(partial(run.weight, module, step, torch.float64))
+    return Update(dense=run.update(module, step), floor=NoiseFloor(stored, weight, base))

@@ -9,7 +9,7 @@ from deltaw.adapters.errors import NonFiniteError
 from deltaw.analysis.measures import leading as module
 from deltaw.analysis.measures.krylov import leading
 from deltaw.analysis.measures.leading import leading_spectrum
-from deltaw.analysis.measures.norms import NoiseFloor
+from deltaw.analysis.measures.norms import NoiseFloor, Norms
 from deltaw.analysis.measures.spectrum import spectrum
 
 
@@ -145,7 +145,7 @@ def test_the_largest_values_are_left_to_the_whole(kind):
     elif kind == "bfloat16":
         update = (random(400, 8) @ random(8, 500, seed=1)).bfloat16()  # its own rounding weighs more than 1e-6
     elif kind == "below a floor":
-        floor = NoiseFloor(torch.bfloat16, lambda: 1e3 * LOW_RANK_AND_TAIL)
+        floor = NoiseFloor(torch.bfloat16, Norms(lambda: 1e3 * LOW_RANK_AND_TAIL))
     else:
         update = torch.zeros(400, 400)
     assert module.leading_values(update, count, floor) is None
@@ -177,7 +177,7 @@ def test_any_number_of_threads_gives_the_same_bits(shape):
 
 def test_what_needs_no_singular_value_computes_none(monkeypatch):
     monkeypatch.setattr(module, "leading", None)
-    floor = NoiseFloor(torch.float32, lambda: random(400, 500))
+    floor = NoiseFloor(torch.float32, Norms(lambda: random(400, 500)))
     monkeypatch.setattr(NoiseFloor, "of", None)
     for scale in (1.0, 1e-200, 1e200):
         update = UPDATES["falling"] * scale
