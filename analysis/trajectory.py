@@ -15,7 +15,7 @@ from deltaw.adapters.method import Method
 from deltaw.analysis.measures.change import AXES, Axis
 from deltaw.analysis.names import name_reader
 from deltaw.analysis.records.foreign.base import BaseLike
-from deltaw.analysis.records.open import open_pair, open_source
+from deltaw.analysis.records.open import Opening
 from deltaw.analysis.records.run_folder.format import MANIFEST, Manifest
 from deltaw.analysis.records.source import Source
 from deltaw.analysis.tables.run import PairKind, Pairs, Step, Steps
@@ -53,7 +53,8 @@ class Trajectory:
         self.path = Path(source.where)
         self.steps = list(source.steps)
         self.name = self.path.resolve().name  # in tables; to be changed where two runs have the same
-        self._names = name_reader(pattern)
+        self._pattern, self._names = pattern, name_reader(pattern)
+        self._opening: Opening | None = None
 
     @classmethod
     @public
@@ -85,7 +86,7 @@ class Trajectory:
             OptionError: An option does not go with what is there.
             TargetError: A pattern of ``modules`` matches nothing.
         """
-        return cls(open_source(_path("path", path), base=base, modules=modules, split=split), pattern)
+        return cls._opened(Opening(_path("path", path), base=base, modules=modules, split=split), pattern)
 
     @classmethod
     @public
@@ -112,7 +113,19 @@ class Trajectory:
             >>> Trajectory.from_pair(folder / "0.safetensors", folder / "1.safetensors").update("0", 1).tolist()
             [[1.0, 1.0], [1.0, 1.0]]
         """
-        return cls(open_pair(_path("before", before), _path("after", after), modules=modules, split=split), pattern)
+        pair = Opening(_path("after", after), _path("before", before), modules=modules, split=split)
+        return cls._opened(pair, pattern)
+
+    @classmethod
+    def _opened(cls, opening: Opening, pattern: str | None) -> Self:
+        run = cls(opening.source(), pattern)
+        run._opening = opening
+        return run
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle how it was opened, and no open file; a source that was given goes along as it is."""
+        opened = self.source if self._opening is None else self._opening
+        return _opened_again, (type(self), opened, self._pattern, self.name, self.steps)
 
     def __repr__(self) -> str:
         where = self.source.where
@@ -337,6 +350,15 @@ class Trajectory:
         self.source.check(module)
         if step is not None:
             whole_number("step", step, 0, also="None")
+
+
+def _opened_again(
+    cls: type[Trajectory], opened: Opening | Source, pattern: str | None, name: str, steps: list[int]
+) -> Trajectory:
+    """Open a run in another process, with the steps that there were, as it may still be recorded."""
+    run = cls._opened(opened, pattern) if isinstance(opened, Opening) else cls(opened, pattern)
+    run.name, run.steps = name, steps
+    return run
 
 
 def _path(name: str, value: object) -> str | Path:

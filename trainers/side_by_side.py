@@ -7,7 +7,8 @@ import torch
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import DeltawError
-from deltaw.analysis.workers.processes import LostError, Task, outcome_of, outcomes, reason, usable_cores
+from deltaw.analysis.workers.lost import LostError
+from deltaw.analysis.workers.processes import Task, outcome_of, outcomes, reason, usable_cores
 
 R = TypeVar("R")
 

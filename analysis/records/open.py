@@ -6,8 +6,10 @@ this format, by names alone, and one that opens it. The first that recognises a 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +65,44 @@ FORMATS = [
     Format(full.recognises, full.opens),
     Format(step_files.recognises, step_files.opens),
 ]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a run was opened, so that another process opens the same: what can be pickled, and no open file.
+
+    Arguments:
+        path: The run; of a pair of models, the second.
+        before: The first model of a pair.
+        base, modules, split: See ``open_source``. A model or a state dict goes along as it is.
+        folder: Where relative paths begin.
+    """
+
+    path: str | Path
+    before: str | Path | None = None
+    base: BaseLike = None
+    modules: Sequence[str] | None = None
+    split: bool | None = None
+    folder: str = field(default_factory=os.getcwd)
+
+    def source(self) -> Source:
+        """Open it.
+
+        Raises:
+            As ``open_source`` and ``open_pair``.
+        """
+        path, base = self._from_here(self.path), self.base
+        if self.before is not None:
+            return open_pair(self._from_here(self.before), path, modules=self.modules, split=self.split)
+        if isinstance(base, str | Path) and (self.folder != os.getcwd()) and Path(self.folder, base).exists():
+            base = self._from_here(base)
+        return open_source(path, base=base, modules=self.modules, split=self.split)
+
+    def _from_here(self, path: str | Path) -> str | Path:
+        """Return a relative path as it is where it leads to the same place, so that messages name what was given."""
+        if self.folder == os.getcwd() or (isinstance(path, str) and is_address(path)):
+            return path
+        return Path(self.folder, path)
 
 
 def open_source(

@@ -11,8 +11,9 @@ import torch
 from deltaw.analysis.measures.amplification import amplification
 from deltaw.analysis.measures.subspace import directions
 from deltaw.analysis.tables.run import LABELS, Run, Steps, update_of
+from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.subspaces import checked_ranks
-from deltaw.analysis.tables.walk import Stop, Walk, at_steps
+from deltaw.analysis.tables.walk import Walk, at_steps
 from deltaw.analysis.tables.work import HERE, Work
 
 _NUMBERS = ["weight_norm", "update_norm", "share", "projected", "projected_own", "projected_random"]

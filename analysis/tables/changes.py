@@ -9,7 +9,8 @@ import pandas as pd
 from deltaw.analysis.measures.change import AXES, Axis
 from deltaw.analysis.tables.one_pass import Stops, in_one_pass
 from deltaw.analysis.tables.run import LABELS, PairKind, Pairs, Run, Step
-from deltaw.analysis.tables.walk import Stop, Walk, pairs_by_kind
+from deltaw.analysis.tables.stop import Stop
+from deltaw.analysis.tables.walk import Walk, pairs_by_kind
 from deltaw.analysis.tables.work import HERE, Work
 
 

@@ -11,7 +11,8 @@ import torch
 from deltaw.analysis.measures.intruders import intruders
 from deltaw.analysis.measures.subspace import Directions, directions
 from deltaw.analysis.tables.run import LABELS, Run, Steps
-from deltaw.analysis.tables.walk import Stop, Walk, at_steps
+from deltaw.analysis.tables.stop import Stop
+from deltaw.analysis.tables.walk import Walk, at_steps
 from deltaw.analysis.tables.work import HERE, Work
 
 

@@ -51,7 +51,7 @@ class OnePass:
     def __init__(self, run: Run, module: str, stops: Stops) -> None:
         self.run, self.module, self.position = run, module, 0
         self.needs_base = False  # a pair of steps was found to need W₀, and there is none
-        self._stops = stops
+        self.stops = stops
         self._weights: dict[Step, Tensor] = {}
         self._made: dict[str, Any] = {}
         self._forms: dict[int, ScaledLowRank] = {}
@@ -68,7 +68,7 @@ class OnePass:
 
     def changes(self, axes: Sequence[Axis], allow_nonfinite: bool) -> dict[Axis, Change]:
         """Return the change of the present pair of steps along some axes."""
-        step_from, step = pair = self._stops[self.position]
+        step_from, step = pair = self.stops[self.position]
         if self._has_form(step):
             if pair not in self._sums:
                 self._sum_next()
@@ -114,7 +114,7 @@ class OnePass:
         """Make the sums of this stop and of the next ones, up to a number of steps."""
         pairs: list[tuple[Step, int]] = []
         steps: list[int] = []
-        for pair in self._stops[self.position :]:
+        for pair in self.stops[self.position :]:
             new = [step for step in dict.fromkeys(pair) if step is not None and step not in steps]
             if pairs and (len(steps) + len(new) > STEPS_AT_ONCE or len(pairs) == 2 * STEPS_AT_ONCE):
                 break
@@ -137,6 +137,6 @@ class OnePass:
     def _next_uses(self) -> dict[Step, int]:
         """Return by step the position of the next stop that needs it, this one included."""
         found: dict[Step, int] = {}
-        for position in range(len(self._stops) - 1, self.position - 1, -1):
-            found.update(dict.fromkeys(self._stops[position], position))
+        for position in range(len(self.stops) - 1, self.position - 1, -1):
+            found.update(dict.fromkeys(self.stops[position], position))
         return found

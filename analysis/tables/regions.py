@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from deltaw.analysis.tables.run import LABELS, Run, Steps
-from deltaw.analysis.tables.walk import Stop, Walk, at_steps
+from deltaw.analysis.tables.stop import Stop
+from deltaw.analysis.tables.walk import Walk, at_steps
 from deltaw.analysis.tables.work import HERE, Work
 
 _COLUMNS = ["out", "in", "moved_rows", "moved_columns", "untouched_rows", "untouched_columns", "untouched_weights"]

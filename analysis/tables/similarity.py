@@ -12,7 +12,8 @@ from deltaw.analysis.measures.chance import expected_similarity
 from deltaw.analysis.measures.similarity import Examples, dissimilarity
 from deltaw.analysis.tables.one_pass import Stops
 from deltaw.analysis.tables.run import LABELS, Run, Steps
-from deltaw.analysis.tables.walk import Stop, Walk, chosen_modules, chosen_steps, common_modules
+from deltaw.analysis.tables.stop import Stop
+from deltaw.analysis.tables.walk import Walk, chosen_modules, chosen_steps, common_modules
 from deltaw.analysis.tables.work import HERE, Work
 
 

@@ -12,8 +12,9 @@ from deltaw.adapters.errors import OptionError
 from deltaw.analysis.measures.leading import LeadingValues, leading_values
 from deltaw.analysis.measures.spectrum import Spectrum
 from deltaw.analysis.tables.run import LABELS, Run, Steps
+from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.updates import update_at
-from deltaw.analysis.tables.walk import Stop, Walk, at_steps
+from deltaw.analysis.tables.walk import Walk, at_steps
 from deltaw.analysis.tables.work import HERE, Work
 
 

@@ -12,8 +12,9 @@ from deltaw.analysis.measures.approximate import allowed_error
 from deltaw.analysis.measures.leading import LeadingSpectrum, leading_spectrum
 from deltaw.analysis.measures.spectrum import Spectrum
 from deltaw.analysis.tables.run import LABELS, Run, Steps
+from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.updates import Update, update_at
-from deltaw.analysis.tables.walk import Stop, Walk, at_steps
+from deltaw.analysis.tables.walk import Walk, at_steps
 from deltaw.analysis.tables.work import HERE, Work
 
 _RANKS = ["rank", "full_rank", "tolerance", "stable_rank", "effective_rank", "participation_ratio"]

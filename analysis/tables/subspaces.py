@@ -12,7 +12,8 @@ from deltaw.adapters.errors import OptionError, ShapeError
 from deltaw.analysis.measures.chance import expected_angles
 from deltaw.analysis.measures.subspace import SIDES, Directions, Side, directions, overlap, principal_angles
 from deltaw.analysis.tables.run import Run, update_of
-from deltaw.analysis.tables.walk import Walk, chosen_steps, common_modules, located, some
+from deltaw.analysis.tables.stop import located
+from deltaw.analysis.tables.walk import Walk, chosen_steps, common_modules, some
 
 _PAIR = ["run_first", "run_second", "step_first", "step_second", "module", "layer", "kind", "side"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from deltaw.analysis.measures.norms import NoiseFloor, Norms
 from deltaw.analysis.measures.spectrum import Spectrum, dense_spectrum, spectrum
 from deltaw.analysis.measures.threads import one_thread
-from deltaw.analysis.tables.walk import Stop
+from deltaw.analysis.tables.stop import Stop
 
 
 @dataclass(frozen=True, eq=False)

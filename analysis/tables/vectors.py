@@ -12,7 +12,8 @@ from deltaw.adapters.errors import OptionError
 from deltaw.analysis.measures.change import AXES, Axis
 from deltaw.analysis.tables.changes import from_to
 from deltaw.analysis.tables.run import LABELS, Pairs, Run
-from deltaw.analysis.tables.walk import Stop, Walk, at_pairs
+from deltaw.analysis.tables.stop import Stop
+from deltaw.analysis.tables.walk import Walk, at_pairs
 from deltaw.analysis.tables.work import HERE, Work
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)

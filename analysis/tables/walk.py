@@ -6,26 +6,25 @@ says in an error where it happened, and leaves out a module whose W₀ is not kn
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from deltaw.adapters.checks import whole_number
-from deltaw.adapters.errors import DeltawWarning, NonFiniteError, OptionError, RecordError, ShapeError
+from deltaw.adapters.errors import DeltawWarning, OptionError
 from deltaw.adapters.patterns import matching
-from deltaw.analysis.measures.change import Axis, Change
 from deltaw.analysis.progress import progress as shown
-from deltaw.analysis.records.foreign.base import BaseError
+from deltaw.analysis.tables.elsewhere import measured_elsewhere
 from deltaw.analysis.tables.frame import ABOUT, frame_of
 from deltaw.analysis.tables.kept.keeper import Keeper, keeping
 from deltaw.analysis.tables.one_pass import OnePass, Stops, in_one_pass
 from deltaw.analysis.tables.run import PairKind, Pairs, Run, Step, Steps
+from deltaw.analysis.tables.stop import Found, Measure, Plan, Stop
+from deltaw.analysis.tables.units import memory_of
 from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.workers.lost import LostError
 
 T = TypeVar("T")
 PAIRS = ("consecutive", "initial", "base")
@@ -73,48 +72,52 @@ class Walk:
     ) -> None:
         self.runs, self.work = some(runs), work
         self._what, self._stops, self._modules, self._unit, self._progress = what, stops, modules, unit, progress
-        self._left_out: list[tuple[Run, dict[str, RecordError], set[str]]] = []  # why, and the modules that have rows
+        self._plans: list[Plan] = []
         self._no_rows: list[str] = []
 
-    def __iter__(self) -> Iterator["Stop"]:
-        for run in self.runs:
-            for stop in self._stops_of(run, None):
+    def __iter__(self) -> Iterator[Stop]:
+        for plan in self._planned():
+            for stop in self._stops_of(plan, None):
                 if isinstance(stop, Stop):
                     yield stop
 
-    def _stops_of(self, run: Run, keeper: Keeper | None) -> Iterator["Stop | Found"]:
-        """Yield a run's stops in order, in the place of those that were measured before what was found."""
+    def _planned(self) -> list[Plan]:
+        """Choose the modules and stops of all runs, so that a wrong choice is said before anything is measured."""
         choose = self._modules
-        modules = choose(run) if callable(choose) else chosen_modules(run.modules, choose)
-        stops = self._stops(run)
-        if not stops:
-            self._no_rows.append(no_stops(run))
-        left_out: dict[str, RecordError] = {}
-        measured: set[str] = set()
-        self._left_out.append((run, left_out, measured))
-        work = [(module, position) for module in modules for position in range(len(stops))]
+        for run in self.runs:
+            modules = choose(run) if callable(choose) else chosen_modules(run.modules, choose)
+            self._plans.append(Plan(run, modules, self._stops(run)))
+            if not self._plans[-1].stops:
+                self._no_rows.append(no_stops(run))
+        return self._plans
+
+    def _stops_of(self, plan: Plan, keeper: Keeper | None) -> Iterator[Stop | Found]:
+        """Yield a run's stops in order, in the place of those that were measured before what was found."""
+        run, stops = plan.run, plan.stops
+        work = [(module, position) for module in plan.modules for position in range(len(stops))]
         for module, position in shown(work, f"{self._what} of {run.name}", self._unit, self._progress):
             if position == 0:
                 known = {} if keeper is None else keeper.find(module, stops)
                 one_pass, done = OnePass(run, module, [stop for stop in stops if stop not in known]), 0
-            stop = stops[position]
-            if stop in known:
-                measured.add(module)
-                yield Found(run, module, *stop, known[stop])
+            if stops[position] in known:
+                plan.measured.add(module)
+                yield Found(run, module, *stops[position], known[stops[position]])
                 continue
-            # A pair of steps may do without W₀, where whole matrices were recorded.
-            if module not in left_out or (stop[0] is not None and not one_pass.needs_base):
-                one_pass.position = done
-                yield Stop(run, module, *stop, one_pass, left_out, measured)
+            stop = plan.stop(one_pass, done)
+            if stop is not None:
+                yield stop
             done += 1
-        if left_out and not measured:
-            raise next(iter(left_out.values()))
+        plan.check()
 
-    def measured(self, measure: "Measure") -> Iterator["Found"]:
+    def measured(self, measure: Measure) -> Iterator[Found]:
         """Yield what a function returns for every stop, in order; a stop that is left out is passed over."""
-        for run in self.runs:
-            with keeping(run, measure, self.work.device, self.work.cache) as keeper:
-                for stop in self._stops_of(run, keeper):
+        plans = self._planned()
+        if self.work.elsewhere:
+            yield from measured_elsewhere(plans, measure, self.work, self._what, self._unit, progress=self._progress)
+            return
+        for plan in plans:
+            with keeping(plan.run, measure, self.work.device, self.work.cache) as keeper:
+                for stop in self._stops_of(plan, keeper):
                     if isinstance(stop, Found):
                         yield stop
                         continue
@@ -122,76 +125,20 @@ class Walk:
                         rows = measure(stop)
                         if keeper is not None:
                             keeper.add(stop.module, (stop.step_from, stop.step), rows)
-                        yield Found(run, stop.module, stop.step_from, stop.step, rows)
+                        yield Found(plan.run, stop.module, stop.step_from, stop.step, rows)
 
-    def rows(self, measure: "Measure") -> list[dict[str, Any]]:
+    def rows(self, measure: Measure) -> list[dict[str, Any]]:
         """Return what a function returns for all stops, in order."""
         return [row for found in self.measured(measure) for row in found.rows]
 
     def frame(self, blocks: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
         """Return the table. ``attrs["left_out"]`` and ``attrs["no_rows"]`` say what it lacks; it warns of the first."""
         frame = frame_of(blocks, columns)
-        left_out = [note for found in self._left_out for note in _left_out(*found)]
+        left_out = [note for plan in self._plans for note in _left_out(plan)]
         frame.attrs |= {about: notes for about, notes in zip(ABOUT, (left_out, self._no_rows), strict=True) if notes}
         for note in left_out:
             warnings.warn(note, DeltawWarning, stacklevel=3)
         return frame
-
-
-class Stop:
-    """A module at a step, or at a pair of steps."""
-
-    def __init__(
-        self,
-        run: Run,
-        module: str,
-        step_from: Step,
-        step: int,
-        kept: OnePass,
-        left_out: dict[str, RecordError],
-        measured: set[str],
-    ) -> None:
-        self.run, self.module, self.step_from, self.step = run, module, step_from, step
-        self.where = f"at step {step}"  # for errors
-        self.weight, self.once, self._kept = kept.weight, kept.once, kept
-        self._left_out, self._measured = left_out, measured
-
-    @property
-    def labels(self) -> dict[str, Any]:
-        """The first columns: run, method, module, layer, kind."""
-        return self.once("labels", lambda: self.run.labels(self.module))
-
-    def changes(self, axes: Sequence[Axis], *, allow_nonfinite: bool = False) -> dict[Axis, Change]:
-        """Return the change of the pair along some axes."""
-        return self._kept.changes(axes, allow_nonfinite)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
-        if isinstance(error, BaseError):
-            self._left_out.setdefault(self.module, error)
-            self._kept.needs_base |= self.step_from is not None
-            return True
-        if error is None:
-            self._measured.add(self.module)
-        if isinstance(error, NonFiniteError | OptionError | ShapeError):
-            _locate(error, self.run, self.module, self.where)
-        return False
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What was measured at a stop: rows or blocks of rows of a table, see ``frame_of``."""
-
-    run: Run
-    module: str
-    step_from: Step
-    step: int
-    rows: list[dict[str, Any]]
-
-
-Measure = Callable[[Stop], list[dict[str, Any]]]
 
 
 def at_steps(steps: Steps) -> Callable[[Run], Stops]:
@@ -348,27 +295,28 @@ def some(runs: Sequence[T]) -> Sequence[T]:
     return runs
 
 
-@contextmanager
-def located(run: Run, module: str, where: str) -> Iterator[None]:
-    """Say in an error of a measure where it happened; those of the run itself say so already."""
-    try:
-        yield
-    except (NonFiniteError, OptionError, ShapeError) as error:
-        _locate(error, run, module, where)
-        raise
+def _left_out(plan: Plan) -> Iterator[str]:
+    """Yield what is said of modules that are left out, of those of which only the pairs with W₀ are, and of lost ones.
 
-
-def _locate(error: NonFiniteError | OptionError | ShapeError, run: Run, module: str, where: str) -> None:
-    if not str(error).startswith(run.source.where):
-        raise type(error)(f"{run.source.where}: {module}, {where}: {error}") from None
-
-
-def _left_out(run: Run, modules: dict[str, RecordError], measured: set[str]) -> Iterator[str]:
-    """Yield what is said of modules that are left out, and of those of which only the pairs with W₀ are."""
+    A process that measured a lost one had not the memory.
+    """
+    where, lost = plan.run.source.where, [name for name, error in plan.left_out.items() if isinstance(error, LostError)]
     for partly in (False, True):
-        names = [name for name in modules if (name in measured) == partly]
+        names = [name for name in plan.left_out if (name in plan.measured) == partly and name not in lost]
         if names:
-            listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             many = "module is" if len(names) == 1 else "modules are"
             what = f"pairs with W₀ are left out of {len(names)} modules" if partly else f"{len(names)} {many} left out"
-            yield f"{run.source.where}: {what}, {listed}: {modules[names[0]]}"
+            yield f"{where}: {what}, {_listed(names)}: {plan.left_out[names[0]]}"
+    if lost:
+        many = "module is" if len(lost) == 1 else "modules are"
+        sized = _listed([f"{name} {plan.run.shape(name)}" for name in lost])
+        needed = max(memory_of(plan.run.shape(name)) for name in lost)
+        yield (
+            f"{where}: {len(lost)} {many} left out, all or in part, {sized}: {plan.left_out[lost[0]]}, twice; to "
+            f"measure it, a process needs about {needed / 1e9:.2g} GB. Where memory ran out, take fewer jobs, or a "
+            "machine with more of it"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

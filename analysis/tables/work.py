@@ -46,6 +46,11 @@ class Work:
                 f"jobs is {self.jobs}, and the engine at {self.address} has processes of its own; leave jobs out"
             )
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether other processes do it."""
+        return self.jobs > 1 or self.engine is not None
+
 
 HERE = Work()
 

@@ -26,6 +26,7 @@ import torch
 
 from deltaw.adapters.errors import DeltawError
 from deltaw.analysis.progress import Mirror, forwarded
+from deltaw.analysis.workers.lost import LostError
 
 R = TypeVar("R")
 K = TypeVar("K")
@@ -34,18 +35,6 @@ IDLE = 60.0  # seconds that a process which stays waits for more work
 GUARD = 'a script that asks for several processes does so below if __name__ == "__main__":'
 
 Task = Callable[..., R]
-
-
-class LostError(DeltawError):
-    """A process ended in the middle of its work.
-
-    Attributes:
-        how: How it ended, as "was killed by SIGKILL".
-    """
-
-    def __init__(self, how: str) -> None:
-        super().__init__(f"its process {how}")
-        self.how = how
 
 
 def outcomes(
@@ -76,12 +65,10 @@ def outcomes(
         DeltawError with its kind and message; of a process that ended by itself as a LostError.
     """
     pool = _Pool(iter(work), jobs, dict(shared or {}), threads or torch.get_num_threads(), again=again)
-    finished = False
     try:
         yield from pool.run()
-        finished = True
     finally:
-        pool.end(stay=stay and finished)
+        pool.end(stay=stay)
 
 
 def outcome_of(function: Task[R], given: Mapping[str, Any]) -> R | Exception:
@@ -227,8 +214,12 @@ class _Pool:
             logging.getLogger(value.name).handle(value)
         else:
             assert worker.piece is not None
-            self.found.append((worker.piece.key, value))
-            worker.piece = None
+            piece, worker.piece = worker.piece, None
+            if isinstance(value, LostError) and self.again and not piece.lost:
+                piece.lost += 1
+                self.returned.append(piece)
+            else:
+                self.found.append((piece.key, value))
 
     def _is_gone(self, worker: _Worker) -> None:
         self.workers.remove(worker)
