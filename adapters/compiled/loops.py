@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -31,21 +33,28 @@ from torch import Tensor
 _ORDER_FREE = {"reassoc", "contract", "nsz"}
 _HEAD = ("next", "done", "chunks", "step")  # a job begins with these whole numbers; the arrays follow
 
+_njit: Any = numba.njit
 _carray: Any = vars(numba)["carray"]
 _intrinsic: Any = intrinsic
 _of_rows: Any = None  # what ``_work`` calls by these names is given to it by ``_task``
 _arrays_at: Any = None
 
 
-def compiled(function: Callable[..., None]) -> Any:
-    """Compile a function at its first call, for threads side by side."""
+def compiled(function: Callable[..., None], fastmath: Any = _ORDER_FREE) -> Any:
+    """Compile a function for ``run``, for threads side by side; the compiler chooses the order of its sums."""
     # As a function of its own it would be optimized once alone and once more beside ``_work``, and which of the two
     # copies runs, each with an order of its sums, would depend on who compiled it: inlined, there is one.
-    njit: Any = functools.partial(numba.njit, nogil=True, fastmath=_ORDER_FREE, forceinline=True)
-    try:
-        return njit(cache=True)(function)
-    except RuntimeError:  # no folder for the cache
-        return njit()(function)
+    return _njit(nogil=True, fastmath=fastmath, forceinline=True)(function)
+
+
+def compiled_as_written(function: Callable[..., None]) -> Any:
+    """Compile a function for ``run`` without a change to its arithmetic; see ``lanes`` for what makes it fast."""
+    return compiled(function, fastmath=False)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function for use in loops that are compiled as written."""
+    return compiled(function, fastmath=False)
 
 
 def _find_openmp() -> Any:
@@ -100,6 +109,7 @@ def _task(of_rows: Any, kinds: tuple[tuple[torch.dtype, int], ...]) -> Any:
     a compiled function is never the same in two processes.
     """
     source, names = of_rows.py_func, "_".join(f"{str(dtype).removeprefix('torch.')}x{ndim}" for dtype, ndim in kinds)
+    names += f"_{_version()}"
     place = {"co_filename": source.__code__.co_filename, "co_firstlineno": source.__code__.co_firstlineno}
     known = {"__name__": source.__module__, "_of_rows": of_rows, "_arrays_at": _reader(kinds)}
     work = types.FunctionType(_work.__code__.replace(**place), {**globals(), **known}, f"{source.__name__}_{names}")
@@ -109,6 +119,13 @@ def _task(of_rows: Any, kinds: tuple[tuple[torch.dtype, int], ...]) -> Any:
         return numba.cfunc(signature, cache=True)(work)
     except RuntimeError:  # no folder for the cache
         return numba.cfunc(signature)(work)
+
+
+@functools.cache
+def _version() -> str:
+    """Return what changes when a file that all loops are made of does; numba looks at the loop's own alone."""
+    texts = [(Path(__file__).parent / f"{name}.py").read_bytes() for name in ("loops", "lanes")]
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:8]
 
 
 def _work(data: Any) -> None:

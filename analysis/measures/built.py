@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deltaw.adapters.method import ScaledLowRank
 from deltaw.analysis.measures.sums import Axis, Sums
-
-_RANKS = 4  # the compiled loop takes so many at a time
 
 
 @dataclass(frozen=True)
@@ -80,18 +77,12 @@ def built_sums(
     Returns:
         {axis: `Sums`} of every pair.
     """
-    from deltaw.adapters.compiled.built import (
-        APART,
-        add_built_sums,
-    )  # a quarter of a second, for those who want no sums
+    from deltaw.adapters.compiled.built import add_built_sums  # a quarter of a second, for those who want no sums
 
-    rho, gamma = (torch.stack([form[side] for form in forms]).contiguous() for side in (0, 1))
-    missing = -forms[0].V.shape[0] % _RANKS
-    P = torch.stack([F.pad(form.rho[:, None] * form.U, (0, missing)) for form in forms])  # (steps, out, r)
-    Q = torch.stack([F.pad(form.V * form.gamma, (0, APART, 0, missing)) for form in forms])  # (steps, r, in)
+    rho, gamma, U, V = (torch.stack(of_steps) for of_steps in zip(*forms, strict=True))
     rows = torch.empty(len(pairs), 3, base.shape[0], dtype=torch.float64)
     columns = torch.zeros(len(pairs), 3, base.shape[1], dtype=torch.float64)
-    add_built_sums(base, rho, gamma, P, Q, torch.tensor(pairs), rows, columns)
+    add_built_sums(base, rho, gamma, U, V, torch.tensor(pairs), rows, columns)
     return [
         {"row": Sums(*of_rows.unbind()), "column": Sums(*of_columns.unbind())}
         for of_rows, of_columns in zip(rows, columns, strict=True)
