@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from deltaw.analysis.tables.run import LABELS, Run, Steps
@@ -43,8 +42,8 @@ def regions_table(
 
 
 def _of_step(stop: Stop) -> list[dict[str, Any]]:
-    zero = stop.run.update(stop.module, stop.step).numpy() == 0
-    moved_rows, moved_columns = int((~zero).any(axis=1).sum()), int((~zero).any(axis=0).sum())
+    zero = stop.run.update(stop.module, stop.step) == 0  # (out, in)
+    moved_rows, moved_columns = int((~zero).any(1).sum()), int((~zero).any(0).sum())
     out_features, in_features = zero.shape
     return [
         stop.labels
@@ -53,6 +52,6 @@ def _of_step(stop: Stop) -> list[dict[str, Any]]:
         | {
             "untouched_rows": 1 - moved_rows / out_features,
             "untouched_columns": 1 - moved_columns / in_features,
-            "untouched_weights": float(np.mean(zero)),
+            "untouched_weights": int(zero.sum()) / zero.numel(),
         }
     ]

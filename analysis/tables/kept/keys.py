@@ -84,7 +84,7 @@ def _plain(value: Any) -> Any:
 
 def _of_device(device: str) -> str:
     found = torch.device(device)
-    if found.type == "cuda":
+    if found.type == "cuda" and torch.cuda.is_available():  # it need not be here: another machine may measure
         return f"cuda {torch.cuda.get_device_name(found)} {torch.version.cuda}"
     return found.type
 
