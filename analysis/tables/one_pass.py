@@ -14,8 +14,10 @@ from torch import Tensor
 from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.method import ScaledLowRank
 from deltaw.analysis.measures.built import Built, built_sums
+from deltaw.analysis.measures.built_on_device import sums_on_device
 from deltaw.analysis.measures.change import Axis, Change, changes, changes_of_sums, checked_axes
 from deltaw.analysis.measures.sums import Sums
+from deltaw.analysis.tables.device import CPU, placed
 from deltaw.analysis.tables.run import Run, Step
 
 T = TypeVar("T")
@@ -46,10 +48,12 @@ class OnePass:
         run: The run.
         module: The module.
         stops: All of the module's stops, in order.
+        device: Where they are measured.
     """
 
-    def __init__(self, run: Run, module: str, stops: Stops) -> None:
-        self.run, self.module, self.position = run, module, 0
+    def __init__(self, run: Run, module: str, stops: Stops, device: str = CPU) -> None:
+        steps = [step for stop in stops for step in stop if step is not None]
+        self.run, self.module, self.position = placed(run, device, module, steps), module, 0
         self.needs_base = False  # a pair of steps was found to need W₀, and there is none
         self.stops = stops
         self._weights: dict[Step, Tensor] = {}
@@ -123,7 +127,9 @@ class OnePass:
         self._forms = {step: form for step, form in self._forms.items() if step in steps}
         forms = [form for step in steps if (form := self._form(step)) is not None]
         places = {None: -1} | {step: place for place, step in enumerate(steps)}
-        found = built_sums(self._base(), forms, [(places[a], places[b]) for a, b in pairs])
+        base = self._base()
+        sums = built_sums if base.device.type == CPU else sums_on_device
+        found = sums(base, forms, [(places[a], places[b]) for a, b in pairs])
         self._sums = dict(zip(pairs, found, strict=True))
 
     def _drop(self, more: int) -> None:

@@ -15,7 +15,8 @@ class Work:
     """Where and how the work of a table is done.
 
     Arguments:
-        device: "cpu", "cuda", "cuda:1", …: where matrices are measured.
+        device: "cpu", "cuda", "cuda:1", …: where matrices are measured, in float64 everywhere. On a GPU sums are added
+            up in another order, so the last digits may be others; "cpu" has the same bits always.
         jobs: How many processes do it: of this machine, or of the engine that is started here.
         engine: ``None``, or the name of an engine that does it, perhaps on several machines: "dask".
         address: Where the engine's scheduler is, as "tcp://node1:8786"; ``None`` for one that is started here.
@@ -33,6 +34,10 @@ class Work:
 
     def __post_init__(self) -> None:
         whole_number("jobs", self.jobs, 1)
+        if self.device != "cpu" and self.address is None:  # the engine's machines may have what this one has not
+            from deltaw.analysis.tables.device import checked_device  # it needs torch, which --help does without
+
+            object.__setattr__(self, "device", checked_device(self.device))
         if self.engine is not None and self.engine not in ENGINES:
             raise OptionError(f"engine is {self.engine!r}; choose {' or '.join(map(repr, ENGINES))}, or None for none")
         if self.address is None:
