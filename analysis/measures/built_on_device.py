@@ -1,4 +1,4 @@
-"""The sums of ``built`` on an accelerator: each W' is built a block of rows at a time, and compared before it is gone."""
+"""The sums of ``built`` on an accelerator: W' is built a block of rows at a time, and compared before it is gone."""
 
 from __future__ import annotations
 

@@ -118,6 +118,23 @@ def copied(tensor: Tensor, device: torch.device) -> Tensor:
     return source.to(device, non_blocking=True)
 
 
+@contextlib.contextmanager
+def named_memory(where: str, module: str, shape: tuple[int, int]) -> Iterator[None]:
+    """Say which matrix a device had not the memory for, what it takes, and what else can be done.
+
+    Raises:
+        OptionError: So it was.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        needed = MATRICES * 8 * shape[0] * shape[1]
+        raise OptionError(
+            f"{where}: {module} of shape {shape}: the device has not the memory for it, up to {needed / 1e9:.2g} GB; "
+            "free some, or measure with device='cpu' (at the command line --device cpu)"
+        ) from None
+
+
 class Lane:
     """The stream of a device on which copies run beside the computing, where it has such streams."""
 

@@ -48,7 +48,7 @@ def measured_elsewhere(
         total, missing = (sum(len(p.modules) * len(p.stops) for p in plans), sum(len(one.stops) for one in units))
         bar = stack.enter_context(shown(total, f"{what} of {whose}", unit, progress, initial=total - missing))
         results = _Results(units, keepers, bar)
-        shared = Shared([plan.run for plan in plans], measure)
+        shared = Shared([plan.run for plan in plans], measure, work.device)
         results.arrivals = stack.enter_context(closing(_handed_out(results.waiting(), shared, work)))
         for number, plan in enumerate(plans):
             for module in plan.modules:

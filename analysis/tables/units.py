@@ -48,18 +48,19 @@ class Measured:
 
 
 class Shared:
-    """What all units rest on: the runs and the measure. It is pickled here, so that what cannot be is named.
+    """What all units rest on: runs, measure, device. It is pickled here, so that what cannot be is named.
 
     Raises:
         OptionError: A run or the measure cannot be handed to another process.
     """
 
-    def __init__(self, runs: Sequence[Run], measure: Measure) -> None:
+    def __init__(self, runs: Sequence[Run], measure: Measure, device: str) -> None:
+        self.device = device
         self._parts = [_pickled(run, run.source.where) for run in runs], _pickled(measure, "what is measured")
         self._found: tuple[list[Run], Measure] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_parts": self._parts, "_found": None}
+        return {"device": self.device, "_parts": self._parts, "_found": None}
 
     def open(self) -> tuple[list[Run], Measure]:
         """Return the runs and the measure, opened once in a process."""
@@ -107,7 +108,7 @@ def measured_unit(unit: Unit, shared: Shared) -> Measured:
     runs, measure = shared.open()
     run = runs[unit.run]
     plan = Plan(run, [unit.module], unit.stops)
-    one_pass = OnePass(run, unit.module, unit.stops)
+    one_pass = OnePass(run, unit.module, unit.stops, shared.device)
     rows: list[list[dict[str, Any]] | None] = []
     for position in range(len(unit.stops)):
         rows.append(None)

@@ -16,6 +16,7 @@ from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import DeltawWarning, OptionError
 from deltaw.adapters.patterns import matching
 from deltaw.analysis.progress import progress as shown
+from deltaw.analysis.tables.device import named_memory
 from deltaw.analysis.tables.elsewhere import measured_elsewhere
 from deltaw.analysis.tables.frame import ABOUT, frame_of
 from deltaw.analysis.tables.kept.keeper import Keeper, keeping
@@ -98,7 +99,10 @@ class Walk:
         for module, position in shown(work, f"{self._what} of {run.name}", self._unit, self._progress):
             if position == 0:
                 known = {} if keeper is None else keeper.find(module, stops)
-                one_pass, done = OnePass(run, module, [stop for stop in stops if stop not in known]), 0
+                one_pass, done = (
+                    OnePass(run, module, [stop for stop in stops if stop not in known], self.work.device),
+                    0,
+                )
             if stops[position] in known:
                 plan.measured.add(module)
                 yield Found(run, module, *stops[position], known[stops[position]])
@@ -121,7 +125,7 @@ class Walk:
                     if isinstance(stop, Found):
                         yield stop
                         continue
-                    with stop:
+                    with stop, named_memory(plan.run.source.where, stop.module, plan.run.shape(stop.module)):
                         rows = measure(stop)
                         if keeper is not None:
                             keeper.add(stop.module, (stop.step_from, stop.step), rows)

@@ -4,8 +4,10 @@ Run as a program, it makes every table of some recorded runs there and prints ho
 is a process of its own, as torch can be told of such a device only once and for good.
 """
 
+import contextlib
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -28,12 +30,54 @@ class OnCard(torch.Tensor):
     def __init__(self, inner):
         self.inner = inner
 
+    def record_stream(self, stream):
+        Streams.recorded += 1
+
     def numpy(self, **_):
         raise TypeError("can't convert a tensor on the card to numpy; use Tensor.cpu() first")
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return dispatched(function, args, kwargs or {})
+
+
+class Streams:
+    """The card's streams, which count what is asked of them."""
+
+    waited = recorded = 0
+
+    def Stream(self, device):  # noqa: N802 - torch's name
+        return self
+
+    def stream(self, stream):
+        return contextlib.nullcontext()
+
+    def current_stream(self, device):
+        return self
+
+    def record_event(self):
+        return "an event"
+
+    def wait_event(self, event):
+        Streams.waited += 1
+
+    def is_available(self):
+        return True
+
+    def is_initialized(self):
+        return True
+
+    def device_count(self):
+        return 1
+
+    def current_device(self):
+        return 0
+
+    def _is_in_bad_fork(self):
+        return False
+
+    def manual_seed_all(self, seed):
+        pass
 
 
 class Card(TorchDispatchMode):
@@ -75,14 +119,15 @@ def dispatched(function, args, kwargs):
     return tree_map(outside, found)
 
 
-def main(folder: Path) -> None:
-    """Print the largest relative difference of every column of every table of the runs in a folder."""
-    from deltaw.analysis import open_runs
-    from deltaw.analysis.tables.registry import TABLES
-    from deltaw.analysis.tables.work import Work
+def apart(have: float, want: float) -> float:
+    """Return the relative difference, 0 where both are NaN."""
+    return 0.0 if have == want or (have != have and want != want) else abs(have - want) / max(abs(want), 1e-300)
 
-    given = {"intruders": {"k": 2, "steps": [2]}, "amplification": {"ranks": [1, 2], "steps": [2]}}
+
+def tables(folder: Path) -> dict[str, float]:
+    """Return the largest relative difference of every table of the runs in a folder."""
     found = {}
+    given = {"intruders": {"k": 2, "steps": [2]}, "amplification": {"ranks": [1, 2], "steps": [2]}}
     for path in sorted(folder.iterdir()):
         for name, kind in TABLES.items():
             runs, options = open_runs([path]), given.get(name, {})
@@ -93,13 +138,59 @@ def main(folder: Path) -> None:
             assert Card.copies > before, f"{path.name} {name}: nothing was computed on the card"
             numbers = want.select_dtypes("float").columns
             assert have.drop(columns=numbers).equals(want.drop(columns=numbers)), f"{path.name} {name}"
-            apart = (have[numbers] - want[numbers]).abs().div(want[numbers].abs().clip(lower=1e-300))
-            nan = have[numbers].isna().equals(want[numbers].isna())
-            found[f"{path.name} {name}"] = float(apart.max().max()) if nan else float("inf")
-    print(json.dumps(found))
+            pairs = [zip(have[column], want[column], strict=True) for column in numbers]
+            found[f"{path.name} {name}"] = max(apart(*pair) for column in pairs for pair in column)
+    return found
+
+
+def measures() -> dict[str, float]:
+    """Return the relative difference of measures of large matrices, which go other ways than small ones."""
+    torch.manual_seed(0)
+    low = torch.randn(800, 30) @ torch.randn(30, 800)
+    full, before = torch.randn(300, 200), torch.randn(300, 200)
+    of = {
+        "gram": lambda x: spectrum(x[:300, :200]).effective_rank,
+        "svd": lambda x: spectrum(x[:100, :100]).effective_rank,
+        "stored": lambda x: spectrum(x, stored=torch.bfloat16, weight=x + 1).frobenius,
+        "rank": lambda x: spectrum(x).rank,
+        "leading": lambda x: leading_spectrum(x, energy=[0.9]).stable_rank,
+        "factors": lambda x: spectrum(factors=(x[:, :64], x[:64])).effective_rank,
+        "bfloat16 factors": lambda x: spectrum(factors=(x[:, :64].bfloat16(), x[:64].bfloat16())).nuclear,
+    }
+    found = {}
+    with Card():
+        for name, measure in of.items():
+            found[name] = apart(measure(low.to("card")), measure(low))
+        for axis in ("row", "column"):
+            found[f"change {axis}"] = apart(
+                *(change(*pair, axis).delta_d for pair in both(before, before + 1e-5 * full))
+            )
+        found["zero vectors"] = apart(*(change(*pair, "row").delta_m for pair in both(0 * full, full)))
+        found["similarity"] = apart(*(dissimilarity(*pair) for pair in both(before, full)))
+        found["survival"] = apart(*(survival(*pair, torch.bfloat16).error for pair in both(before, full)))
+    return found
+
+
+def both(*matrices):
+    """Return matrices on the card, and as they are."""
+    return [matrix.to("card") for matrix in matrices], matrices
 
 
 if __name__ == "__main__":
-    _setup_privateuseone_for_python_backend("card")
+    _setup_privateuseone_for_python_backend("card", backend_module=Streams())
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+
+    from deltaw.analysis import open_runs
+    from deltaw.analysis.measures.change import change
+    from deltaw.analysis.measures.leading import leading_spectrum
+    from deltaw.analysis.measures.similarity import dissimilarity
+    from deltaw.analysis.measures.spectrum import spectrum
+    from deltaw.analysis.measures.survival import survival
+    from deltaw.analysis.tables import device
+    from deltaw.analysis.tables.registry import TABLES
+    from deltaw.analysis.tables.work import Work
+
+    pool = ThreadPoolExecutor(1, initializer=lambda: Card().__enter__())  # a mode is the thread's own
+    device._reader = lambda: pool
+    found = {"tables": tables(Path(sys.argv[1])), "measures": measures()}
+    print(json.dumps(found | {"devices": device.devices(), "waited": Streams.waited, "recorded": Streams.recorded}))

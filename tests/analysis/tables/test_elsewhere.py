@@ -63,7 +63,7 @@ def test_spans_do_not_change_a_bit(tmp_path, method):
     run = Trajectory.open(recorded(tmp_path / "run", method))
     stops = at_pairs("consecutive")(run) + at_pairs("base")(run)
     for measure in (partial(_of_pair, axes=("row", "column"), allow_nonfinite=False),):
-        shared = Shared([run], measure)
+        shared = Shared([run], measure, "cpu")
         whole = measured_unit(Unit(0, 0, "0", stops), shared).rows
         for size in (1, 2, 5, 9):
             parts = [stops[k : k + size] for k in range(0, len(stops), size)]
