@@ -129,7 +129,7 @@ def gather(
             there = {(module, *pair) for module in modules for pair in pairs[name]}
             steps = zip(whole["module"], whole["step_from"].astype(object), whole["step_to"], strict=True)
             keep = [(module, None if a is pd.NA else a, b) in there for module, a, b in steps]
-            found[name] = whole[keep].reset_index(drop=True)
+            found[name] = whole[pd.Series(keep, index=whole.index, dtype=bool)].reset_index(drop=True)
         return found
 
     return Evidence(

@@ -10,7 +10,7 @@ from torch import nn
 
 from deltaw.adapters import RecordError, create, inject
 from deltaw.analysis import Trajectory, open_runs
-from deltaw.analysis.claims import claims, gather, regions
+from deltaw.analysis.claims import PAPERS, claims, gather, regions
 from deltaw.analysis.claims.dora import GRANULAR
 from deltaw.cli import main
 from deltaw.trainers import Recorder
@@ -194,3 +194,11 @@ def test_a_run_without_a_checkpoint_is_named(tmp_path):
         pass
     with pytest.raises(RecordError, match="empty: no checkpoint was recorded"):
         gather(open_runs([tmp_path / "empty"]), [])
+
+
+def test_a_run_with_nothing_but_its_start_decides_nothing(tmp_path):
+    model = inject(torch.nn.ModuleDict({"query": torch.nn.Linear(6, 6)}), create("lora", rank=2), targets=["query"])
+    with Recorder(model, tmp_path / "run") as recorder:
+        recorder.step(0)
+    outcomes = claims(gather([Trajectory.open(tmp_path / "run")], list(PAPERS)))
+    assert {outcome.verdict for outcome in outcomes} == {"unclear"}
