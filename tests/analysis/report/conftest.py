@@ -13,7 +13,7 @@ from deltaw.trainers import Recorder
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def record(folder, method, *, layers=3, steps=6, size=12, rate=0.02, names=("query", "value")):
+def recorded(folder, method, *, layers=3, steps=6, size=12, rate=0.02, names=("query", "value")):
     """A run of small linear layers that random numbers move."""
     torch.manual_seed(0)
     blocks = [nn.ModuleDict({name: nn.Linear(size, size) for name in names}) for _ in range(layers)]
@@ -30,9 +30,14 @@ def record(folder, method, *, layers=3, steps=6, size=12, rate=0.02, names=("que
 
 
 @pytest.fixture(scope="session")
+def record():
+    return recorded
+
+
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    return [record(folder / method, method) for method in ("ft", "lora", "bora")]
+    return [recorded(folder / method, method) for method in ("ft", "lora", "bora")]
 
 
 @pytest.fixture(scope="session")

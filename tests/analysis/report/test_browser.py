@@ -110,3 +110,36 @@ def test_files_arrive(path, look):
             page.locator("#cloud").get_by_role("button", name=name).click()
         assert arriving.value.suggested_filename in ("cloud.png", "cloud.svg", "cloud.csv")
         assert arriving.value.path().read_bytes().startswith(begin)
+
+
+HOSTILE = {
+    "</script><img src=x onerror=alert(1)>": "markup",
+    "\u202egnp-exe\u2066\u200f": "marks that turn the direction of writing",
+    "=cmd|' /C calc'!A0": "a formula",
+    "\u2028\u2029{{about}} ${1} <!--": "separators of lines, placeholders, a comment",
+    "x" * 4_000: "a long one",
+    "__proto__": "a name that objects have",
+}
+
+
+def test_names_of_strangers_stay_text(tmp_path, look, record):
+    folder = record(tmp_path / "<b onclick=alert(2)>run & 'co'", "lora", names=tuple(HOSTILE), layers=2, steps=3)
+    other = record(tmp_path / "constructor", "lora", names=tuple(HOSTILE), layers=2, steps=3)
+    path = deltaw.report([folder, other], tmp_path / "report.html")
+    page = look(path)
+    page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    for card in page.eval_on_selector_all(".card[id]", "nodes => nodes.filter(n => n.card).map(n => n.id)"):
+        show(page, card)
+    for kind in page.get_by_label("Kind of matrix").locator("option").all_inner_texts():
+        assert len(kind) < 100
+    assert page.locator("img, b[onclick], script[src]").count() == 0
+    shown = page.locator("#most tbody tr td:nth-child(2)").all_inner_texts()
+    assert any("</script><img src=x" in name for name in shown)
+    assert any(r"\u202egnp-exe" in name for name in shown)
+    assert max(map(len, shown)) < 100
+    with page.expect_download() as arriving:
+        page.locator("#most-csv").click()
+    rows = list(csv.reader(io.StringIO(arriving.value.path().read_text(encoding="utf-8-sig"))))
+    assert any(row[3] == "'=cmd|' /C calc'!A0" for row in rows)
+    assert page.evaluate("document.title").startswith("2 runs")
+    assert (page.evaluate("document.documentElement.scrollWidth")) <= 1400

@@ -47,11 +47,6 @@ class Card {
     seen.observe(this.node);
   }
 
-  changed() {
-    this.dirty = true;
-    if (this.visible) this.draw();
-  }
-
   draw() {
     if (!this.dirty) return;
     this.dirty = false;
@@ -131,6 +126,7 @@ class Card {
     option.backgroundColor = paint("card");
     option.tooltip = { show: false };
     option.title = [
+      ...[option.title || []].flat().map((title) => ({ ...title, top: title.top + 46 })),
       { text: made.title || this.title, left: 14, top: 10, textStyle: { color: paint("ink"), fontSize: 16, fontWeight: 600 } },
       { text: shortened(made.sub || "", 130), left: 14, top: 32, textStyle: { color: paint("soft"), fontSize: 12, fontWeight: 400 } },
     ];
@@ -181,6 +177,7 @@ function styled(option) {
     animation: false,
     textStyle: { fontFamily: getComputedStyle(document.body).fontFamily },
     ...option,
+    grid: each(option.grid, (given) => ({ outerBoundsMode: "none", ...given })), // where it is put, not where labels fit
     xAxis: each(option.xAxis, axis),
     yAxis: each(option.yAxis, axis),
     tooltip: {

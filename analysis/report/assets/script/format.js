@@ -46,10 +46,10 @@ const PAIRS = {
 };
 const PAIRS_SHORT = { base: "W₀ → t", initial: "first → t", consecutive: "t−1 → t" };
 const SPECTRA = {
-  stable_rank: "stable rank ‖ΔW‖²_F / σ₁²",
+  stable_rank: "stable rank ‖ΔW‖² / σ₁²",
   effective_rank: "effective rank exp(H)",
   rank: "rank of ΔW",
-  frobenius: "‖ΔW‖_F",
+  frobenius: "‖ΔW‖ (Frobenius)",
   spectral: "σ₁ of ΔW",
-  relative: "‖ΔW‖_F / ‖W₀‖_F",
+  relative: "‖ΔW‖ / ‖W₀‖",
 };

@@ -30,7 +30,12 @@ function changed(names) {
     app.stepOutput.textContent = `${app.state.now.step}`;
   } else drawControls();
   for (const redraw of app.sections) redraw(names);
-  if ([...names].some((name) => name === "theme" || !NOT_DRAWN.has(name))) for (const card of cards) card.changed();
+  if ([...names].some((name) => name === "theme" || !NOT_DRAWN.has(name))) for (const card of cards) card.dirty = true;
+  // Once a frame, however fast the step is dragged.
+  app.frame = app.frame || requestAnimationFrame(() => {
+    app.frame = 0;
+    for (const card of cards) if (card.visible) card.draw();
+  });
 }
 
 async function begin() {

@@ -1,5 +1,9 @@
 // What the report holds, and what is read off it for a selection.
 
+// Kinds in the order of a block; others after them, as they come.
+const KINDS = ["query", "key", "value", "qkv", "output", "gate", "up", "gate_up", "down"];
+const usual = (kind) => (KINDS.includes(kind) ? KINDS.indexOf(kind) : KINDS.length);
+
 class Model {
   constructor(about, bytes) {
     this.about = about;
@@ -10,7 +14,7 @@ class Model {
     this.columns = new Map();
     this.curves = new Map();
     this.steps = [...new Set(this.runs.flatMap((run) => run.steps))].sort((a, b) => a - b);
-    this.kinds = [...new Set(this.modules.map((module) => module.kind))];
+    this.kinds = [...new Set(this.modules.map((module) => module.kind))].sort((a, b) => usual(a) - usual(b));
     this.layers = [...new Set(this.modules.map((module) => module.layer).filter((layer) => layer !== null))].sort((a, b) => a - b);
     this.pairs = ["base", "initial", "consecutive"].filter((pairs) =>
       this.runs.some((run) => this.table.has(`${run.index}.changes.${pairs}.row.m`)),

@@ -7,7 +7,7 @@ class State {
     const last = model.steps.length ? model.steps[model.steps.length - 1] : 0;
     this.defaults = {
       off: "", run: 0, kind: "all", layer: "all", axis: "row", pairs: model.pairs[0] || "base", step: last, module: -1,
-      scale: "linear", asymmetry: "d", points: "step", map: this.defaultMap(), spread: "d", spectrum: "stable_rank",
+      scale: "linear", asymmetry: "d", points: "step", cloud: "apart", map: this.defaultMap(), spread: "d", spectrum: "stable_rank",
       between: "overlap.right", k: 8, first: 0, second: 1, score: "", sort: "d", order: "descending", find: "", page: 0,
       verdict: "checked", theme: "",
     };
@@ -43,6 +43,14 @@ class State {
       second: model.runs.map((run) => run.index),
       module: [-1, ...model.modules.map((module) => module.index)],
       scale: ["linear", "log"],
+      asymmetry: ["m", "d"],
+      spread: ["m", "d"],
+      points: ["step", "trail"],
+      cloud: ["apart", "together"],
+      map: Object.keys(MAPS),
+      spectrum: Object.keys(SPECTRA),
+      between: Object.keys(BETWEEN),
+      k: Array.from({ length: model.about.sizes.ranks }, (_, i) => i + 1),
       order: ["ascending", "descending"],
       theme: ["", "light", "dark"],
     };

@@ -60,6 +60,13 @@ function extent(values) {
   return low <= high ? [low, high] : [NaN, NaN];
 }
 
+// The next round number above a value: 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6 or 8 times a power of ten.
+function roundUp(value) {
+  if (!(value > 0) || !Number.isFinite(value)) return 1;
+  const unit = 10 ** Math.floor(Math.log10(value));
+  return unit * ([1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].find((step) => step * unit >= value * (1 - 1e-9)) || 10);
+}
+
 function mean(values) {
   let sum = 0;
   let n = 0;

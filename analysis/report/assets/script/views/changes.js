@@ -3,18 +3,22 @@
 function changesView() {
   const { model } = app;
   const over = model.trained ? "over training" : "by layer";
-  const node = section("changes", `Magnitude and direction ${over}`, "ΔM is how much the lengths of a matrix’ rows or columns changed, ΔD how far they turned. Means over the chosen matrices; click to choose a step.");
+  const node = section("changes", `Magnitude and direction ${over}`, `ΔM is how much the lengths of a matrix’ rows or columns changed, ΔD how far they turned. Means over the chosen matrices${model.trained ? "; click to choose a step" : ""}.`);
   const cells = grid(node);
+  if (!model.pairs.length) {
+    cells.append(el("div", { class: "card w12 empty" }, noChanges(app.state.now).empty));
+    return;
+  }
   for (const measure of ["m", "d"]) {
     new Card(cells, {
-      id: `change-${measure}`, title: `${CHANGES[measure]} ${over}`, width: "w4", height: 360,
+      id: `change-${measure}`, title: `${CHANGES[measure]} ${over}`, width: "w4", height: 342,
       make: (selection) => changeOf(measure, selection),
       tools: (selection) => (measure === "d" ? [segments("Scale", [["linear", "linear"], ["log", "log"]], selection.scale, (scale) => app.state.set({ scale }))] : []),
       click: pickStep,
     });
   }
   new Card(cells, {
-    id: "asymmetry", title: "Rows against columns", width: "w4", height: 360, make: asymmetryOf, click: pickStep,
+    id: "asymmetry", title: "Rows against columns", width: "w4", height: 342, make: asymmetryOf, click: pickStep,
     tools: (selection) => [segments("Measure", [["m", "ΔM"], ["d", "ΔD"]], selection.asymmetry, (asymmetry) => app.state.set({ asymmetry }))],
   });
 }
@@ -38,6 +42,7 @@ function xAxisOf(extra) {
 }
 
 const finiteOnly = (points, log) => points.map(([x, y]) => [x, Number.isFinite(y) && !(log && y <= 0) ? y : null]);
+const NOISE = 1e-9; // of the largest change: below, as before the first step, it is the rounding of W′
 
 function changeOf(measure, selection) {
   const { model, state } = app;
@@ -47,14 +52,14 @@ function changeOf(measure, selection) {
   if (!runs.length) return noChanges(selection);
   const curves = names.map((name) => runs.map((run) => finiteOnly(pointsOf(run, name, selection), log)));
   const [low, high] = extent(curves.flat(2).map((point) => point[1]));
-  const range = log ? { min: low, max: high } : { min: 0, max: high * 1.04 || 1 };
+  const range = log ? { min: 10 ** Math.floor(Math.log10(Math.max(low, high * 1e-9))), max: 10 ** Math.ceil(Math.log10(high)) } : { min: 0, max: roundUp(high) };
   const top = [{ top: 24, height: 116 }, { top: 184, height: 116 }];
   const points = model.trained ? false : true;
   return {
     sub: `mean of ${many(model.chosen(selection).length, "matrix", "matrices")}, ${PAIRS[selection.pairs]}`,
     says: runs.map((run) => ["row", "column"].map((axis, i) => `${run.name} by ${axis}: ${number(valueAt(curves[i][runs.indexOf(run)], selection))}`).join(", ")).join("; "),
     rows: [["run", "axis", model.trained ? "step" : "layer", CHANGES[measure]], ...["row", "column"].flatMap((axis, i) => runs.flatMap((run, r) => curves[i][r].map(([x, y]) => [run.name, axis, x, y])))],
-    height: 360, runs,
+    height: 342, runs,
     option: {
       grid: top.map((place) => ({ left: 58, right: 14, ...place })),
       xAxis: [xAxisOf({ gridIndex: 0, name: "", axisLabel: { show: false } }), xAxisOf({ gridIndex: 1 })],
@@ -98,19 +103,21 @@ function asymmetryOf(selection) {
   if (!runs.length) return noChanges(selection);
   const curves = runs.map((run) => {
     const [rows, columns] = names.map((name) => pointsOf(run, name, selection));
-    return rows.map(([x, row], i) => [x, row > 0 && columns[i][1] > 0 ? Math.log2(row / columns[i][1]) : null]);
+    const least = NOISE * Math.max(...rows.map((point) => point[1]).filter(Number.isFinite), 0);
+    return rows.map(([x, row], i) => [x, row > least && columns[i][1] > least ? Math.log2(row / columns[i][1]) : null]);
   });
-  const most = Math.max(0.2, ...curves.flat().map((point) => Math.abs(point[1] || 0))) * 1.08;
+  const size = Math.max(...curves.flat().map((point) => Math.abs(point[1] || 0)));
+  const most = [1.1, 1.2, 1.5, 2, 3, 4, 6, 8, 16, 32].map(Math.log2).find((step) => step >= size) || Math.ceil(size);
   return {
     title: `Rows against columns: ${CHANGES[measure]}`,
     sub: `${CHANGES[measure]} by row ÷ ${CHANGES[measure]} by column; 1 where both axes move alike`,
     says: runs.map((run, r) => `${run.name}: ${times(valueAt(curves[r], selection))}`).join("; "),
     rows: [["run", model.trained ? "step" : "layer", "ratio"], ...runs.flatMap((run, r) => curves[r].map(([x, y]) => [run.name, x, y === null ? NaN : 2 ** y]))],
-    height: 360, runs,
+    height: 342, runs,
     option: {
-      grid: { left: 58, right: 14, top: 24, bottom: 60 },
+      grid: { left: 58, right: 14, top: 24, bottom: 42 },
       xAxis: xAxisOf(),
-      yAxis: { type: "value", min: -most, max: most, name: "rows ÷ columns", nameLocation: "end", nameGap: 10, nameTextStyle: { align: "left", padding: [0, 0, 0, -48], color: paint("soft"), fontSize: 12 }, axisLabel: { formatter: (value) => times(value) } },
+      yAxis: { type: "value", min: -most, max: most, interval: most / 2, name: "rows ÷ columns", nameLocation: "end", nameGap: 10, nameTextStyle: { align: "left", padding: [0, 0, 0, -48], color: paint("soft"), fontSize: 12 }, axisLabel: { formatter: (value) => times(value) } },
       tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits, 1, (value) => times(value)) },
       series: curves.map((data, r) => lineOf(runs[r], { data, id: `0-${runs[r].index}`, showSymbol: data.length < 3 || !model.trained, markLine: r === 0 ? { ...stepMark(selection), data: [{ yAxis: 0, lineStyle: { color: paint("soft"), type: "solid" } }, ...(model.trained ? [{ xAxis: selection.step }] : [])] } : undefined })),
     },

@@ -2,7 +2,8 @@
 
 function claimsView() {
   const { model } = app;
-  const { claims } = model.about;
+  const order = ["agrees", "disagrees", "unclear"];
+  const claims = [...model.about.claims].sort((a, b) => order.indexOf(a.verdict) - order.indexOf(b.verdict));
   const notes = model.notes("claims");
   if (!claims.length && !notes.length) return;
   const node = section("claims", "What the papers say", "Claims of the DoRA, BoRA, SBoRA and Dual LoRA papers, each with the number in these runs that decides it.");

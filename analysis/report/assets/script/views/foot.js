@@ -6,7 +6,7 @@ const GLOSSARY = [
   ["rows, columns", "one vector per output feature W[i, :], or per input feature W[:, j]"],
   ["W₀ → t", "from the base weights to a checkpoint; “first → t” from the first checkpoint, “t−1 → t” from the one before"],
   ["ΔW", "the true update W − W₀, whatever the method does to its base"],
-  ["stable rank", "‖ΔW‖²_F / σ₁²: how many directions carry the update"],
+  ["stable rank", "‖ΔW‖² / σ₁² with the Frobenius norm: how many directions carry the update"],
   ["effective rank", "exp of the entropy of σ / Σσ"],
   ["overlap φ(k, k)", "share of the span of k leading singular directions that lies in the other’s; chance is k / n"],
 ];

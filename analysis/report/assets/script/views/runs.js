@@ -34,7 +34,7 @@ function runsTable(model, state) {
     ["ΔM", `changes.${now.pairs}.${now.axis}.m`, "Mean magnitude change of the chosen matrices"],
     ["ΔD", `changes.${now.pairs}.${now.axis}.d`, "Mean direction change of the chosen matrices"],
   ].filter(([, name]) => model.runs.some((run) => model.has(run, name)));
-  measures.push(["‖ΔW‖/‖W₀‖", "spectra.relative", "Size of the update, relative"], ["stable rank", "spectra.stable_rank", "‖ΔW‖²_F / σ₁²"]);
+  measures.push(["‖ΔW‖/‖W₀‖", "spectra.relative", "Size of the update, relative"], ["stable rank", "spectra.stable_rank", "‖ΔW‖² / σ₁²"]);
   const shownMeasures = measures.filter(([, name]) => model.runs.some((run) => model.has(run, name)));
   const numbers = shownMeasures.map(([, name]) => model.runs.map((run) => atDetail(model, run, name, now)));
   const scored = model.runs.some((run) => Object.keys(run.scores || {}).length);

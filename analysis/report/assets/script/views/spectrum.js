@@ -98,7 +98,7 @@ function meanSpectrumOf(selection) {
   }
   if (!curves.length) return { empty: model.trained && selection.step === model.steps[0] ? "ΔW is still zero at this step." : nothingMeasured().empty };
   return {
-    sub: `σₖ / σ₁, mean over the chosen matrices, at step ${[...new Set(curves.map(({ step }) => step))].slice(0, 3).join(" or ")}`,
+    sub: `σₖ / σ₁, mean over the chosen matrices${atSteps(curves)}`,
     rows: [["run", "index", "σ / σ₁"], ...curves.flatMap(({ run, points }) => points.map(([i, value]) => [run.name, i, value]))],
     runs: curves.map(({ run }) => run), height: 300,
     option: { ...singularOption(curves, size), grid: { left: 54, right: 14, top: 14, bottom: 44 } },

@@ -3,11 +3,14 @@
 function togetherView() {
   const { model } = app;
   if (!model.pairs.length) return;
-  const node = section("together", "Do magnitude and direction go together?", "Every point is a matrix. DoRA reads off the slope: a negative one where what turns more is rescaled less, as in full fine-tuning. r is Pearson’s correlation, with its 95 % interval.");
+  const node = section("together", "Do magnitude and direction go together?", "Every point is a matrix. The DoRA paper reads methods off this cloud: r falls below 0 where what turns more is rescaled less. r is Pearson’s correlation, with its 95 % interval.");
   const cells = grid(node);
   new Card(cells, {
     id: "cloud", title: "ΔM against ΔD", width: model.trained ? "w7" : "w12", height: 400, make: cloudOf, click: pickMatrix,
-    tools: (selection) => (model.trained ? [segments("Points", [["step", "this step"], ["trail", "up to it"]], selection.points, (points) => app.state.set({ points }))] : []),
+    tools: (selection) => [
+      app.state.shown.length > 1 ? segments("Runs", [["apart", "apart"], ["together", "together"]], selection.cloud, (cloud) => app.state.set({ cloud })) : null,
+      model.trained ? segments("Points", [["step", "this step"], ["trail", "up to it"]], selection.points, (points) => app.state.set({ points })) : null,
+    ],
   });
   if (model.trained) new Card(cells, { id: "correlation", title: "r over training", width: "w5", height: 400, make: correlationOf, click: pickStep });
   const table = el("div", { class: "card w12 scroll" });
@@ -40,37 +43,61 @@ function cloudOf(selection) {
   const trail = selection.points === "trail" && model.trained;
   const clouds = state.shown.map((run) => ({ run, points: cloudPoints(run, selection, trail) })).filter(({ points }) => points.length);
   if (!clouds.length) return { empty: model.trained && selection.step === model.steps[0] ? "Nothing has moved yet at this step." : noChanges(selection).empty };
-  const x = extent(clouds.flatMap(({ points }) => points.map((point) => point[0])));
-  const y = extent(clouds.flatMap(({ points }) => points.map((point) => point[1])));
-  const room = (range, share) => (range[1] - range[0] || Math.abs(range[1]) || 1) * share;
-  const fits = clouds.map(({ points }) => fitOf(points));
-  return {
-    sub: `by ${selection.axis}, ${PAIRS[selection.pairs]}${model.trained ? `, ${trail ? "up to" : "at"} step ${selection.step}` : ""}; a point is a matrix`,
-    says: clouds.map(({ run }, i) => `${run.name}: r ${number(fits[i].r)}, slope ${number(fits[i].slope)}, ${fits[i].n} points`).join("; "),
-    rows: [["run", "module", "step", "ΔD", "ΔM"], ...clouds.flatMap(({ run, points }) => points.map(([a, b, module, place]) => [run.name, model.modules[module].name, run.steps[place], a, b]))],
-    runs: clouds.map(({ run }) => run), height: 400,
-    option: {
-      grid: { left: 72, right: 22, top: 16, bottom: 48 },
-      xAxis: { type: "value", scale: true, min: Math.max(0, x[0] - room(x, 0.06)), max: x[1] + room(x, 0.06), name: UNITS.d, nameLocation: "middle", nameGap: 28, axisLine: { show: true, lineStyle: { color: paint("line") } }, axisLabel: { formatter: tick, showMinLabel: false, showMaxLabel: false } },
-      yAxis: { type: "value", scale: true, min: Math.max(0, y[0] - room(y, 0.06)), max: y[1] + room(y, 0.06), name: UNITS.m, nameLocation: "middle", nameGap: 54, axisLabel: { formatter: tick, showMinLabel: false, showMaxLabel: false } },
-      tooltip: {
-        trigger: "item",
-        formatter: (hit) => {
-          if (!Array.isArray(hit.value) || hit.value.length < 4) return "";
-          const run = clouds[Number(hit.seriesId.split("-")[1])].run;
-          const [a, b, module, place] = hit.value;
-          return tip(model.modules[module].label, [{ run, name: run.name, value: "", sub: `step ${run.steps[place]}` }, { name: "ΔD", value: number(a, 4) }, { name: "ΔM", value: number(b, 4) }]);
-        },
-      },
-      series: [
-        ...clouds.map(({ run, points }, i) => ({
-          type: "scatter", id: `points-${i}`, name: run.name, symbolSize: points.length > 600 ? 5 : 9, itemStyle: { color: colorOf(run), opacity: points.length > 600 ? 0.35 : 0.75, borderColor: paint("card"), borderWidth: 0.8 }, large: false,
-          data: points.map((point) => (point[2] === selection.module ? { value: point, symbolSize: 16, itemStyle: { borderColor: paint("ink"), borderWidth: 2, opacity: 1 } } : point)),
-        })),
-        ...clouds.map(({ run }, i) => lineOf(run, { id: `fit-${i}`, silent: true, tooltip: { show: false }, showSymbol: false, clip: true, data: lineThrough(fits[i], y[0] - room(y, 0.05), y[1] + room(y, 0.05)) })),
-      ],
+  for (const cloud of clouds) cloud.fit = fitOf(cloud.points);
+  const apart = clouds.length > 1 && selection.cloud === "apart";
+  const panels = apart ? clouds.map((cloud) => [cloud]) : [clouds];
+  const columns = panels.length < 4 ? panels.length : panels.length === 4 ? 2 : panels.length < 10 ? 3 : 4;
+  const rows = Math.ceil(panels.length / columns);
+  const high = apart ? (rows > 1 ? 172 : 300) : 330;
+  const option = { grid: [], xAxis: [], yAxis: [], title: [], series: [] };
+  panels.forEach((panel, at) => {
+    const [row, column] = [Math.floor(at / columns), at % columns];
+    addPanel(option, panel, { at, apart, selection, left: (100 * column) / columns, width: 100 / columns, top: row * (high + 62) + (apart ? 30 : 12), high, outer: row === rows - 1 || at + columns >= panels.length, first: column === 0 });
+  });
+  option.tooltip = {
+    trigger: "item",
+    formatter: (hit) => {
+      if (!Array.isArray(hit.value) || hit.value.length < 4) return "";
+      const run = model.runs[Number(hit.seriesId.split("-")[1])];
+      const [x, y, module, place] = hit.value;
+      return tip(model.modules[module].label, [{ run, name: run.name, value: "", sub: model.trained ? `step ${run.steps[place]}` : null }, { name: "ΔD", value: number(x, 4) }, { name: "ΔM", value: number(y, 4) }]);
     },
   };
+  return {
+    sub: `by ${selection.axis}, ${PAIRS[selection.pairs]}${model.trained ? `, ${trail ? "up to" : "at"} step ${selection.step}` : ""}; a point is a matrix${apart ? ", each run on its own scale" : ""}`,
+    says: clouds.map(({ run, fit }) => `${run.name}: r ${number(fit.r)}, slope ${number(fit.slope)}, ${fit.n} points`).join("; "),
+    rows: [["run", "module", "step", "ΔD", "ΔM"], ...clouds.flatMap(({ run, points }) => points.map(([x, y, module, place]) => [run.name, model.modules[module].name, run.steps[place], x, y]))],
+    runs: clouds.map(({ run }) => run), height: rows * (high + 62) + (apart ? 22 : 10), option,
+  };
+}
+
+// One panel of the cloud: its axes, and for each run in it the points and the line.
+function addPanel(option, clouds, { at, apart, selection, left, width, top, high, outer, first }) {
+  const [x, y] = [0, 1].map((i) => {
+    const [low, top_] = extent(clouds.flatMap(({ points }) => points.map((point) => point[i])));
+    const room = (top_ - low || Math.abs(top_) || 1) * 0.08;
+    return [Math.max(0, low - room), top_ + room];
+  });
+  option.grid.push({ left: `${left + (apart ? 5.6 : 9)}%`, width: `${width - (apart ? 7.2 : 11.5)}%`, top, height: high });
+  const labels = { formatter: tick, showMinLabel: false, showMaxLabel: false };
+  option.xAxis.push({ type: "value", gridIndex: at, min: x[0], max: x[1], splitNumber: apart ? 3 : 5, name: outer ? (apart ? "ΔD" : UNITS.d) : "", nameLocation: "middle", nameGap: 26, axisLine: { show: true, lineStyle: { color: paint("line") } }, axisLabel: labels });
+  option.yAxis.push({ type: "value", gridIndex: at, min: y[0], max: y[1], splitNumber: apart ? 3 : 5, name: first ? (apart ? "ΔM" : UNITS.m) : "", nameLocation: "middle", nameGap: apart ? 42 : 56, axisLabel: labels });
+  if (apart) {
+    const [{ run, fit }] = clouds;
+    option.title.push({
+      text: `{run|${shortened(run.name, 20).replace(/[{}|]/g, "·")}}  {fit|r = ${number(fit.r, 2)}, slope ${number(fit.slope, 2)}}`, left: `${left + 5.2}%`, top: top - 27, padding: 0,
+      textStyle: { rich: { run: { color: colorOf(run), fontWeight: 600, fontSize: 12.5 }, fit: { color: paint("soft"), fontSize: 12 } } },
+    });
+  }
+  const many_ = clouds.reduce((sum, { points }) => sum + points.length, 0) > 600;
+  for (const { run, points, fit } of clouds) {
+    option.series.push({
+      type: "scatter", id: `points-${run.index}`, name: run.name, xAxisIndex: at, yAxisIndex: at, symbolSize: many_ ? 5 : 9,
+      itemStyle: { color: colorOf(run), opacity: many_ ? 0.35 : 0.75, borderColor: paint("card"), borderWidth: many_ ? 0 : 0.8 },
+      data: points.map((point) => (point[2] === selection.module ? { value: point, symbolSize: 15, itemStyle: { borderColor: paint("ink"), borderWidth: 2, opacity: 1 } } : point)),
+    });
+    option.series.push(lineOf(run, { id: `fit-${run.index}`, silent: true, tooltip: { show: false }, xAxisIndex: at, yAxisIndex: at, data: lineThrough(fit, y[0], y[1]) }));
+  }
 }
 
 // The line over the points' own range, cut where it would leave the drawing.
@@ -86,18 +113,17 @@ function lineThrough(fit, low, high) {
 }
 
 function pickMatrix(card, event) {
-  const { state } = app;
-  const option = card.chart.getOption();
   let best = null;
-  for (const series of option.series.filter((one) => one.type === "scatter")) {
+  card.made.option.series.forEach((series, seriesIndex) => {
+    if (series.type !== "scatter") return;
     for (const item of series.data) {
       const value = item.value || item;
-      const [px, py] = card.chart.convertToPixel({ gridIndex: 0 }, [value[0], value[1]]);
-      const away = Math.hypot(px - event.offsetX, py - event.offsetY);
-      if (away < 12 && (!best || away < best.away)) best = { away, value, run: state.shown.find((run) => run.name === series.name) };
+      const [x, y] = card.chart.convertToPixel({ seriesIndex }, [value[0], value[1]]);
+      const away = Math.hypot(x - event.offsetX, y - event.offsetY);
+      if (away < 12 && (!best || away < best.away)) best = { away, module: value[2], run: Number(series.id.split("-")[1]) };
     }
-  }
-  if (best) state.set({ module: best.value[2], run: best.run.index });
+  });
+  if (best) app.state.set({ module: best.module, run: best.run });
 }
 
 function correlationOf(selection) {

@@ -13,21 +13,20 @@ function whereView() {
   const node = section("where", model.trained ? "Where, and when" : "Where", "Every cell is a matrix. Click one, or move with the arrow keys, to see inside it.");
   const cells = grid(node);
   app.map = new Card(cells, {
-    id: "map", title: "Map", width: "w7", height: 460, make: mapOf, click: pickCell, key: moveCell,
+    id: "map", title: "Map", width: "w12", height: 420, make: mapOf, click: pickCell, key: moveCell,
     tools: (selection) => [
       model.runs.length > 1 ? choice("Run", model.runs.map((run) => [run.index, run.name]), selection.run, (run) => app.state.set({ run: Number(run) })) : null,
       choice("What the map shows", Object.entries(MAPS).filter(([, [, name]]) => model.runs.some((run) => model.has(run, name(selection)))).map(([key, [text]]) => [key, text]), selection.map, (map) => app.state.set({ map })),
+      segments("Scale", [["linear", "linear"], ["log", "log"]], selection.scale, (scale) => app.state.set({ scale })),
     ],
   });
-  const side = el("div", { class: "w5 grid", style: { gridColumn: null } });
-  cells.append(side);
-  const about = el("div", { class: "card w12", id: "matrix" });
-  side.append(about);
-  new Card(side, {
-    id: "distribution", title: "How its rows and columns moved", width: "w12", height: 190, make: distributionOf,
+  const about = el("div", { class: "card w4", id: "matrix" });
+  cells.append(about);
+  new Card(cells, {
+    id: "distribution", title: "How its rows and columns moved", width: "w4", height: 300, make: distributionOf,
     tools: (selection) => [segments("Measure", [["m", "ΔM"], ["d", "ΔD"]], selection.spread, (spread) => app.state.set({ spread }))],
   });
-  new Card(side, { id: "singular", title: "Its singular values", width: "w12", height: 170, make: singularOf });
+  new Card(cells, { id: "singular", title: "Its singular values", width: "w4", height: 300, make: singularOf });
   const draw = () => about.replaceChildren(...matrixFacts(app.state.now));
   draw();
   app.sections.push((names) => [...names].some((name) => !NOT_DRAWN.has(name)) && draw());
@@ -90,16 +89,17 @@ function mapOf(selection) {
   if (overSteps) rows.forEach((module, y) => steps.forEach((step, x) => add(x, y, module, steps === run.steps ? x : run.steps.indexOf(step))));
   else for (const module of modules) add(columns.indexOf(module.kind), module.layer === null ? 0 : rows.indexOf(module.layer), module, run.steps.length - 1);
   const positive = numbers.filter((value) => value > 0);
-  const [low, high] = extent(positive);
-  const log = high / low > 60;
-  const bend = (value) => (log ? Math.log10(value) : value);
+  const [least, high] = extent(positive);
+  const low = selection.scale === "log" ? Math.max(least, high * 1e-5) : 0;
+  const log = selection.scale === "log";
+  const bend = (value) => (log ? Math.log10(Math.max(value, low)) : value);
   const drawn = data
     .filter(([, , value]) => Number.isFinite(value) && !(log && value <= 0))
     .map(([x, y, value, module, place]) => {
       const item = [x, y, bend(value), value, module, place];
       return looked && module === looked.index && place === here ? { value: item, itemStyle: { borderColor: paint("ink"), borderWidth: 2 } } : item;
     });
-  const height = Math.max(300, Math.min(900, 96 + rows.length * (rows.length > 40 ? 11 : 22)));
+  const height = Math.max(240, Math.min(940, 76 + rows.length * (rows.length > 40 ? 11 : rows.length > 16 ? 18 : 28)));
   const label = (row) => (overSteps ? shortened(row.label, 26) : row === null ? "" : `${row}`);
   return {
     title: `${mapText(name)} of every matrix`,
@@ -111,12 +111,12 @@ function mapOf(selection) {
       grid: { left: overSteps ? 118 : 56, right: 84, top: 10, bottom: 48 },
       xAxis: { type: "category", data: columns.map((column) => shortened(String(column), 18)), name: overSteps ? "step" : "", nameLocation: "middle", nameGap: 28, axisLabel: overSteps ? {} : { interval: 0, rotate: columns.length > 7 ? 30 : 0 }, splitArea: { show: false } },
       yAxis: { type: "category", data: rows.map(label), inverse: true, name: overSteps ? "" : "layer", nameLocation: "start", axisLabel: { fontSize: rows.length > 40 ? 9.5 : 11.5, interval: rows.length > 60 ? "auto" : 0, width: 108, overflow: "truncate" } },
-      visualMap: { type: "continuous", min: bend(low) || 0, max: bend(high) || 1, dimension: 2, calculable: false, orient: "vertical", right: 4, top: 10, itemHeight: Math.min(220, height - 120), itemWidth: 10, text: [number(high), number(low)], textStyle: { color: paint("soft"), fontSize: 11 }, inRange: { color: heat() } },
+      visualMap: { type: "continuous", min: log ? bend(low) : 0, max: bend(high) || 1, dimension: 2, calculable: false, orient: "vertical", right: 4, top: 10, itemHeight: Math.min(220, height - 104), itemWidth: 10, text: [number(high, 2), number(low, 2)], textStyle: { color: paint("soft"), fontSize: 11 }, inRange: { color: heat() } },
       tooltip: {
         trigger: "item",
         formatter: (hit) => {
           const [, , , value, module, place] = hit.value;
-          return tip(model.modules[module].label, [{ run, name: `step ${run.steps[place]}`, value: number(value, 4) }, { name: shortened(model.modules[module].name, 48), value: "" }]);
+          return tip(model.modules[module].label, [{ run, name: model.trained ? `step ${run.steps[place]}` : run.name, value: number(value, 4) }, { name: shortened(model.modules[module].name, 48), value: "" }]);
         },
       },
       series: [{ type: "heatmap", id: "cells", data: drawn, itemStyle: { borderColor: paint("card"), borderWidth: drawn.length > 2500 ? 0 : 1 }, emphasis: { itemStyle: { borderColor: paint("ink"), borderWidth: 1.5 } }, progressive: 0 }],
@@ -171,7 +171,7 @@ function matrixFacts(selection) {
   const facts = [];
   for (const axis of ["row", "column"]) for (const measure of ["m", "d"]) facts.push([`${CHANGES[measure]} by ${axis}`, number(model.value(run, `changes.${selection.pairs}.${axis}.${measure}`, module.index, place), 4)]);
   if (detail) {
-    facts.push(["‖ΔW‖_F", number(model.value(run, "spectra.frobenius", module.index, detail.among), 4)], ["‖ΔW‖ / ‖W₀‖", number(model.value(run, "spectra.relative", module.index, detail.among), 3)], ["rank", number(model.value(run, "spectra.rank", module.index, detail.among), 6)], ["stable rank", number(model.value(run, "spectra.stable_rank", module.index, detail.among), 3)]);
+    facts.push(["‖ΔW‖", number(model.value(run, "spectra.frobenius", module.index, detail.among), 4)], ["‖ΔW‖ / ‖W₀‖", number(model.value(run, "spectra.relative", module.index, detail.among), 3)], ["rank", number(model.value(run, "spectra.rank", module.index, detail.among), 6)], ["stable rank", number(model.value(run, "spectra.stable_rank", module.index, detail.among), 3)]);
   }
   const known = facts.filter(([, text]) => text !== "–");
   return [
@@ -218,11 +218,11 @@ function distributionOf(selection) {
   const since = run.origin === "base" ? "since W₀" : "since the first checkpoint";
   const colors = [paint("accent"), isDark() ? "#f0b860" : "#c4640a"];
   return {
-    sub: `${CHANGES[measure]} ${since} at step ${detail.step}: blue rows, orange columns`,
+    sub: `${CHANGES[measure]} ${since}${model.trained ? ` at step ${detail.step}` : ""}, by share of the rows (blue) and columns (orange)`,
     rows: [["axis", "from", "to", "vectors"], ...["row", "column"].flatMap((axis, i) => (found[i] || []).map(([low, , high, n]) => [axis, low, high, n]))],
-    runs: [run], height: 190,
+    runs: [run], height: 300,
     option: {
-      grid: { left: 44, right: 12, top: 10, bottom: 40 },
+      grid: { left: 44, right: 26, top: 10, bottom: 40 },
       xAxis: { type: "value", scale: true, name: UNITS[measure], nameLocation: "middle", nameGap: 24, axisLabel: { formatter: tick }, axisLine: { show: true, lineStyle: { color: paint("line") } }, splitLine: { show: false } },
       yAxis: { type: "value", axisLabel: { formatter: (value) => `${Math.round(100 * value)} %` }, splitNumber: 3 },
       tooltip: { trigger: "item", formatter: (hit) => tip(["rows", "columns"][hit.seriesIndex], [{ name: `${number(hit.value[0])} to ${number(hit.value[2])}`, value: `${hit.value[3]}` }]) },
@@ -253,20 +253,24 @@ function singularOf(selection) {
   }
   if (!curves.length) return { empty: "ΔW is zero here, or was not measured." };
   return {
-    sub: `of ΔW, the first ${size}, at step ${[...new Set(curves.map(({ step }) => step))].join(" or ")}`,
+    sub: `of ΔW, the first ${size}${atSteps(curves)}`,
     rows: [["run", "index", "σ"], ...curves.flatMap(({ run, points }) => points.map(([i, value]) => [run.name, i, value]))],
-    runs: curves.map(({ run }) => run), height: 170,
+    runs: curves.map(({ run }) => run), height: 300,
     option: singularOption(curves, size),
   };
 }
 
+// Which steps curves are of, where there are several: spectra are not measured at all of them.
+const atSteps = (curves) => (app.model.trained ? `, at step ${[...new Set(curves.map(({ step }) => step))].slice(0, 3).join(" or ")}` : "");
+
 function singularOption(curves, size) {
   const top = extent(curves.flatMap(({ points }) => points.map((point) => point[1])));
   const low = Math.max(top[0], top[1] * 1e-7);
+  const log = top[1] / top[0] > 20;
   return {
     grid: { left: 58, right: 12, top: 10, bottom: 40 },
     xAxis: { type: "value", min: 1, max: size, interval: size > 8 ? 3 : 1, name: "index k", nameLocation: "middle", nameGap: 24, splitLine: { show: false }, axisLine: { show: true, lineStyle: { color: paint("line") } } },
-    yAxis: { type: "log", min: 10 ** Math.floor(Math.log10(low)), max: 10 ** Math.ceil(Math.log10(top[1] * 1.001)), axisLabel: { formatter: tick } },
+    yAxis: log ? { type: "log", min: 10 ** Math.floor(Math.log10(low)), max: 10 ** Math.ceil(Math.log10(top[1] * 0.999)), axisLabel: { formatter: tick } } : { type: "value", min: 0, max: roundUp(top[1]), axisLabel: { formatter: tick } },
     tooltip: { trigger: "axis", formatter: (hits) => tip(`σ${hits.length ? ` number ${hits[0].value[0]}` : ""}`, hits.map((hit) => ({ run: curves[hit.seriesIndex].run, name: curves[hit.seriesIndex].run.name, value: number(hit.value[1], 4) }))) },
     series: curves.map(({ run, points }) => lineOf(run, { data: points.map(([i, value]) => [i, value < low ? null : value]), showSymbol: true, symbolSize: 4 })),
   };
