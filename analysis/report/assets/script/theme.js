@@ -37,7 +37,7 @@ function brightness(color) {
 function colorOf(run) {
   const light = brightness(run.color);
   if (!isDark()) return light < 0.02 ? "#1a1e23" : run.color;
-  return light < 0.02 ? "#e8eaed" : light < 0.35 ? mixed(run.color, "#ffffff", 0.42 - light * 0.6) : run.color;
+  return light < 0.02 ? "#e8eaed" : light < 0.45 ? mixed(run.color, "#ffffff", 0.42 - light * 0.6) : run.color;
 }
 
 const HEAT = {
