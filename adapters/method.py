@@ -56,6 +56,14 @@ class ScaledLowRank(NamedTuple):
     V: Tensor  # (r, in)
 
 
+class ScaledFactors(NamedTuple):
+    """ΔW = s·U V, with U and V as they are stored: nothing is widened, scaled or copied to get there."""
+
+    U: Tensor  # (out, r)
+    V: Tensor  # (r, in)
+    scaling: float  # s
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """The contract of a method: its options, and how W' follows from W₀ and its tensors.
@@ -209,7 +217,20 @@ class Method(ABC):
 
     def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
         """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where the method has no such form."""
-        del base, state
+        found = self.scaled_factors(base.shape, state)
+        return None if found is None else (found.scaling * found.U, found.V)
+
+    def scaled_factors(self, shape: Shape, state: State) -> ScaledFactors | None:
+        """Return U, V and s with ΔW = s·U V without any rounding, in the dtypes of the state; ``None``: there are none.
+
+        A record is then measured from the very bytes that are stored. A method whose factors have to be computed
+        defines ``factors`` alone.
+
+        Arguments:
+            shape: (out, in).
+            state: The method's tensors, of any floating dtypes.
+        """
+        del shape, state
         return None
 
     def scaled_low_rank(self, base: Tensor, state: State) -> ScaledLowRank | None:

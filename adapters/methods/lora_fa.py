@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from deltaw.adapters.linear.low_rank import kaiming_uniform, low_rank_linear
-from deltaw.adapters.method import Layer, RankedMethod, Shape, State
+from deltaw.adapters.method import Layer, RankedMethod, ScaledFactors, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,10 @@ class FrozenDown(RankedMethod):
         return base + self.update(base, state)
 
     @override
-    def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """Return U = s·B and V = A."""
-        del base
-        return self.scaling * state["lora_B"], state["lora_A"]
+    def scaled_factors(self, shape: Shape, state: State) -> ScaledFactors:
+        """Return U = B, V = A and s."""
+        del shape
+        return ScaledFactors(state["lora_B"], state["lora_A"], self.scaling)
 
     @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.method import Layer, RankedMethod, Shape, State
+from deltaw.adapters.method import Layer, RankedMethod, ScaledFactors, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +108,15 @@ class MoRA(RankedMethod):
         return self.scaling * outputs[torch.arange(rows, device=M.device) % len(outputs)]
 
     @override
-    def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
-        """For "sharing": U = s·P M (out, r̂) and V = Q (r̂, in)."""
+    def scaled_factors(self, shape: Shape, state: State) -> ScaledFactors | None:
+        """For "sharing": U = P M (out, r̂), V = Q (r̂, in) and s."""
         if self.variant != "sharing":
             return None
-        M, (rows, columns) = state["mora_M"], base.shape
+        M, (rows, columns) = state["mora_M"], shape
         side = len(M)
         places = torch.arange(-(-columns // side) * side, device=M.device) % columns
         Q = F.one_hot(places, columns).to(M.dtype).view(-1, side, columns).sum(0)
-        return self.scaling * M[torch.arange(rows, device=M.device) % side], Q
+        return ScaledFactors(M[torch.arange(rows, device=M.device) % side], Q, self.scaling)
 
     @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:

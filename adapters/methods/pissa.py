@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from deltaw.adapters.linear.low_rank import low_rank_linear
-from deltaw.adapters.method import Layer, RankedMethod, Shape, State
+from deltaw.adapters.method import Layer, RankedMethod, ScaledFactors, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,11 @@ class ResidualPair(RankedMethod):
         return residual + self.scaling * (state["lora_B"] @ state["lora_A"])
 
     @override
-    def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """Return U = s·[B, −B₀] (out, 2r) and V = [A; A₀] (2r, in)."""
-        del base
+    def scaled_factors(self, shape: Shape, state: State) -> ScaledFactors:
+        """Return U = [B, −B₀] (out, 2r), V = [A; A₀] (2r, in) and s."""
+        del shape
         left = torch.cat((state["lora_B"], -state["start_B"]), dim=1)
-        return self.scaling * left, torch.cat((state["lora_A"], state["start_A"]))
+        return ScaledFactors(left, torch.cat((state["lora_A"], state["start_A"])), self.scaling)
 
     @override
     def residual(self, state: State) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.blocks import thin_product
 from deltaw.adapters.linear.low_rank import add_product
-from deltaw.adapters.method import Layer, RankedMethod, Shape, State
+from deltaw.adapters.method import Layer, RankedMethod, ScaledFactors, Shape, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +101,13 @@ class SBoRA(RankedMethod):
         return base + self.update(base, state)
 
     @override
-    def factors(self, base: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """Return U = s·B, V = A_sb (FA), or U = B_sb, V = s·A (FB)."""
+    def scaled_factors(self, shape: Shape, state: State) -> ScaledFactors:
+        """Return U = B, V = A_sb (FA), or U = B_sb, V = A (FB), and s."""
         if self.variant == "FA":
-            B = self.scaling * state["lora_B"]
-            return B, F.one_hot(state["indices"], base.shape[1]).to(B.dtype)
-        A = self.scaling * state["lora_A"]
-        return F.one_hot(state["indices"], base.shape[0]).T.to(A.dtype), A
+            B = state["lora_B"]
+            return ScaledFactors(B, F.one_hot(state["indices"], shape[1]).to(B.dtype), self.scaling)
+        A = state["lora_A"]
+        return ScaledFactors(F.one_hot(state["indices"], shape[0]).T.to(A.dtype), A, self.scaling)
 
     @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:

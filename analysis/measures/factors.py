@@ -1,10 +1,10 @@
-"""The singular values of a product of factors, ΔW = U V, from r × r matrices.
+"""The singular values of a product of factors, ΔW = s·U V, from r × r matrices.
 
 With U = Q_u R_u and Vᵀ = Q_v R_v,
 
-    U V = Q_u (R_u R_vᵀ) Q_vᵀ,
+    s·U V = Q_u (s·R_u R_vᵀ) Q_vᵀ,
 
-and the r×r core R_u R_vᵀ has ΔW's singular values. The triangles come from the cheapest of three ways that is exact:
+and the r×r core s·R_u R_vᵀ has ΔW's singular values. The triangles come from the cheapest of three ways that is exact:
 
 1. Cholesky's R₁ᵀR₁ = XᵀX + E. As R₁ᵀR₁ = Rᵀ(I + R⁻ᵀ E R⁻¹)R, each triangle moves the core's singular values by a
    relative η/2 at most, the small ones too, with η = ‖R⁻ᵀ E R⁻¹‖₂. With the norms of X's columns taken out, E is at
@@ -17,9 +17,14 @@ and the r×r core R_u R_vᵀ has ΔW's singular values. The triangles come from 
 2. The same again on Q₁ = X R₁⁻¹ (Cholesky QR 2, Yamamoto et al. 2015): R₁ may lose half of the digits; as X = Q₁ R₁
    still holds to rounding, R₂R₁ loses none where Q₁ is well-conditioned, and that is looked at.
 3. Householder's QR.
+
+The factors are read once, a few thousand rows at a time, and nothing as large as they are is set aside: each block is
+widened where it stays in the cache. XᵀX tells what else is asked of X: a NaN or infinity is one in its diagonal.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -32,7 +37,7 @@ from deltaw.analysis.measures.threads import one_thread
 
 AGREE = 1e-8  # η up to which one Cholesky is enough
 _SUMMED = 256  # b, rows whose products are one sum
-_WIDENED = 32 * _SUMMED  # rows that are widened to float64 at once
+_WIDENED = 2**17  # entries that are widened to float64 at once: they stay in the cache
 
 
 def two_factors(factors: object) -> tuple[Tensor, Tensor]:
@@ -46,38 +51,50 @@ def two_factors(factors: object) -> tuple[Tensor, Tensor]:
     return matrix("factors[0]", factors[0]), matrix("factors[1]", factors[1])
 
 
-def of_factors(left: Tensor, right: Tensor) -> tuple[Found, Tensor, Tensor]:
-    """Return the singular values of left·right, (out, r) times (r, in), and which rows and columns of it are zero.
+def of_factors(left: Tensor, right: Tensor, scaling: float = 1.0) -> tuple[Found, Tensor, Tensor]:
+    """Return the singular values of s·U V, and which rows and columns of it are zero.
+
+    Arguments:
+        left, right: U (out, r) and V (r, in), any floating dtypes.
+        scaling: s.
 
     Raises:
         ShapeError: The two do not fit.
         NonFiniteError: NaN or infinity in one of them, or in their product.
     """
+    if left.shape[1] != right.shape[0]:
+        raise ShapeError(f"factors have shapes {tuple(left.shape)} and {tuple(right.shape)}; pass (out, r) and (r, in)")
     with one_thread():
-        left, right = finite("factors[0]", left), finite("factors[1]", right)
-        if left.shape[1] != right.shape[0]:
-            raise ShapeError(
-                f"factors have shapes {tuple(left.shape)} and {tuple(right.shape)}; pass (out, r) and (r, in)"
-            )
-        r_u, u_full = triangle(left)  # (≤ r, r)
-        r_v, v_full = triangle(right.T)
+        r_u, u_full = triangle(left, "factors[0]")  # (≤ r, r)
+        r_v, v_full = triangle(right.T, "factors[1]")
         r_v = r_v.to(r_u.device)
         size = max(left.shape[0], right.shape[1])
-        core = r_u @ r_v.T
+        core = scaling * (r_u @ r_v.T)
         if not bool(core.isfinite().all()):
             raise NonFiniteError("factors: their product exceeds float64; scale them down")
         values = torch.linalg.svdvals(core).cpu()
         u_norms, v_norms = (torch.linalg.vector_norm(r, dim=0) for r in (r_u, r_v))  # (r,), those of u and vᵀ too
-        tolerance = EPS * max(size * float(values[0]), left.shape[1] * float(u_norms @ v_norms))
-        rows = _zero_rows(left, None if v_full else r_v, size)
-        columns = _zero_rows(right.T, None if u_full else r_u, size)
+        terms = abs(scaling) * float(u_norms @ v_norms)
+        tolerance = EPS * max(size * float(values[0]), left.shape[1] * terms)
+        rows = _zero_rows(left, None if v_full and scaling else scaling * r_v, size)
+        columns = _zero_rows(right.T, None if u_full and scaling else scaling * r_u, size)
     return Found(values, tolerance, "factors"), rows, columns
 
 
-def triangle(tall: Tensor) -> tuple[Tensor, bool]:
-    """Return R of (n, r) = Q R, and whether the matrix surely has full rank r, its condition being far below 1/eps."""
+def triangle(tall: Tensor, name: str = "tall") -> tuple[Tensor, bool]:
+    """Return R of (n, r) = Q R, and whether the matrix surely has full rank r, its condition being far below 1/eps.
+
+    Raises:
+        NonFiniteError: NaN or infinity in it.
+    """
+    tall = tall.cpu() if tall.device.type == "mps" else tall  # mps has no float64
     n, r = tall.shape
     gram = _gram(tall)
+    trace = float(gram.diagonal().sum())
+    if trace == 0 and not bool(tall.any()):
+        return gram[: min(n, r)], False
+    if not math.isfinite(trace):
+        tall = finite(name, tall)  # or the squares alone exceed float64
     first, failed = torch.linalg.cholesky_ex(gram, upper=True)
     if not failed and _relative_error(first, n) <= AGREE:
         return first, True
@@ -94,17 +111,24 @@ def triangle(tall: Tensor) -> tuple[Tensor, bool]:
 
 
 def _gram(tall: Tensor) -> Tensor:
-    """Return XᵀX (r, r) of X (n, r) in float64, a block of rows widened at a time."""
-    r = tall.shape[1]
+    """Return XᵀX (r, r) of X (n, r) in float64, summed over blocks of b rows, a few blocks widened at a time."""
+    n, r = tall.shape
     total = torch.zeros(r, r, dtype=torch.float64, device=tall.device)
-    for start in range(0, len(tall), _WIDENED):
-        wide = tall[start : start + _WIDENED].double()
-        whole = len(wide) // _SUMMED * _SUMMED
-        if whole:
-            blocks = wide[:whole].reshape(-1, _SUMMED, r)  # (k, b, r)
-            total += torch.bmm(blocks.mT, blocks).sum(0)
-        if whole < len(wide):
-            total += wide[whole:].T @ wide[whole:]
+    by_rows = tall.stride(1) == 1
+    whole = n // _SUMMED * _SUMMED
+    if whole:
+        count = min(max(1, _WIDENED // (_SUMMED * r)), whole // _SUMMED)
+        # In the order of the memory: (k, b, r), or (k, r, b) where X is the transpose of what is stored.
+        blocks = tall[:whole].view(-1, _SUMMED, r)
+        blocks = blocks if by_rows else blocks.mT
+        wide = torch.empty(count, *blocks.shape[1:], dtype=torch.float64, device=tall.device)
+        for part in blocks.split(count):
+            block = wide[: len(part)].copy_(part)
+            left, right = (block.mT, block) if by_rows else (block, block.mT)
+            torch.addbmm(total, left, right, out=total)
+    if whole < n:
+        rest = tall[whole:].double()
+        total += rest.T @ rest
     return total
 
 
@@ -125,7 +149,11 @@ def _zero_rows(factor: Tensor, triangle: Tensor | None, size: int) -> Tensor:
     full rank: iff x_i is zero.
     """
     if triangle is None:
-        return ~(factor != 0).any(1)
+        zero = factor[:, 0] == 0  # few rows, as a rule none, of which the others have to be looked at
+        places = zero.nonzero()[:, 0]
+        if len(places):
+            zero[places] = ~(factor[places] != 0).any(1)
+        return zero
     wide = factor.to(triangle.device).double()
     bound: Tensor = wide.abs() @ torch.linalg.vector_norm(triangle, dim=0)
     norms: Tensor = torch.linalg.vector_norm(wide @ triangle.T, dim=1)

@@ -214,8 +214,7 @@ def spectrum(
     if factors is not None and update is None:
         if stored is not None:
             raise OptionError("stored and weight go with update; factors are exact, leave them out")
-        found, rows, columns = of_factors(*two_factors(factors))
-        return _spectrum(found, float(rows.double().mean()), float(columns.double().mean()))
+        return factored_spectrum(*two_factors(factors))
     given = "neither" if update is None else "both"
     raise OptionError(f"update and factors: {given} given; pass one, spectrum(update) or spectrum(factors=(U, V))")
 
@@ -228,6 +227,18 @@ def dense_spectrum(update: Tensor, floor: NoiseFloor | None = None, approximate:
     found = None if approximate is None else approximated(dense, approximate, least)
     found = of_dense(dense, least) if found is None else found
     return _spectrum(found, *zero_shares(dense), 0.0 if floor is None else floor.of(float(found.values[0])))
+
+
+@torch.no_grad()
+def factored_spectrum(left: Tensor, right: Tensor, scaling: float = 1.0) -> Spectrum:
+    """Return what ``spectrum(factors=(scaling * left, right))`` does, of factors as they are stored.
+
+    Arguments:
+        left, right: U (out, r) and V (r, in), of any floating dtypes; neither is widened or scaled as a whole.
+        scaling: s of ΔW = s·U V.
+    """
+    found, rows, columns = of_factors(matrix("factors[0]", left), matrix("factors[1]", right), scaling)
+    return _spectrum(found, float(rows.double().mean()), float(columns.double().mean()))
 
 
 def _spectrum(found: Found, zero_rows: float, zero_columns: float, floor: float = 0.0) -> Spectrum:

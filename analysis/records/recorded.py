@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from deltaw.adapters.method import Method, ScaledLowRank
+    from deltaw.adapters.method import Method, ScaledFactors, ScaledLowRank
 
 
 HEADERS = 256  # that are read when a run is opened: a few milliseconds
@@ -165,6 +165,12 @@ class RecordedSource(Source):
         """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where the method has no such form."""
         method = self.method_of(module)
         return None if method is None else method.factors(*self.wide(module, self.state(module, step), dtype))
+
+    @override
+    def scaled_factors(self, module: str, step: int) -> ScaledFactors | None:
+        method = self.method_of(module)
+        found = None if method is None else method.scaled_factors(self.shapes[module], self.state(module, step))
+        return super().scaled_factors(module, step) if found is None else found
 
     @override
     def scaled_low_rank(self, module: str, step: int, base: Tensor) -> ScaledLowRank | None:

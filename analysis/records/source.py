@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from deltaw.adapters.method import Method, ScaledLowRank
+    from deltaw.adapters.method import Method, ScaledFactors, ScaledLowRank
 
 Shape = tuple[int, int]
 State = dict[str, "Tensor"]
@@ -83,6 +83,11 @@ class Source(ABC):
         """Return U (out, r) and V (r, in) with ΔW = U V exactly, or ``None`` where there is no such form."""
         del module, step, dtype
         return None
+
+    def scaled_factors(self, module: str, step: int) -> ScaledFactors | None:
+        """Return U, V and s with ΔW = s·U V: as they are stored where that is possible, else ``factors`` in float64."""
+        found = self.factors(module, step, float64())
+        return None if found is None else _unscaled(*found)
 
     def scaled_low_rank(self, module: str, step: int, base: Tensor) -> ScaledLowRank | None:
         """Return W' as diag(ρ) (W₀ + U V) diag(γ) in float64, or ``None`` where it is not recorded in such a form.
@@ -172,6 +177,12 @@ def float64() -> torch.dtype:
     import torch
 
     return torch.float64
+
+
+def _unscaled(U: Tensor, V: Tensor) -> ScaledFactors:
+    from deltaw.adapters.method import ScaledFactors
+
+    return ScaledFactors(U, V, 1.0)
 
 
 def fitting(where: str, module: str, tensor: Tensor, shape: Shape) -> Tensor:

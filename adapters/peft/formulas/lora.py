@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaw.adapters.method import ScaledFactors
 from deltaw.adapters.peft.formulas.settings import Factors, Settings, Tensors, diagonal, need
 from deltaw.adapters.peft.names import LEAVES_THE_BASE
 
@@ -22,9 +23,11 @@ def lora(t: Tensors, s: Settings) -> Factors | Tensor:
     Source: Hu et al. 2021; Kalajdzievski 2023; Liu et al. 2024; Meng et al. 2024; Büyükakyüz 2024; Yang et al. 2024;
     Wang et al. 2024; Xu et al. 2024.
     """
+    plain = plain_lora(t, s)
+    if plain is not None:
+        return plain.scaling * plain.U, plain.V
     A, B = need(t, s, "lora_A", "lora_B")
-    rank = len(A)
-    alpha = s.number("lora_alpha", 8, "alpha_pattern")
+    rank, scaling = len(A), _scaling(t, s)
     if rank == 0:
         return B, A
     blocks = s.config.get("use_bdlora")
@@ -35,7 +38,6 @@ def lora(t: Tensors, s: Settings) -> Factors | Tensor:
         if size == 0 or A.shape[1] * size != s.shape[1]:
             raise s.wrong(f"qalora_group_size = {size} does not fit {A.shape[1]} groups of {s.shape[1]} inputs")
         A = A.repeat_interleave(size, dim=1) * (A.shape[1] / size)
-    scaling = alpha / math.sqrt(rank) if s.config.get("use_rslora") else alpha / rank
     if s.config.get("kasa_config"):
         (diagonal,) = need(t, s, "lora_diag")
         P, S, Q = torch.linalg.svd(s.base(), full_matrices=False)
@@ -52,6 +54,21 @@ def lora(t: Tensors, s: Settings) -> Factors | Tensor:
     moved = W + U @ V
     norms: Tensor = torch.linalg.vector_norm(moved, dim=1)
     return moved * (magnitude.reshape(-1) / norms)[:, None] - W
+
+
+def plain_lora(t: Tensors, s: Settings) -> ScaledFactors | None:
+    """Return B, A and s, or ``None`` where an option makes more of them than ΔW = s·B A."""
+    A, B = need(t, s, "lora_A", "lora_B")
+    changed = any(s.config.get(key) for key in ("use_dora", "use_bdlora", "use_qalora", "kasa_config"))
+    if changed or s.config.get("init_lora_weights", True) not in LEAVES_THE_BASE or len(A) == 0:
+        return None
+    return ScaledFactors(B, A, _scaling(t, s))
+
+
+def _scaling(t: Tensors, s: Settings) -> float:
+    """s = α/r, or α/√r (rsLoRA); 0 for rank 0."""
+    alpha, rank = s.number("lora_alpha", 8, "alpha_pattern"), len(t["lora_A"])
+    return alpha / (math.sqrt(rank) if s.config.get("use_rslora") else rank) if rank else 0.0
 
 
 def _taken(s: Settings, rank: int, scaling: float) -> Factors | None:

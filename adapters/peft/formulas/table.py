@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from deltaw.adapters.method import ScaledFactors
 from deltaw.adapters.peft.formulas.entries import ia3, miss, shira, supertuning
 from deltaw.adapters.peft.formulas.hadamard import glora, hira, loha, lokr
-from deltaw.adapters.peft.formulas.lora import adalora, delora, gralora, lora, poly
+from deltaw.adapters.peft.formulas.lora import adalora, delora, gralora, lora, plain_lora, poly
 from deltaw.adapters.peft.formulas.orthogonal import boft, hra, oft, psoft, road
 from deltaw.adapters.peft.formulas.settings import Factors, Settings, Shapes, Tensors
 from deltaw.adapters.peft.formulas.subspaces import adamss, deft, frod, osf, peanut
@@ -22,6 +23,7 @@ class Formula:
     Arguments:
         prefix: What the names of its tensors begin with.
         update: The formula.
+        scaled: The factors as they are stored and their scaling, where the options leave ΔW such a plain product.
         sides: (out, in) from the shapes of a layer's tensors, where they tell; else the base is needed for it.
         needs_base: Whether ΔW depends on W₀, for any options.
         scales_base: Whether its tensors multiply W₀, so that their rounding moves all of W'.
@@ -32,6 +34,7 @@ class Formula:
     sides: Callable[[Shapes], tuple[int, int]] | None = None
     needs_base: bool = False
     scales_base: bool = False
+    scaled: Callable[[Tensors, Settings], ScaledFactors | None] = lambda _tensors, _settings: None
 
 
 def _of(rows: str, columns: str) -> Callable[[Shapes], tuple[int, int]]:
@@ -48,7 +51,7 @@ def _kron(shapes: Shapes) -> tuple[int, int]:
 
 
 FORMULAS = {
-    "LORA": Formula("lora_", lora, _of("lora_B", "lora_A")),
+    "LORA": Formula("lora_", lora, _of("lora_B", "lora_A"), scaled=plain_lora),
     "ADALORA": Formula("lora_", adalora, _of("lora_B", "lora_A")),
     "LOHA": Formula("hada_", loha, _of("hada_w1_a", "hada_w1_b")),
     "LOKR": Formula("lokr_", lokr, _kron),

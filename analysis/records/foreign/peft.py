@@ -2,22 +2,24 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
 from deltaw.adapters.layer import WIDENED
+from deltaw.adapters.method import ScaledFactors
 from deltaw.adapters.peft.formulas.settings import Factors, Settings
-from deltaw.adapters.peft.formulas.table import FORMULAS, REFUSED, Formula
-from deltaw.adapters.peft.names import CONFIG, FIXED, LEAVES_THE_BASE, OUT_PROJ, PREFIX, ROOT, SHARED_THETA
+from deltaw.adapters.peft.formulas.table import FORMULAS, Formula
+from deltaw.adapters.peft.names import FIXED, LEAVES_THE_BASE, OUT_PROJ, PREFIX, ROOT, SHARED_THETA
 from deltaw.adapters.peft.targets import copied_layers, targeted
 from deltaw.analysis.records.foreign.base import GIVE, Base, BaseError, BaseLike, base_named, open_base
-from deltaw.analysis.records.foreign.foreign_adapters import refuse_settings
 from deltaw.analysis.records.foreign.peft_experts import Parameter, needing_base, parameters
+from deltaw.analysis.records.foreign.peft_settings import method_name, read_settings
 from deltaw.analysis.records.foreign.peft_tensors import AdapterFile, embedding_as_linear, not_linear, read_adapter
 from deltaw.analysis.records.source import Place, Shape, Source, State, fitting
 from deltaw.analysis.records.storage.files import Storage
@@ -26,14 +28,8 @@ from deltaw.analysis.records.storage.tensors import Renamed
 OPEN_AT_ONCE = 2  # checkpoints whose headers are kept
 TELLS = ("LORA", "ADALORA", "LOHA", "LOKR", "DELORA")  # types whose tensors have the layer's own sides
 NAMED = 8  # modules that a message names
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-# Options of LoRA with which no one W' belongs to a layer.
-NOT_READ = {
-    "alora_invocation_tokens": "the adapter acts on some tokens only, so there is no one W'; for that of those tokens "
-    "take the option out of a copy of adapter_config.json",
-    "arrow_config": "its weight depends on the input, so there is no W'; open the adapters that it mixes",
-}
 
 
 class Adapters(Source):
@@ -58,7 +54,7 @@ class Adapters(Source):
         self._settings: dict[str, Any] = read_settings(places[self.steps[0]])
         kind = self._settings["peft_type"]
         self._formula: Formula = FORMULAS[kind]
-        self.method = _method(kind, self._settings)
+        self.method = method_name(kind, self._settings)
         self.info = {"peft": self._settings}
         self._base: Base | None = open_base(base if base is not None else base_named(self._settings))
         self.config = {} if self._base is None else self._base.config
@@ -97,6 +93,7 @@ class Adapters(Source):
         for module, name in self._saved.items():
             rows, columns = file.tensors.shape(name)
             self.shapes[module] = (rows, columns)
+        self._adapted = {name: shape for name, shape in self.shapes.items() if name not in self._saved}
         self._tell(left_out, file.tensors.where)
 
     def _tell(self, left_out: Mapping[str, str], file: str) -> None:
@@ -235,13 +232,14 @@ class Adapters(Source):
                 "merged as it trained, so ΔW is more than the adapter's; save merged models, and open these"
             )
 
-    def _delta(self, module: str, step: int, dtype: torch.dtype) -> Factors | Tensor:
+    def _by(self, formula: Callable[[State, Settings], T], module: str, step: int, dtype: torch.dtype | None) -> T:
+        """Return what a formula makes of the adapter's tensors in a dtype; ``None`` leaves each in its own."""
         file = self._checkpoint(step)
         self._check_unmoved(module, file)
         tensors, modules = file.tensors, file.modules
 
         def wide(value: Tensor) -> Tensor:
-            return value.to(dtype) if value.is_floating_point() else value
+            return value.to(dtype) if dtype is not None and value.is_floating_point() else value
 
         def shared(name: str) -> Tensor:
             end = "" if file.adapter is None else f".{file.adapter}"
@@ -269,25 +267,45 @@ class Adapters(Source):
             tensors.where, name, self._settings,
             self.shapes[module], lambda: self.base(module).to(dtype), shared, start, len(modules),
             [] if self._base is None else [m for m in self._base.order if m in modules],
-            {name: shape for name, shape in self.shapes.items() if name not in self._saved}, bias,
+            self._adapted, bias,
         )  # fmt: skip
         try:
-            found = self._formula.update(state, settings)
+            return formula(state, settings)
         except RecordError:
             raise
         except (RuntimeError, IndexError, ValueError, TypeError, KeyError, ZeroDivisionError, OverflowError) as error:
             # Tensors of a damaged or foreign file do not multiply.
             reason = str(error).split("\n", 1)[0][:200]
             raise RecordError(f"{tensors.where}: the tensors of {module} do not go together ({reason})") from None
-        if module in self._attention and module.endswith(f".{OUT_PROJ}"):
-            found = (2 * found[0], found[1]) if isinstance(found, tuple) else 2 * found  # PEFT's layer adds it twice
+
+    def _delta(self, module: str, step: int, dtype: torch.dtype) -> Factors | Tensor:
+        found = self._by(self._formula.update, module, step, dtype)
+        if self._added_twice(module):
+            found = (2 * found[0], found[1]) if isinstance(found, tuple) else 2 * found
+        self._check_shape(found, module, step)
+        return found
+
+    def _added_twice(self, module: str) -> bool:
+        """Whether it is the matrix of an attention's output, whose update PEFT's layer adds twice."""
+        return module in self._attention and module.endswith(f".{OUT_PROJ}")
+
+    def _check_shape(self, found: Factors | Tensor, module: str, step: int) -> None:
+        where = self._checkpoint(step).tensors.where
         if isinstance(found, tuple) and (found[0].ndim, found[1].ndim, found[0].shape[-1]) != (2, 2, len(found[1])):
             shapes = f"{tuple(found[0].shape)} and {tuple(found[1].shape)}"
-            raise RecordError(f"{tensors.where}: the tensors of {module} do not go together ({shapes})")
+            raise RecordError(f"{where}: the tensors of {module} do not go together ({shapes})")
         shape = (len(found[0]), found[1].shape[1]) if isinstance(found, tuple) else tuple(found.shape)
         if shape != self.shapes[module]:
-            raise RecordError(f"{tensors.where}: the update of {module} is {shape}, its layer {self.shapes[module]}")
-        return found
+            raise RecordError(f"{where}: the update of {module} is {shape}, its layer {self.shapes[module]}")
+
+    @override
+    def scaled_factors(self, module: str, step: int) -> ScaledFactors | None:
+        self.check(module, step)
+        found = None if module in self._saved else self._by(self._formula.scaled, module, step, None)
+        if found is None:
+            return super().scaled_factors(module, step)
+        self._check_shape((found.U, found.V), module, step)
+        return found._replace(scaling=2 * found.scaling) if self._added_twice(module) else found
 
     def factors(self, module: str, step: int, dtype: torch.dtype | None = None) -> Factors | None:
         """Return U and V where the type's update is a product."""
@@ -356,42 +374,3 @@ class Adapters(Source):
     def scalars(self) -> list[dict[str, float]]:
         """Return what was logged."""
         return self._log
-
-
-def read_settings(place: Storage) -> dict[str, Any]:
-    """Return an ``adapter_config.json`` of a type that can be read.
-
-    Raises:
-        RecordError: It is damaged, or its type or an option cannot be read; says why and what to do.
-    """
-    settings = place.mapping(CONFIG)
-    refuse_settings(settings, place.where)
-    kind = settings.get("peft_type")
-    if isinstance(kind, str) and kind in REFUSED:
-        raise RecordError(f"{place.where}: {kind} adapters are not read: {REFUSED[kind]}")
-    if not isinstance(kind, str) or kind not in FORMULAS:
-        raise RecordError(f"{place.where}: peft_type is {kind!r:.60}; read are {', '.join(FORMULAS)}")
-    if kind == "LORA":
-        for option, reason in NOT_READ.items():
-            if settings.get(option):
-                raise RecordError(f"{place.where}: {option} is set: {reason}")
-    if kind == "POLY" and settings.get("n_tasks", 1) != 1:
-        raise RecordError(
-            f"{place.where}: n_tasks is {settings['n_tasks']!r:.40}: its weight depends on the task, so there "
-            "is no one W'; one task is read"
-        )
-    return settings
-
-
-def _method(kind: str, settings: Mapping[str, Any]) -> str:
-    """The name for tables, ours where we have the method."""
-    if kind != "LORA":
-        return kind.lower()
-    start = settings.get("init_lora_weights")
-    if settings.get("use_dora"):
-        return "dora-row"
-    if isinstance(start, str) and start.split("_niter_")[0] in ("pissa", "olora", "corda", "loftq", "lora_ga", "eva"):
-        return start.split("_niter_")[0]
-    if settings.get("kasa_config"):
-        return "kasa"
-    return "rslora" if settings.get("use_rslora") else "lora"

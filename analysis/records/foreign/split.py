@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from deltaw.adapters.method import Method
+    from deltaw.adapters.method import Method, ScaledFactors
 
 BY_HEAD = ("gpt_neox", "gpt_neox_japanese", "bloom", "persimmon")  # (q, k, v) of each head in turn
 PLAIN = ("phi3", "phi4_multimodal", "mpt", "modernbert", "modernbert-decoder", "dbrx", "vit", "phi")
@@ -147,6 +147,12 @@ class SplitSource(Source):
         whole, rows = self._of(module)
         found = self._inner.factors(whole, step, dtype)
         return None if found is None else (_rows_of(found[0], rows), found[1])
+
+    @override
+    def scaled_factors(self, module: str, step: int) -> ScaledFactors | None:
+        whole, rows = self._of(module)
+        found = self._inner.scaled_factors(whole, step)
+        return None if found is None else found._replace(U=_rows_of(found.U, rows))
 
     @override
     def state(self, module: str, step: int) -> State:

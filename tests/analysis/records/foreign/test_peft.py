@@ -10,8 +10,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from deltaw.adapters import RecordError
+from deltaw.adapters.peft.formulas.table import FORMULAS, REFUSED
 from deltaw.analysis import Trajectory
-from deltaw.analysis.records.foreign.peft import FORMULAS, NOT_READ, REFUSED
+from deltaw.analysis.records.foreign.peft_settings import NOT_READ
 
 peft = pytest.importorskip("peft")
 

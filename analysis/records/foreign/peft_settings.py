@@ -1,0 +1,56 @@
+"""The ``adapter_config.json`` of PEFT: whether such an adapter is read, and which method it is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from deltaw.adapters.errors import RecordError
+from deltaw.adapters.peft.formulas.table import FORMULAS, REFUSED
+from deltaw.adapters.peft.names import CONFIG
+from deltaw.analysis.records.foreign.foreign_adapters import refuse_settings
+from deltaw.analysis.records.storage.files import Storage
+
+# Options of LoRA with which no one W' belongs to a layer.
+NOT_READ = {
+    "alora_invocation_tokens": "the adapter acts on some tokens only, so there is no one W'; for that of those tokens "
+    "take the option out of a copy of adapter_config.json",
+    "arrow_config": "its weight depends on the input, so there is no W'; open the adapters that it mixes",
+}
+
+
+def read_settings(place: Storage) -> dict[str, Any]:
+    """Return an ``adapter_config.json`` of a type that can be read.
+
+    Raises:
+        RecordError: It is damaged, or its type or an option cannot be read; says why and what to do.
+    """
+    settings = place.mapping(CONFIG)
+    refuse_settings(settings, place.where)
+    kind = settings.get("peft_type")
+    if isinstance(kind, str) and kind in REFUSED:
+        raise RecordError(f"{place.where}: {kind} adapters are not read: {REFUSED[kind]}")
+    if not isinstance(kind, str) or kind not in FORMULAS:
+        raise RecordError(f"{place.where}: peft_type is {kind!r:.60}; read are {', '.join(FORMULAS)}")
+    if kind == "LORA":
+        for option, reason in NOT_READ.items():
+            if settings.get(option):
+                raise RecordError(f"{place.where}: {option} is set: {reason}")
+    if kind == "POLY" and settings.get("n_tasks", 1) != 1:
+        raise RecordError(
+            f"{place.where}: n_tasks is {settings['n_tasks']!r:.40}: its weight depends on the task, so there "
+            "is no one W'; one task is read"
+        )
+    return settings
+
+
+def method_name(kind: str, settings: Mapping[str, Any]) -> str:
+    """The name for tables, ours where we have the method."""
+    if kind != "LORA":
+        return kind.lower()
+    start = settings.get("init_lora_weights")
+    if settings.get("use_dora"):
+        return "dora-row"
+    if isinstance(start, str) and start.split("_niter_")[0] in ("pissa", "olora", "corda", "loftq", "lora_ga", "eva"):
+        return start.split("_niter_")[0]
+    if settings.get("kasa_config"):
+        return "kasa"
+    return "rslora" if settings.get("use_rslora") else "lora"
