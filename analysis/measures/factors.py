@@ -25,6 +25,7 @@ widened where it stays in the cache. XᵀX tells what else is asked of X: a NaN 
 from __future__ import annotations
 
 import math
+import threading
 
 import torch
 from torch import Tensor
@@ -33,11 +34,13 @@ from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
 from deltaw.analysis.measures.gram import EPS
 from deltaw.analysis.measures.matrix import finite, matrix
 from deltaw.analysis.measures.routes import Found
-from deltaw.analysis.measures.threads import one_thread
+from deltaw.analysis.measures.threads import one_thread, side_by_side
 
 AGREE = 1e-8  # η up to which one Cholesky is enough
 _SUMMED = 256  # b, rows whose products are one sum
 _WIDENED = 2**17  # entries that are widened to float64 at once: they stay in the cache
+_ALONE = 2**18  # entries that a thread does before it takes more
+_kept = threading.local()
 
 
 def two_factors(factors: object) -> tuple[Tensor, Tensor]:
@@ -64,9 +67,11 @@ def of_factors(left: Tensor, right: Tensor, scaling: float = 1.0) -> tuple[Found
     """
     if left.shape[1] != right.shape[0]:
         raise ShapeError(f"factors have shapes {tuple(left.shape)} and {tuple(right.shape)}; pass (out, r) and (r, in)")
+    left, right = _readable(left), _readable(right)
+    of_left, of_right = grams(left, right.T)
     with one_thread():
-        r_u, u_full = triangle(left, "factors[0]")  # (≤ r, r)
-        r_v, v_full = triangle(right.T, "factors[1]")
+        r_u, u_full = triangle(left, of_left, "factors[0]")  # (≤ r, r)
+        r_v, v_full = triangle(right.T, of_right, "factors[1]")
         r_v = r_v.to(r_u.device)
         size = max(left.shape[0], right.shape[1])
         core = scaling * (r_u @ r_v.T)
@@ -81,15 +86,23 @@ def of_factors(left: Tensor, right: Tensor, scaling: float = 1.0) -> tuple[Found
     return Found(values, tolerance, "factors"), rows, columns
 
 
-def triangle(tall: Tensor, name: str = "tall") -> tuple[Tensor, bool]:
-    """Return R of (n, r) = Q R, and whether the matrix surely has full rank r, its condition being far below 1/eps.
+def _readable(factor: Tensor) -> Tensor:
+    return (factor.cpu() if factor.device.type == "mps" else factor).detach()  # mps has no float64
+
+
+def triangle(tall: Tensor, gram: Tensor | None = None, name: str = "tall") -> tuple[Tensor, bool]:
+    """Return R of X (n, r) = Q R, and whether X surely has full rank r, its condition being far below 1/eps.
+
+    Arguments:
+        tall: X.
+        gram: XᵀX, where `grams` has made it already.
+        name: Of X, for the error.
 
     Raises:
-        NonFiniteError: NaN or infinity in it.
+        NonFiniteError: NaN or infinity in X.
     """
-    tall = tall.cpu() if tall.device.type == "mps" else tall  # mps has no float64
     n, r = tall.shape
-    gram = _gram(tall)
+    gram = grams(tall)[0] if gram is None else gram
     trace = float(gram.diagonal().sum())
     if trace == 0 and not bool(tall.any()):
         return gram[: min(n, r)], False
@@ -98,7 +111,7 @@ def triangle(tall: Tensor, name: str = "tall") -> tuple[Tensor, bool]:
     first, failed = torch.linalg.cholesky_ex(gram, upper=True)
     if not failed and _relative_error(first, n) <= AGREE:
         return first, True
-    tall = tall.double()
+    tall = tall.to(torch.float64, copy=True)  # aligned, wherever in a file it stands
     if not failed:
         if tall.is_contiguous():  # LAPACK goes by columns; asked for the transpose, torch need not copy
             q = torch.linalg.solve_triangular(first.mT, tall.mT, upper=False).mT
@@ -110,26 +123,52 @@ def triangle(tall: Tensor, name: str = "tall") -> tuple[Tensor, bool]:
     return torch.linalg.qr(tall, mode="r").R, False
 
 
+def grams(*factors: Tensor) -> list[Tensor]:
+    """Return XᵀX (r, r) in float64 of each X (n, r), of any floating dtypes."""
+    pieces = [(place, rows) for place, factor in enumerate(factors) for rows in factor.split(_rows(factor, _ALONE))]
+    sums = side_by_side(_gram, [rows for _, rows in pieces])
+    totals: list[Tensor] = [sums[0].new_zeros(0)] * len(factors)
+    for (place, _), found in zip(pieces, sums, strict=True):
+        totals[place] = totals[place] + found if len(totals[place]) else found
+    return totals
+
+
+def _rows(tall: Tensor, entries: int) -> int:
+    """Return how many rows of X have so many entries, as a multiple of b."""
+    return _SUMMED * max(1, entries // (_SUMMED * tall.shape[1]))
+
+
 def _gram(tall: Tensor) -> Tensor:
-    """Return XᵀX (r, r) of X (n, r) in float64, summed over blocks of b rows, a few blocks widened at a time."""
+    """Return XᵀX (r, r) of some rows (n, r), summed over blocks of b rows, a few blocks widened at a time."""
     n, r = tall.shape
     total = torch.zeros(r, r, dtype=torch.float64, device=tall.device)
     by_rows = tall.stride(1) == 1
     whole = n // _SUMMED * _SUMMED
     if whole:
-        count = min(max(1, _WIDENED // (_SUMMED * r)), whole // _SUMMED)
+        count = min(_rows(tall, _WIDENED), whole) // _SUMMED
         # In the order of the memory: (k, b, r), or (k, r, b) where X is the transpose of what is stored.
         blocks = tall[:whole].view(-1, _SUMMED, r)
         blocks = blocks if by_rows else blocks.mT
-        wide = torch.empty(count, *blocks.shape[1:], dtype=torch.float64, device=tall.device)
+        wide = _scratch(count * _SUMMED * r, tall.device).view(count, *blocks.shape[1:])
         for part in blocks.split(count):
             block = wide[: len(part)].copy_(part)
             left, right = (block.mT, block) if by_rows else (block, block.mT)
             torch.addbmm(total, left, right, out=total)
     if whole < n:
-        rest = tall[whole:].double()
+        rest = tall[whole:].to(torch.float64, copy=True)  # aligned, wherever in a file it stands
         total += rest.T @ rest
     return total
+
+
+def _scratch(entries: int, device: torch.device) -> Tensor:
+    """Return memory for so many float64; of this thread's own, as what is freed and taken again piles up."""
+    if device.type != "cpu" or entries > _WIDENED:
+        return torch.empty(entries, dtype=torch.float64, device=device)
+    if not hasattr(_kept, "scratch"):
+        with torch.inference_mode(False):  # else no one could write to it outside of the caller's inference mode
+            _kept.scratch = torch.empty(_WIDENED, dtype=torch.float64)
+    found: Tensor = _kept.scratch[:entries]
+    return found
 
 
 def _relative_error(upper: Tensor, n: int) -> float:
