@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deltaw.adapters import METHODS, NonFiniteError, OptionError, TargetError, create, inject
-from deltaw.analysis import Trajectory, open_runs, table
+from deltaw.analysis import Trajectory, open_runs, spectrum, table
 from deltaw.analysis.names import kind_of, layer_of
 from deltaw.trainers import Recorder, every
 
@@ -120,6 +120,24 @@ def test_factors_and_update(tmp_path):
     torch.testing.assert_close(U @ V, run.update(NAMES[0], 4, torch.float32))
     torch.testing.assert_close(run.base(NAMES[0]) + U @ V, run.weight(NAMES[0], 4))
     assert record(tmp_path / "other", "bora").factors(NAMES[0], 4) is None
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "lora-fa", "pissa", "sbora-fa", "sbora-fb"])
+def test_the_rank_table_of_factors_leaves_the_base_alone(method, tmp_path, monkeypatch):
+    run = record(tmp_path / "run", method)
+    wanted = [spectrum(factors=run.factors(name, step, torch.float64)) for name in NAMES for step in STEPS]
+
+    def refused(module):
+        raise AssertionError(module)
+
+    monkeypatch.setattr(run.source, "base", refused)
+    frame = run.spectra(cache=False)
+    assert set(frame.route) == {"factors"}
+    assert frame["rank"].tolist() == [found.rank for found in wanted]
+    for name in ("nuclear", "frobenius", "effective_rank", "tolerance", "zero_rows", "zero_columns"):
+        assert frame[name].tolist() == pytest.approx([getattr(found, name) for found in wanted], rel=1e-9), name
+    values = table([run], "singular_values", cache=False).groupby(["module", "step"], sort=False).singular_value
+    assert values.max().tolist() == pytest.approx([found.spectral for found in wanted], rel=1e-9)
 
 
 def test_nan_names_module_and_step(tmp_path):

@@ -250,6 +250,21 @@ def test_update_and_factors(case):
         assert factors is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_scaled_factors_are_the_stored_numbers(case, dtype):
+    layer = move(model_with(case))
+    state = {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in layer.state().items()}
+    found = layer.method.scaled_factors((OUT, IN), state)
+    if found is not None:
+        assert found.U.dtype == found.V.dtype == dtype
+        wide = {name: t.double() if t.is_floating_point() else t for name, t in state.items()}
+        update = layer.method.update(base_weight(layer), wide)
+        torch.testing.assert_close(found.scaling * found.U.double() @ found.V.double(), update, rtol=1e-12, atol=1e-14)
+    elif FACTORS.get(case, FACTORS.get(case.split()[0])) is not None:
+        assert case.split()[0] in ("vera", "delta-lora")  # whose factors have to be computed
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_merge_equals_forward(case):
     model = model_with(case)

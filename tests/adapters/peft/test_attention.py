@@ -58,6 +58,9 @@ def test_read_as_in_pefts_forward(tmp_path):
     torch.testing.assert_close(plain(x), wanted, rtol=1e-5, atol=1e-5)
     U, V = run.factors("0.attn.out_proj", 0)
     torch.testing.assert_close(U @ V, run.update("0.attn.out_proj", 0, torch.float32), rtol=1e-5, atol=1e-6)
+    for name in run.modules:  # a part of in_proj, or added twice
+        U, V, scaling = run.source.scaled_factors(name, 0)
+        torch.testing.assert_close(scaling * U.double() @ V.double(), run.update(name, 0), rtol=1e-12, atol=1e-14)
 
 
 def test_the_recorder_refuses_it_by_name(tmp_path):

@@ -197,6 +197,9 @@ def test_every_type_against_its_own_forward(case, tmp_path):
         factors = run.factors(name, 0, torch.float64)
         if factors is not None:
             torch.testing.assert_close(factors[0] @ factors[1], update, rtol=1e-12, atol=1e-12)
+            U, V, scaling = run.source.scaled_factors(name, 0)
+            torch.testing.assert_close(scaling * U.double() @ V.double(), update, rtol=1e-12, atol=1e-12)
+            assert U.dtype == torch.float32 or case not in ("LORA", "LORA rslora patterns")  # as it is stored
     assert len(run.spectra()) == 6
     if case.split()[0] in NEEDS_NO_BASE and not any(word in case for word in ("dora", "pissa", "olora", "drawn")):
         alone = Trajectory.open(tmp_path)
