@@ -175,5 +175,5 @@ def test_what_a_device_has_no_memory_for_is_named(runs, monkeypatch) -> None:
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a device here")
 @pytest.mark.parametrize("verb", ["changes", "rank"])
 def test_the_command_line_says_in_one_line_that_there_is_none(runs, capsys, verb) -> None:
-    assert main([verb, str(runs / "lora"), "--device", "cuda"]) == 1
+    assert main([verb, str(runs / "lora"), "--device", "cuda"]) == 2
     assert "device is 'cuda'; choose cpu, the only device" in capsys.readouterr().err
