@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.measures.krylov import PART, BlockKrylov, in_float32, random_rows
+from deltaw.analysis.measures.krylov import BlockKrylov, in_float32, random_rows
 from deltaw.analysis.measures.routes import SMALL, Floor, Found, floor_at, relative_tolerance
 from deltaw.analysis.measures.sizes import squared_norm
-from deltaw.analysis.measures.threads import one_thread, side_by_side
+from deltaw.analysis.measures.threads import one_thread, parts_of, side_by_side
 
 _BLOCK = 16  # vectors at once
 _BASIS = 3  # the largest basis is this part of the smaller side; beyond it, all of the spectrum comes as fast
@@ -80,6 +80,6 @@ def _measured(matrix: Tensor, vectors: Tensor) -> Tensor:
     """Return the singular values of A on the span of some vectors (c, n), in float64, without squares."""
     basis = torch.linalg.qr(vectors.T).Q  # (n, c)
     narrow = matrix if matrix.shape[1] == len(basis) else matrix.T
-    image = side_by_side(lambda rows: rows.double() @ basis, narrow.split(max(64, PART // len(basis))))
+    image = side_by_side(lambda rows: rows.double() @ basis, parts_of(narrow), matrix)
     values: Tensor = torch.linalg.svdvals(torch.linalg.qr(torch.cat(image), mode="r").R)
     return values.cpu()

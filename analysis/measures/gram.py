@@ -61,7 +61,7 @@ def gram(update: Tensor) -> Gram:
         def add(start: int, block: Tensor = block) -> None:
             lower[start:, start : start + BLOCK].addmm_(block[start:], block[start : start + BLOCK].T)
 
-        side_by_side(add, range(0, m, BLOCK))
+        side_by_side(add, range(0, m, BLOCK), lower)
     return Gram(lower, scale, n)
 
 

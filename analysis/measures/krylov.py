@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from deltaw.analysis.measures.gram import EPS
-from deltaw.analysis.measures.threads import one_thread, side_by_side
+from deltaw.analysis.measures.threads import one_thread, parts_of, side_by_side
 
 WIDTH = 8  # p of the second run, vectors at once
 CHECKED = 8  # k, products of the second run
@@ -38,7 +38,6 @@ SEARCH = 16  # vectors at once in the search
 AGREE = 1e-6  # relative, of σ²: how close the bounds are to be
 _POLISHED = 2  # steps in float64 beyond the first product, where the bounds are not as close
 _CONVERGED = 1e-6  # ‖E‖ of the Ritz vectors that are taken, in units of θ₁
-PART = 2**19  # entries of A in a part of a product
 _EPS32 = torch.finfo(torch.float32).eps
 
 Product = Callable[[Tensor], Tensor]
@@ -112,11 +111,11 @@ def product_of(matrix: Tensor, dtype: torch.dtype = torch.float64, scale: float 
     """Return X (p, n) ↦ X G for the smaller of AᵀA and A Aᵀ, A being matrix/scale in a dtype, and its size n."""
     narrow = matrix if matrix.shape[1] <= matrix.shape[0] else matrix.T
     n = narrow.shape[1]
-    given = narrow.split(max(64, PART // n))
-    parts = side_by_side(lambda part: (part if scale == 1.0 else part.double() / scale).to(dtype), given)
+    given = parts_of(narrow)
+    parts = side_by_side(lambda part: (part if scale == 1.0 else part.double() / scale).to(dtype), given, matrix)
 
     def product(x: Tensor) -> Tensor:
-        first, *others = side_by_side(lambda part: (x @ part.T) @ part, parts)
+        first, *others = side_by_side(lambda part: (x @ part.T) @ part, parts, x)
         for other in others:
             first += other
         return first

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from deltaw.analysis.measures.gram import power_of_two
-from deltaw.analysis.measures.threads import side_by_side
+from deltaw.analysis.measures.threads import parts_of, side_by_side
 
-_PART = 2**19  # entries that are summed at once
 _LOOKED = 16  # rows whose entries are looked at, at first, for a column that is not zero
 
 
@@ -25,7 +24,7 @@ def squared_norm(update: Tensor) -> tuple[float, float]:
         rows = rows if scale == 1.0 else rows.double() / scale
         return float(torch.linalg.vector_norm(rows, dtype=torch.float64)) ** 2
 
-    return sum(side_by_side(squared, update.split(max(1, _PART // update.shape[1])))), scale
+    return sum(side_by_side(squared, parts_of(update), update)), scale
 
 
 def zero_shares(update: Tensor) -> tuple[float, float]:

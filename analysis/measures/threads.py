@@ -7,9 +7,12 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+_PART = 2**19  # entries
 
 _outside: ContextVar[int] = ContextVar("_outside", default=1)  # torch's threads outside of one_thread
 
@@ -30,18 +33,31 @@ def one_thread() -> Iterator[None]:
         _outside.reset(token)
 
 
-def side_by_side(work: Callable[[T], U], parts: Sequence[T]) -> list[U]:
+def side_by_side(work: Callable[[T], U], parts: Sequence[T], matrix: Tensor) -> list[U]:
     """Return ``work`` of every part, in order; as many at a time as torch has threads, each done by one thread.
 
     The parts do not depend on the number of threads, so neither does a result that is put together from them in order.
 
+    Arguments:
+        work: What is done.
+        parts: Of what.
+        matrix: What the parts are of; an accelerator has threads of its own, and gets its work from one.
+
     Example:
-        >>> side_by_side(lambda part: part.sum().item(), torch.arange(4).split(2))
-        [1, 5]
+        >>> matrix = torch.ones(4, 2)
+        >>> side_by_side(lambda rows: float(rows.sum()), matrix.split(2), matrix)
+        [4.0, 4.0]
     """
     with one_thread():
-        threads = min(_outside.get(), len(parts))
-        if threads == 1:
+        threads = min(_outside.get(), len(parts)) if matrix.device.type == "cpu" else 1
+        if threads <= 1:
             return [work(part) for part in parts]
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(torch.no_grad()(work), parts))
+
+
+def parts_of(matrix: Tensor) -> tuple[Tensor, ...]:
+    """Return the rows of a matrix in parts that caches hold; on an accelerator all of them."""
+    if matrix.device.type != "cpu":
+        return (matrix,)
+    return matrix.split(max(64, _PART // matrix.shape[1]))
