@@ -29,6 +29,7 @@ from deltaw.analysis.measures.threads import one_thread, side_by_side
 
 EPS = torch.finfo(torch.float64).eps
 BLOCK = 256  # columns summed at once, and rows of the lower triangle made at once
+_PANEL = 128  # columns that Cholesky's method does at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,3 +86,30 @@ def squares(found: Gram) -> tuple[Tensor, float]:
     first = float(values[0])
     sums = math.sqrt(BLOCK + math.ceil(found.inner / BLOCK))
     return values, EPS * (4 * math.sqrt(len(values)) * first + sums * trace)
+
+
+def cholesky(lower: Tensor) -> Tensor | None:
+    """Return L with L Lᵀ = G, from G's lower triangle, or ``None`` where rounding left G no such factor.
+
+    By columns of blocks: what LAPACK's routine does, with the products on as many threads as torch has.
+
+    Arguments:
+        lower: (m, m) float64; what is above the diagonal does not matter, and is left in the place of zeros.
+    """
+    lower = lower.clone()
+    m = len(lower)
+    for start in range(0, m, _PANEL):
+        end = min(start + _PANEL, m)
+        block, failed = torch.linalg.cholesky_ex(lower[start:end, start:end])
+        if failed:
+            return None
+        lower[start:end, start:end] = block
+        below = torch.linalg.solve_triangular(block, lower[end:, start:end].mT, upper=False).mT
+        lower[end:, start:end] = below
+
+        def subtract(first: int, below: Tensor = below, end: int = end) -> None:
+            rows = below[first : first + BLOCK]
+            lower[end + first :, end + first : end + first + BLOCK].addmm_(below[first:], rows.T, alpha=-1)
+
+        side_by_side(subtract, range(0, m - end, BLOCK), lower)
+    return lower

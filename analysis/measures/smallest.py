@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deltaw.analysis.measures.gram import Gram
+from deltaw.analysis.measures.gram import Gram, cholesky
 from deltaw.analysis.measures.krylov import WIDTH, BlockKrylov, random_rows
 from deltaw.analysis.measures.threads import one_thread
 
@@ -37,10 +37,13 @@ def smallest(update: Tensor, found: Gram, values: Tensor, bound: float, count: i
     steps = -(-count // WIDTH) + _STEPS
     if not 0 < count <= _MOST or 2 * steps * WIDTH > len(values):
         return None
-    wide = (update if update.shape[0] <= update.shape[1] else update.T).double() / found.scale  # (m, n)
+    wide = (update if update.shape[0] <= update.shape[1] else update.T).double()  # (m, n)
+    scale = found.scale
+    if not 1e-100 < scale < 1e100:
+        wide, scale = wide / scale, 1.0
     with one_thread():
-        lower, failed = torch.linalg.cholesky_ex(found.lower)
-        if failed:
+        lower = cholesky(found.lower)
+        if lower is None:
             return None
 
         def product(x: Tensor) -> Tensor:  # cholesky_solve would copy the triangle each time
@@ -51,9 +54,9 @@ def smallest(update: Tensor, found: Gram, values: Tensor, bound: float, count: i
         for _ in range(steps):
             krylov.grow()
         vectors = torch.linalg.qr(krylov.vectors(krylov.ritz()[1][:, :count]).T).Q  # (m, c)
-        image = wide.T @ vectors  # (n, c)
+        image = wide.T @ vectors / scale  # (n, c)
         tau: Tensor = torch.linalg.svdvals(torch.linalg.qr(image, mode="r").R).flip(0)  # smallest first
-        again = wide @ image
+        again = wide @ image / scale
         residual = float(torch.linalg.matrix_norm(again - vectors @ (vectors.T @ again)))
     rho = float(values[-count - 1]) - bound - 2 * residual
     squares = tau.square()
