@@ -126,7 +126,8 @@ def triangle(tall: Tensor, gram: Tensor | None = None, name: str = "tall") -> tu
 def grams(*factors: Tensor) -> list[Tensor]:
     """Return XᵀX (r, r) in float64 of each X (n, r), of any floating dtypes."""
     pieces = [(place, rows) for place, factor in enumerate(factors) for rows in factor.split(_rows(factor, _ALONE))]
-    sums = side_by_side(_gram, [rows for _, rows in pieces])
+    elsewhere = next((factor for factor in factors if factor.device.type != "cpu"), factors[0])
+    sums = side_by_side(_gram, [rows for _, rows in pieces], elsewhere)
     totals: list[Tensor] = [sums[0].new_zeros(0)] * len(factors)
     for (place, _), found in zip(pieces, sums, strict=True):
         totals[place] = totals[place] + found if len(totals[place]) else found
