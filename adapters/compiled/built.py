@@ -11,8 +11,10 @@ more operations: an entry of W₀ takes one for every step and rank for U V, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,25 +30,45 @@ _ALONE = 2**15  # entries below which one thread is faster
 
 
 def add_built_sums(
-    base: Tensor, rho: Tensor, gamma: Tensor, U: Tensor, V: Tensor, pairs: Tensor, rows: Tensor, columns: Tensor
+    base: Tensor,
+    rho: Tensor,
+    gamma: Tensor,
+    U: Sequence[Tensor],
+    V: Sequence[Tensor],
+    pairs: Tensor,
+    rows: Tensor,
+    columns: Tensor,
 ) -> None:
     """Write Σ_j a², Σ_j a·d, Σ_j d² with d = b − a into rows, and add Σ_i of the same to columns, of every pair.
 
     Arguments:
         base: W₀ (n, m), float32 or float64; on the CPU and contiguous.
         rho, gamma: ρ (steps, n) and γ (steps, m) in float64.
-        U, V: (steps, n, r) and (steps, r, m) in float64.
+        U, V: (n, r) and (r, m) of every step in float64.
         pairs: Two positions among the steps (pairs, 2) in int64; −1 is W₀.
         rows, columns: (pairs, 3, n) and (pairs, 3, m) in float64, contiguous.
     """
     chunks = _CHUNKS if base.numel() > _ALONE else 1
     step = ROWS * -(-len(base) // (ROWS * chunks))
-    more_rows, more_columns = -base.shape[0] % ROWS, -base.shape[1] % COLUMNS  # beyond the matrix there are zeros
-    P = F.pad(rho[:, :, None] * U, (0, 0, 0, more_rows)).unflatten(1, (-1, ROWS)).transpose(2, 3)
-    Q = F.pad(V * gamma[:, None], (0, more_columns)).unflatten(2, (-1, COLUMNS)).transpose(1, 2)
-    # (steps, rows / 8, r · 8) and (steps, columns / 16, r · 16), each in the order in which it is read
-    given = F.pad(rho, (0, more_rows)), F.pad(gamma, (0, more_columns)), P.flatten(2), Q.flatten(2)
-    run(_built_sums_of_rows, max(1, step), columns, base, *(tensor.contiguous() for tensor in given), pairs, rows)
+    P = base.new_zeros(len(U), -(-base.shape[0] // ROWS), U[0].shape[1], ROWS, dtype=torch.float64)
+    Q = base.new_zeros(len(V), -(-base.shape[1] // COLUMNS), len(V[0]), COLUMNS, dtype=torch.float64)
+    for place, (r, g) in enumerate(zip(rho, gamma, strict=True)):
+        _pack(U[place].T, r, P[place])
+        _pack(V[place], g, Q[place])
+    rho, gamma = F.pad(rho, (0, -base.shape[0] % ROWS)), F.pad(gamma, (0, -base.shape[1] % COLUMNS))
+    run(_built_sums_of_rows, max(1, step), columns, base, rho, gamma, P.flatten(2), Q.flatten(2), pairs, rows)
+
+
+def _pack(thin: Tensor, scale: Tensor, out: Tensor) -> None:
+    """Write a thin matrix (r, n) times a scale (n,) in the order in which it is read: (n / block, r, block)."""
+    block = out.shape[2]
+    count, left = divmod(thin.shape[1], block)
+    full = count * block
+    if count and len(thin):
+        scaled = out[:count].transpose(0, 1)
+        torch.mul(thin[:, :full].unflatten(1, (count, block)), scale[:full].view(count, block), out=scaled)
+    if left:
+        torch.mul(thin[:, full:], scale[full:], out=out[count, :, :left])
 
 
 @compiled_as_written

@@ -136,6 +136,12 @@ def times(_: Any, a: Any, b: Any) -> Any:
 
 
 @_intrinsic  # type: ignore[untyped-decorator]
+def plus(_: Any, a: Any, b: Any) -> Any:
+    """Return a + b."""
+    return a(a, b), lambda context, builder, signature, arguments: builder.fadd(*arguments)
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
 def minus(_: Any, a: Any, b: Any) -> Any:
     """Return a − b."""
     return a(a, b), lambda context, builder, signature, arguments: builder.fsub(*arguments)

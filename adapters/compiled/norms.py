@@ -1,18 +1,23 @@
-"""Norms of DoRA and BoRA, and the gradients of ρ and γ, each in one pass over a matrix."""
+"""Norms of DoRA and BoRA, and the gradients of ρ and γ, each in one pass over a matrix.
+
+V = W₀ + s·B A is made 8 rows by two vectors of columns at a time, in registers. Measured (Zen 5, one thread, rank 8,
+W₀ in float32, both norms): in float64 6.3 ms at 4096² and 0.17 ms at 768², where the compiler's own vectors took 8.1
+and 0.19 ms; in float32 4.9 and 0.10 ms against 5.6 and 0.10 ms.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaw.adapters.compiled.loops import compiled, run
+from deltaw.adapters.compiled.lanes import aligned, count, fused, load, plus, spread, store, times, total, zeros
+from deltaw.adapters.compiled.loops import compiled, compiled_as_written, inlined, run
 
-RANKS = 4  # at a time, in the norms
-NORM_ROWS = 64  # a chunk of a weight
+ROWS = 8  # that are built in registers, in the norms
+NORM_ROWS = 128  # a chunk of a weight; each lays A out once
 SCALE_ROWS = 32  # a chunk of tokens
 
 
@@ -28,8 +33,6 @@ def product_norms(
         magnitude: (n,), of the same dtype, or ``None`` for p = 1.
         columns: ``False`` where the second is not wanted; then it is empty.
     """
-    if missing := -len(A) % RANKS:
-        A, B = F.pad(A, (0, 0, 0, missing)), F.pad(B, (0, missing))
     of_rows, of_columns = A.new_empty(len(weight)), A.new_zeros(weight.shape[1] if columns else 0)
     magnitude, s = of_rows[:0] if magnitude is None else magnitude, A.new_full((1,), scaling)
     run(_norms_of_rows, NORM_ROWS, of_columns, weight, A, B, s, magnitude, of_rows)
@@ -48,7 +51,7 @@ def scaled_and_dots(g: Tensor, z: Tensor, scale: Tensor, out: Tensor | None) -> 
     return dots
 
 
-@compiled
+@compiled_as_written
 def _norms_of_rows(
     own: Any,
     weight: NDArray[Any],
@@ -59,50 +62,121 @@ def _norms_of_rows(
     norms: NDArray[Any],
     part: NDArray[Any],
 ) -> None:
-    weight, B, magnitude, rows, s = weight[own], B[own], magnitude[own], norms[own], scaling[0]
-    width, last = weight.shape[1], len(weight) - 1
-    zero, v = A.dtype.type(0), np.empty((4, width + 16), A.dtype)
-    part[:] = 0
-    v0, v1, v2, v3 = v[0, :width], v[1, :width], v[2, :width], v[3, :width]
-    for i in range(0, len(weight), 4):  # four rows at a time share what is read of A; they stay in the innermost caches
-        i1, i2, i3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)  # the last row may be done several times
-        w0, w1, w2, w3 = weight[i], weight[i1], weight[i2], weight[i3]
-        for r in range(0, len(A), 4):
-            A0, A1, A2, A3 = A[r], A[r + 1], A[r + 2], A[r + 3]
-            b00, b01, b02, b03 = s * B[i, r], s * B[i, r + 1], s * B[i, r + 2], s * B[i, r + 3]
-            b10, b11, b12, b13 = s * B[i1, r], s * B[i1, r + 1], s * B[i1, r + 2], s * B[i1, r + 3]
-            b20, b21, b22, b23 = s * B[i2, r], s * B[i2, r + 1], s * B[i2, r + 2], s * B[i2, r + 3]
-            b30, b31, b32, b33 = s * B[i3, r], s * B[i3, r + 1], s * B[i3, r + 2], s * B[i3, r + 3]
-            if r == 0:
-                for j in range(width):
-                    v0[j] = w0[j] + b00 * A0[j] + b01 * A1[j] + b02 * A2[j] + b03 * A3[j]
-                    v1[j] = w1[j] + b10 * A0[j] + b11 * A1[j] + b12 * A2[j] + b13 * A3[j]
-                    v2[j] = w2[j] + b20 * A0[j] + b21 * A1[j] + b22 * A2[j] + b23 * A3[j]
-                    v3[j] = w3[j] + b30 * A0[j] + b31 * A1[j] + b32 * A2[j] + b33 * A3[j]
-            else:
-                for j in range(width):
-                    v0[j] += b00 * A0[j] + b01 * A1[j] + b02 * A2[j] + b03 * A3[j]
-                    v1[j] += b10 * A0[j] + b11 * A1[j] + b12 * A2[j] + b13 * A3[j]
-                    v2[j] += b20 * A0[j] + b21 * A1[j] + b22 * A2[j] + b23 * A3[j]
-                    v3[j] += b30 * A0[j] + b31 * A1[j] + b32 * A2[j] + b33 * A3[j]
-        s0 = s1 = s2 = s3 = zero
-        for j in range(width):
-            s0 += v0[j] * v0[j]
-            s1 += v1[j] * v1[j]
-            s2 += v2[j] * v2[j]
-            s3 += v3[j] * v3[j]
-        rows[i], rows[i1], rows[i2], rows[i3] = np.sqrt(s0), np.sqrt(s1), np.sqrt(s2), np.sqrt(s3)
-        if len(part):
-            p0 = p1 = p2 = p3 = A.dtype.type(1)
+    weight, B, magnitude, norms = weight[own], B[own], magnitude[own], norms[own]
+    height, width, rank, lanes = len(weight), weight.shape[1], len(A), count(A)
+    columns = 2 * lanes  # that are built in registers
+    full, whole = width - width % columns, -(-width // columns) * columns
+    packed = aligned(rank * whole, A).reshape(whole // columns, rank * columns)  # A in the order in which it is read
+    for k in range(rank):
+        for j in range(0, width - lanes + 1, lanes):
+            store(packed[j // columns], k * columns + j % columns, load(A[k], j, A))
+        for j in range(width - width % lanes, width):
+            packed[j // columns, k * columns + j % columns] = A[k, j]
+    pitch = whole + columns  # rows a multiple of 4096 bytes apart would push each other out of the innermost cache
+    v = aligned(ROWS * pitch, A).reshape(ROWS, pitch)
+    squares, b, p = aligned(whole, A), np.zeros(rank * ROWS, A.dtype), np.zeros(ROWS, A.dtype)
+    beyond = np.zeros((ROWS, columns), weight.dtype)  # the last columns, and zeros
+    for i in range(0, height, ROWS):
+        there = min(ROWS, height - i)
+        rows = weight[i : i + there]
+        for k in range(there):
+            for r in range(rank):
+                b[r * ROWS + k] = scaling[0] * B[i + k, r]
+            for j in range(full, width):
+                beyond[k, j - full] = rows[k, j]
+        p[:] = 0
+        _product(rows, 0, full, 0, packed, b, v, p)
+        _product(beyond[:there], full, whole, full, packed, b, v, p)
+        for k in range(there):
+            norms[i + k] = np.sqrt(p[k])
             if len(magnitude):  # a zero row adds nothing, whatever its factor
-                p0 = magnitude[i] / rows[i] if s0 > 0 else zero
-                p1 = magnitude[i1] / rows[i1] if s1 > 0 else zero
-                p2 = magnitude[i2] / rows[i2] if s2 > 0 else zero
-                p3 = magnitude[i3] / rows[i3] if s3 > 0 else zero
-            p0, p1 = p0 * p0, p1 * p1 if i + 1 <= last else zero
-            p2, p3 = p2 * p2 if i + 2 <= last else zero, p3 * p3 if i + 3 <= last else zero
-            for j in range(width):
-                part[j] += p0 * (v0[j] * v0[j]) + p1 * (v1[j] * v1[j]) + p2 * (v2[j] * v2[j]) + p3 * (v3[j] * v3[j])
+                p[k] = magnitude[i + k] / norms[i + k] if p[k] > 0 else p[k]
+                p[k] *= p[k]
+            else:
+                p[k] = 1
+        p[there:] = 0
+        if len(part):
+            _add_squares(v, p, squares)
+    part[:] = squares[: len(part)]
+
+
+@inlined
+def _product(
+    weight: NDArray[Any],
+    first: int,
+    last: int,
+    before: int,
+    A: NDArray[Any],
+    b: NDArray[Any],
+    v: NDArray[Any],
+    squares: NDArray[Any],
+) -> None:
+    """Write W + B A of up to 8 rows and some columns into v, and add what they are squared to the rows' sums.
+
+    The weight begins with column ``before``. Of fewer than 8 rows the last stands for those that are not there.
+    """
+    columns, lanes, end = 2 * count(b), count(b), len(weight) - 1
+    w0, w1, w2, w3 = weight[0], weight[min(1, end)], weight[min(2, end)], weight[min(3, end)]
+    w4, w5, w6, w7 = weight[min(4, end)], weight[min(5, end)], weight[min(6, end)], weight[min(7, end)]
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = zeros(b)
+    for j in range(first, last, columns):
+        n, m, q = j - before, j - before + lanes, A[j // columns]
+        x0, x1, x2, x3 = load(w0, n, b), load(w1, n, b), load(w2, n, b), load(w3, n, b)
+        x4, x5, x6, x7 = load(w4, n, b), load(w5, n, b), load(w6, n, b), load(w7, n, b)
+        y0, y1, y2, y3 = load(w0, m, b), load(w1, m, b), load(w2, m, b), load(w3, m, b)
+        y4, y5, y6, y7 = load(w4, m, b), load(w5, m, b), load(w6, m, b), load(w7, m, b)
+        for k in range(len(q) // columns):
+            f, g, at = load(q, k * columns, b), load(q, k * columns + lanes, b), 8 * k
+            b0, b1, b2, b3 = spread(b, at), spread(b, at + 1), spread(b, at + 2), spread(b, at + 3)
+            b4, b5, b6, b7 = spread(b, at + 4), spread(b, at + 5), spread(b, at + 6), spread(b, at + 7)
+            x0, x1, x2, x3 = fused(b0, f, x0), fused(b1, f, x1), fused(b2, f, x2), fused(b3, f, x3)
+            x4, x5, x6, x7 = fused(b4, f, x4), fused(b5, f, x5), fused(b6, f, x6), fused(b7, f, x7)
+            y0, y1, y2, y3 = fused(b0, g, y0), fused(b1, g, y1), fused(b2, g, y2), fused(b3, g, y3)
+            y4, y5, y6, y7 = fused(b4, g, y4), fused(b5, g, y5), fused(b6, g, y6), fused(b7, g, y7)
+        s0, s1, s2, s3 = fused(x0, x0, s0), fused(x1, x1, s1), fused(x2, x2, s2), fused(x3, x3, s3)
+        s4, s5, s6, s7 = fused(x4, x4, s4), fused(x5, x5, s5), fused(x6, x6, s6), fused(x7, x7, s7)
+        s0, s1, s2, s3 = fused(y0, y0, s0), fused(y1, y1, s1), fused(y2, y2, s2), fused(y3, y3, s3)
+        s4, s5, s6, s7 = fused(y4, y4, s4), fused(y5, y5, s5), fused(y6, y6, s6), fused(y7, y7, s7)
+        store(v[0], j, x0)
+        store(v[0], j + lanes, y0)
+        store(v[1], j, x1)
+        store(v[1], j + lanes, y1)
+        store(v[2], j, x2)
+        store(v[2], j + lanes, y2)
+        store(v[3], j, x3)
+        store(v[3], j + lanes, y3)
+        store(v[4], j, x4)
+        store(v[4], j + lanes, y4)
+        store(v[5], j, x5)
+        store(v[5], j + lanes, y5)
+        store(v[6], j, x6)
+        store(v[6], j + lanes, y6)
+        store(v[7], j, x7)
+        store(v[7], j + lanes, y7)
+    squares[0] += total(s0)
+    squares[1] += total(s1)
+    squares[2] += total(s2)
+    squares[3] += total(s3)
+    squares[4] += total(s4)
+    squares[5] += total(s5)
+    squares[6] += total(s6)
+    squares[7] += total(s7)
+
+
+@inlined
+def _add_squares(v: NDArray[Any], p: NDArray[Any], squares: NDArray[Any]) -> None:
+    """Add Σ_i p_i v_ij² of 8 rows."""
+    v0, v1, v2, v3, v4, v5, v6, v7 = v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]
+    p0, p1, p2, p3 = spread(p, 0), spread(p, 1), spread(p, 2), spread(p, 3)
+    p4, p5, p6, p7 = spread(p, 4), spread(p, 5), spread(p, 6), spread(p, 7)
+    for j in range(0, len(squares), count(squares)):
+        x0, x1, x2, x3 = load(v0, j, p), load(v1, j, p), load(v2, j, p), load(v3, j, p)
+        x4, x5, x6, x7 = load(v4, j, p), load(v5, j, p), load(v6, j, p), load(v7, j, p)
+        even = fused(times(p0, x0), x0, load(squares, j, p))
+        even = fused(times(p2, x2), x2, fused(times(p1, x1), x1, even))
+        odd = fused(times(p5, x5), x5, fused(times(p4, x4), x4, times(times(p3, x3), x3)))
+        odd = fused(times(p7, x7), x7, fused(times(p6, x6), x6, odd))
+        store(squares, j, plus(even, odd))
 
 
 @compiled

@@ -79,10 +79,10 @@ def built_sums(
     """
     from deltaw.adapters.compiled.built import add_built_sums  # a quarter of a second, for those who want no sums
 
-    rho, gamma, U, V = (torch.stack(of_steps) for of_steps in zip(*forms, strict=True))
+    rho, gamma, U, V = zip(*forms, strict=True)
     rows = torch.empty(len(pairs), 3, base.shape[0], dtype=torch.float64)
     columns = torch.zeros(len(pairs), 3, base.shape[1], dtype=torch.float64)
-    add_built_sums(base, rho, gamma, U, V, torch.tensor(pairs), rows, columns)
+    add_built_sums(base, torch.stack(rho), torch.stack(gamma), U, V, torch.tensor(pairs), rows, columns)
     return [
         {"row": Sums(*of_rows.unbind()), "column": Sums(*of_columns.unbind())}
         for of_rows, of_columns in zip(rows, columns, strict=True)

@@ -23,7 +23,7 @@ from deltaw.analysis.tables.run import Run, Step
 T = TypeVar("T")
 Stops = Sequence[tuple[Step, int]]  # (from, to); where a table has steps and no pairs, the first is not looked at
 AT_ONCE = 4  # matrices in memory
-STEPS_AT_ONCE = 9  # whose W' are built in one pass over W₀
+STEPS_AT_ONCE = 17  # whose W' are built in one pass over W₀
 
 
 def in_one_pass(pairs: Iterable[tuple[Step, int]]) -> list[tuple[Step, int]]:
