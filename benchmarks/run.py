@@ -5,6 +5,7 @@
 
 Each module bench_NAME.py has rows(): a list of mappings with name, ours_seconds, other_name, other_seconds, ratio (the
 other over ours: above 1, ours is faster), goal (the ratio wanted at least, or None), met, and note where it needs one.
+Seconds and ratio are None where nothing could be measured.
 """
 
 import argparse
@@ -48,7 +49,9 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
     return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
@@ -59,7 +62,7 @@ def line(row: dict[str, Any]) -> list[str]:
         duration(row["ours_seconds"]),
         row["other_name"],
         duration(row["other_seconds"]),
-        f"{row['ratio']:.3g}",
+        "" if row["ratio"] is None else f"{row['ratio']:.3g}",
         "" if goal is None else f"≥ {goal:.3g}",
         "" if row.get("met") is None else "yes" if row["met"] else "no",
         row.get("note", ""),
