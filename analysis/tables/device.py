@@ -22,7 +22,7 @@ from torch import Tensor
 
 from deltaw.adapters.errors import DeltawWarning, OptionError
 from deltaw.adapters.layer import WIDENED
-from deltaw.adapters.method import Method, ScaledLowRank
+from deltaw.adapters.method import Method, ScaledFactors, ScaledLowRank
 from deltaw.analysis.records.source import Source, State
 from deltaw.analysis.tables.run import Run, Step
 
@@ -263,6 +263,10 @@ class OnDevice:
             found = self._run.factors(module, step, dtype)
         return None if found is None else (copied(found[0], self._device), copied(found[1], self._device))
 
+    def factors_there(self, found: ScaledFactors) -> ScaledFactors:
+        """Return factors on the device."""
+        return ScaledFactors(copied(found.U, self._device), copied(found.V, self._device), found.scaling)
+
     def _wide(self, module: str, state: State, dtype: torch.dtype | None) -> tuple[Tensor, State]:
         base = self.base(module)
         return base.to(dtype or WIDENED.get(base.dtype, base.dtype)), _widened(state, dtype)
@@ -272,7 +276,7 @@ class OnDevice:
 
 
 class _SourceOnDevice:
-    """A source that makes ρ, γ, U and V on the device; else as it is."""
+    """A source whose factors, and ρ and γ, are on the device; else as it is."""
 
     def __init__(self, inner: Source, run: OnDevice) -> None:
         self._inner, self._on_device = inner, run
@@ -283,6 +287,17 @@ class _SourceOnDevice:
         if method is None:
             return None
         return method.scaled_low_rank(base, _widened(self._on_device.state(module, step), torch.float64))
+
+    def scaled_factors(self, module: str, step: int) -> ScaledFactors | None:
+        """As that of the source."""
+        method = self._inner.method_of(module)
+        if method is not None:
+            found = method.scaled_factors(self._inner.shapes[module], self._on_device.state(module, step))
+            if found is not None:
+                return found
+        with self._on_device.reading:
+            found = self._inner.scaled_factors(module, step)
+        return None if found is None else self._on_device.factors_there(found)
 
     def rounding(self, module: str, step: int) -> torch.dtype | None:
         """As that of the source, which reads one thing at a time."""

@@ -113,6 +113,11 @@ def test_through_the_same_code_on_the_processor_the_numbers_are_the_same(runs, m
                 assert torch.equal(there.weight(module, step, dtype), run.weight(module, step, dtype))
             assert torch.equal(there.update(module, step), run.update(module, step))
             assert (there.factors(module, step) is None) == (run.factors(module, step) is None)
+            have, want = (each.source.scaled_factors(module, step) for each in (there, run))
+            assert (have is None) == (want is None)
+            if have is not None:
+                assert torch.equal(have.U, want.U)
+                assert torch.equal(have.V, want.V)
 
 
 def test_the_next_step_is_read_ahead(runs, monkeypatch) -> None:
