@@ -1,7 +1,10 @@
 """One thread for what would round differently on several, and work in parts that several threads share."""
 
+import functools
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -37,6 +40,8 @@ def side_by_side(work: Callable[[T], U], parts: Sequence[T], matrix: Tensor) -> 
     """Return ``work`` of every part, in order; as many at a time as torch has threads, each done by one thread.
 
     The parts do not depend on the number of threads, so neither does a result that is put together from them in order.
+    The caller's thread does its share. The others stay for the next call, with the memory that MKL keeps for each;
+    until then they sleep, where torch's own would keep a core busy.
 
     Arguments:
         work: What is done.
@@ -52,8 +57,35 @@ def side_by_side(work: Callable[[T], U], parts: Sequence[T], matrix: Tensor) -> 
         threads = min(_outside.get(), len(parts)) if matrix.device.type == "cpu" else 1
         if threads <= 1:
             return [work(part) for part in parts]
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(torch.no_grad()(work), parts))
+        found: dict[int, U] = {}
+        left = deque(enumerate(parts))
+
+        @torch.no_grad()
+        def share() -> None:
+            while True:
+                try:
+                    place, part = left.popleft()
+                except IndexError:  # none is left
+                    return
+                found[place] = work(part)
+
+        pool = _pool(os.getpid(), threads - 1)
+        others = [pool.submit(share) for _ in range(threads - 1)]
+        try:
+            share()
+        finally:
+            left.clear()  # after an error
+            wait(others)
+        for other in others:
+            other.result()
+        return [found[place] for place in range(len(parts))]
+
+
+@functools.cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Return threads of this process; a fork of it has none of them, and so needs its own."""
+    del process
+    return ThreadPoolExecutor(threads, "deltaw")
 
 
 def parts_of(matrix: Tensor) -> tuple[Tensor, ...]:

@@ -1,0 +1,82 @@
+"""Work in parts: in order whoever does it, errors told, nothing left behind."""
+
+import os
+import threading
+
+import pytest
+import torch
+
+from deltaw.analysis.measures.threads import one_thread, side_by_side
+
+MATRIX = torch.ones(2, 2)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_results_are_in_order(threads):
+    for _ in range(20):
+        assert side_by_side(lambda part: part**2, range(50), MATRIX) == [k**2 for k in range(50)]
+    assert side_by_side(lambda part: part, [], MATRIX) == []
+    assert torch.get_num_threads() == threads
+
+
+def test_all_threads_take_part(threads):
+    together = threading.Barrier(threads, timeout=30)
+    names = side_by_side(lambda _: (together.wait(), threading.get_ident())[1], range(threads), MATRIX)
+    assert len(set(names)) == threads
+    assert threading.get_ident() in names
+
+
+def test_each_has_one_thread_of_torchs_own_and_no_gradients(threads):
+    together = threading.Barrier(threads, timeout=30)
+
+    def seen(_):
+        together.wait()
+        return torch.get_num_threads(), torch.is_grad_enabled()
+
+    with torch.no_grad():
+        assert side_by_side(seen, range(threads), MATRIX) == [(1, False)] * threads
+
+
+def test_inside_of_one_thread_all_take_part(threads):
+    together = threading.Barrier(threads, timeout=30)
+    with one_thread():
+        side_by_side(lambda _: together.wait(), range(threads), MATRIX)
+
+
+@pytest.mark.parametrize("wrong", [0, 7, 29])
+@pytest.mark.parametrize("error", [ValueError, IndexError])
+def test_an_error_is_told(threads, wrong, error):
+    def work(part):
+        if part == wrong:
+            raise error(part)
+        return part
+
+    with pytest.raises(error, match=str(wrong)):
+        side_by_side(work, range(30), MATRIX)
+    assert side_by_side(lambda part: part, range(30), MATRIX) == list(range(30))
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_has_threads_of_its_own(threads):
+    side_by_side(lambda part: part, range(5), MATRIX)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if side_by_side(lambda part: part, range(5), MATRIX) == list(range(5)) else 1)
+    for _ in range(3000):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        threading.Event().wait(0.01)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert (done, status) == (child, 0)
