@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c c
 .PHONY: help demo test lint bench notebooks docs clean
 
 help:
-	@echo "make demo       BoRA's figures on the built-in data, into demo/ (minutes, offline once it is installed)"
+	@echo "make demo       BoRA's figures and a report on the built-in data, into demo/ (minutes, offline once it is installed)"
 	@echo "make test       the tests"
 	@echo "make lint       ruff, and mypy on an installed copy"
 	@echo "make notebooks  run every notebook from the first cell to the last"

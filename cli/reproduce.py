@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deltaw.adapters.errors import DeltawError
 from deltaw.cli.cola_options import grid_options
 from deltaw.cli.commands import Group, ListOption
 from deltaw.cli.options import ALPHA, METHOD, folder_option, json_option
@@ -22,6 +23,8 @@ from deltaw.trainers.reproduce.settings import (
     SBORA_METHODS,
     SBORA_RANKS,
 )
+
+MOST_RUNS = 16  # in the report of a reproduction: more lines than that nobody tells apart
 
 if TYPE_CHECKING:
     from deltaw.trainers.reproduce import Report
@@ -295,6 +298,7 @@ def every(
         return
     for report in reports:
         emit(f"{report.paper}: {count_line(report.outcomes)}")
+        _interactive(report)
     remark(f"all verdicts are in {out / 'summary.md'}")
 
 
@@ -309,3 +313,19 @@ def _emit(report: "Report", as_json: bool) -> None:
         emit_json({"results": [asdict(r) for r in report.results], "claims": claims_json(report.outcomes)})
         return
     emit(report.page())
+    _interactive(report)
+
+
+def _interactive(found: "Report") -> None:
+    """Write the report of the runs beside the pictures, and end with its path; all else is there without it."""
+    from deltaw.analysis.report.write import report
+
+    if not found.runs:
+        return
+    try:
+        path = report(found.runs[:MOST_RUNS], found.folder / "report.html", progress=progress())
+    except DeltawError as error:
+        remark(f"the report could not be written: {error}")
+        return
+    left = len(found.runs) - MOST_RUNS
+    emit(f"The report{f', without the last {left} runs' if left > 0 else ''}; open it in a browser:\n  {path}")

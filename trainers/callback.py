@@ -25,6 +25,7 @@ _open: "weakref.WeakValueDictionary[tuple[int, Path], RecorderCallback]" = weakr
 logger = logging.getLogger(__name__)
 # What the Trainer logs under other names; everything else that is a number is kept under its own.
 NAMES = {"eval_loss": "evaluation_loss"}
+REPORT = "report.html"  # beside the manifest
 ENDS = "train_runtime"  # is in what the Trainer logs last
 SKIPPED = {"total_flos", ENDS, "train_samples_per_second", "train_steps_per_second"}
 
@@ -39,6 +40,7 @@ class RecorderCallback(TrainerCallback):
     Arguments:
         path, modules, when, options: As ``Recorder``'s; a run that the Trainer resumes from one of its checkpoints is
             resumed here as well, and ``total_steps`` is the Trainer's.
+        report: Leave ``report.html`` in the run's folder at the end of the training, as ``deltaw.report`` writes it.
 
     A training that begins anew by itself after an out-of-memory (``auto_find_batch_size``) goes on in the same record,
     from step 0 with the weights as they are then.
@@ -49,10 +51,17 @@ class RecorderCallback(TrainerCallback):
     """
 
     def __init__(
-        self, path: str | Path, modules: Sequence[str] | None = None, when: Schedule | None = None, **options: Any
+        self,
+        path: str | Path,
+        modules: Sequence[str] | None = None,
+        when: Schedule | None = None,
+        *,
+        report: bool = False,
+        **options: Any,
     ) -> None:
         check_names(options, Recorder)
         self.path, self.modules, self.when, self.options = checked_path(path), modules, checked_schedule(when), options
+        self.report = report
         self.recorder: Recorder | None = None
         self._handler: Any = None
         self._broke_off = False  # the Trainer began anew without coming to an end
@@ -116,8 +125,11 @@ class RecorderCallback(TrainerCallback):
             self._report(args, state, control, self.recorder.record(state.global_step))
 
     def on_train_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Close; the last step is recorded."""
+        """Close; the last step is recorded. Then write the report, where one is wanted."""
+        recorded = self.recorder is not None
         self.close()
+        if self.report and recorded and state.is_world_process_zero:
+            self._write_report()
 
     def close(self) -> None:
         """Release the folder; only needed where training ends in an error and the process goes on."""
@@ -125,6 +137,17 @@ class RecorderCallback(TrainerCallback):
         if self.recorder is not None:
             recorder, self.recorder, self._handler = self.recorder, None, None
             recorder.close()
+
+    def _write_report(self) -> None:
+        """Write the report; what goes wrong is logged, as a training that has come to its end must not fail here."""
+        from deltaw.analysis.report.write import report  # loads pandas and matplotlib, which recording does without
+
+        try:
+            where = report(self.path, self.path / REPORT)
+        except Exception as error:  # whatever it is, the record is whole
+            logger.warning("%s: the report could not be written: %s", self.path, error)
+        else:
+            logger.info("%s: written", where)
 
     def _close_abandoned(self) -> None:
         """Close what a training left open that ended in an error, which the Trainer tells no callback.

@@ -87,4 +87,6 @@ def reproduce_bora(
         initial=initial[initial["kind"] == kind],
         kind=kind,
     )
-    return write_report(out, "BoRA", results, claims(evidence, ["bora"]), figures, tables, results_table(results))
+    return write_report(
+        out, "BoRA", results, claims(evidence, ["bora"]), figures, tables, results_table(results), list(wanted)
+    )

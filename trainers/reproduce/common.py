@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +43,8 @@ class Report:
         outcomes: The paper's claims, each with its verdict.
         pictures, tables: The files, by path.
         summary: The closing table of the runs.
+        folder: Where all of it is.
+        runs: The folders of the runs.
     """
 
     paper: str
@@ -51,6 +53,8 @@ class Report:
     pictures: list[Path]
     tables: list[Path]
     summary: str
+    folder: Path = Path()
+    runs: list[Path] = field(default_factory=list)
 
     def page(self) -> str:
         """The closing page: results, claims, pictures."""
@@ -77,13 +81,14 @@ def write_report(
     figures: Mapping[str, Figure],
     tables: Mapping[str, str],
     summary: str,
+    runs: Sequence[Path],
 ) -> Report:
     """Write every figure in ``FORMATS``, every table, and the claims as claims.md and claims.json.
 
     Arguments:
         figures: By the file's name without its suffix.
         tables: Texts by the file's name.
-        summary: See ``Report``.
+        summary, runs: See ``Report``.
     """
     pictures = []
     for stem, figure in figures.items():
@@ -96,7 +101,7 @@ def write_report(
     }
     for name, text in texts.items():
         write_text(out / name, text)
-    return Report(paper, results, outcomes, pictures, [out / name for name in texts], summary)
+    return Report(paper, results, outcomes, pictures, [out / name for name in texts], summary, out, list(runs))
 
 
 def train_every(

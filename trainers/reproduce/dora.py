@@ -75,7 +75,7 @@ def reproduce_dora(
         "changes_from_base.csv": base.to_csv(index=False),
     }
     outcomes = claims(measured(opened, ["dora"], progress=progress), ["dora"])
-    return write_report(out, "DoRA", results, outcomes, _figures(base, methods), tables, grid_page(summary))
+    return write_report(out, "DoRA", results, outcomes, _figures(base, methods), tables, grid_page(summary), list(runs))
 
 
 def _figures(base: pd.DataFrame, methods: Sequence[str]) -> dict[str, Figure]:

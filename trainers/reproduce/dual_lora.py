@@ -88,7 +88,7 @@ def reproduce_dual_lora(
         "runs.csv": frame.to_csv(index=False),
         "ranks.csv": spectra.to_csv(index=False),
     }
-    return write_report(out, "Dual LoRA", results, outcomes, figures, tables, grid_page(summary))
+    return write_report(out, "Dual LoRA", results, outcomes, figures, tables, grid_page(summary), places)
 
 
 def first_ranks(rank: int, ratios: int) -> list[int]:

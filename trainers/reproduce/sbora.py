@@ -75,7 +75,9 @@ def reproduce_sbora(
         "regions.csv": moved.to_csv(index=False),
     }
     outcomes = claims(measured(runs, ["sbora"], progress=progress), ["sbora"])
-    return write_report(out, "SBoRA", results, outcomes, figures, tables, grid_page(summary))
+    return write_report(
+        out, "SBoRA", results, outcomes, figures, tables, grid_page(summary), [run.path for run in runs]
+    )
 
 
 def _shown(results: Sequence[ColaResult], runs: Sequence[Trajectory]) -> dict[str, np.ndarray[Any, Any]]:

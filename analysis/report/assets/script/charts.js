@@ -1,20 +1,62 @@
 // A card with one drawing: its title, what can be chosen in it, its numbers, and how it is saved.
 
-const cards = [];
-const seen = new IntersectionObserver(
+// What is drawn of a selection: cards and tables. Those that are seen are drawn at once, those near by a moment later,
+// all others when they come near.
+const drawings = [];
+const near = new IntersectionObserver(
   (entries) => {
-    for (const entry of entries) {
-      entry.target.card.visible = entry.isIntersecting;
-      if (entry.isIntersecting) entry.target.card.draw();
+    for (const { target, isIntersecting } of entries) {
+      target.drawing.near = isIntersecting;
+      if (isIntersecting) target.drawing.draw();
     }
   },
-  { rootMargin: "300px" },
+  { rootMargin: "250px" },
 );
 
+function watchDrawing(drawing, node) {
+  node.drawing = drawing;
+  drawings.push(drawing);
+  near.observe(node);
+}
+
+const isSeen = (node) => {
+  const { top, bottom } = node.getBoundingClientRect();
+  return bottom > 0 && top < innerHeight;
+};
+
+// Once a frame, however fast the step is dragged.
+function drawSoon() {
+  app.frame =
+    app.frame ||
+    requestAnimationFrame(() => {
+      app.frame = 0;
+      const [now, later] = [[], []];
+      for (const drawing of drawings) if (drawing.near && drawing.dirty) (isSeen(drawing.node) ? now : later).push(drawing);
+      for (const drawing of now) drawing.draw();
+      later.forEach((drawing, i) => setTimeout(() => drawing.draw(), 30 * (i + 1)));
+    });
+}
+
+// A part of the page that is made anew where a change of the selection concerns it.
+function lazily(node, make, concerned) {
+  const drawing = {
+    node,
+    dirty: true,
+    near: false,
+    concerned: concerned || ((name) => name === "theme" || !NOT_DRAWN.has(name)),
+    draw() {
+      if (!drawing.dirty) return;
+      drawing.dirty = false;
+      make();
+    },
+  };
+  watchDrawing(drawing, node);
+}
+
 class Card {
-  // make(selection) returns {option, rows, says, sub, empty, height, notes}; tools(selection) the elements of its head.
+  // make(selection, width) returns {option, rows, says, sub, empty, height, notes}; tools(selection) the elements of its head.
   constructor(parent, { id, title, width, height, make, tools, click, key }) {
-    Object.assign(this, { id, title, make, tools, click, key, height: height || 300, dirty: true, visible: false });
+    Object.assign(this, { id, title, make, tools, click, key, height: height || 300, dirty: true, near: false });
     this.titleNode = el("div", { class: "card-title", id: `${id}-title` }, title);
     this.sub = el("div", { class: "card-sub" });
     this.toolsNode = el("div", { class: "tools" });
@@ -43,14 +85,18 @@ class Card {
     );
     this.node.card = this;
     parent.append(this.node);
-    cards.push(this);
-    seen.observe(this.node);
+    watchDrawing(this, this.node);
+  }
+
+  concerned(name) {
+    return name === "theme" || !NOT_DRAWN.has(name);
   }
 
   draw() {
     if (!this.dirty) return;
     this.dirty = false;
-    const made = this.make(app.state.now);
+    this.width = this.node.clientWidth - 34;
+    const made = this.make(app.state.now, this.width);
     this.made = made;
     this.titleNode.textContent = made.title || this.title;
     this.sub.textContent = made.sub || "";
@@ -114,8 +160,8 @@ class Card {
 
   // A picture of its own, with a title and a legend, as it would stand in a text.
   picture(kind) {
-    const made = this.make(app.state.now);
     const width = 900;
+    const made = this.make(app.state.now, width);
     const height = (made.height || this.height) + 74;
     const runs = made.runs || app.state.shown;
     const option = styled(made.option);

@@ -1,6 +1,6 @@
 // Reads what the file holds, builds the views, and redraws what a selection changes.
 
-const app = { model: null, state: null, sections: [] };
+const app = { model: null, state: null, frame: 0 };
 
 // Which parts of a selection leave the drawings as they are.
 const NOT_DRAWN = new Set(["theme", "find", "page", "sort", "order", "verdict"]);
@@ -29,13 +29,26 @@ function changed(names) {
     app.stepInput.setAttribute("aria-valuetext", `step ${app.state.now.step}`);
     app.stepOutput.textContent = `${app.state.now.step}`;
   } else drawControls();
-  for (const redraw of app.sections) redraw(names);
-  if ([...names].some((name) => name === "theme" || !NOT_DRAWN.has(name))) for (const card of cards) card.dirty = true;
-  // Once a frame, however fast the step is dragged.
-  app.frame = app.frame || requestAnimationFrame(() => {
-    app.frame = 0;
-    for (const card of cards) if (card.visible) card.draw();
-  });
+  for (const drawing of drawings) drawing.dirty = drawing.dirty || [...names].some((name) => drawing.concerned(name));
+  drawSoon();
+}
+
+// On paper every drawing is a picture on white, as wide as its place there.
+function beforePrint() {
+  applyTheme("light");
+  drawChips();
+  for (const drawing of drawings) {
+    drawing.dirty = true;
+    drawing.draw();
+    if (!drawing.chart || drawing.plot.hidden) continue;
+    drawing.chart.getZr().flush();
+    drawing.plot.after(el("img", { class: "printed", alt: drawing.plot.getAttribute("aria-label"), src: drawing.chart.getDataURL({ pixelRatio: 2, backgroundColor: "#ffffff" }) }));
+  }
+}
+
+function afterPrint() {
+  for (const picture of document.querySelectorAll(".printed")) picture.remove();
+  changed(new Set(["theme"]));
 }
 
 async function begin() {
@@ -55,9 +68,10 @@ async function begin() {
   byId("foot").hidden = false;
   app.state.listeners.push(changed);
   window.addEventListener("hashchange", () => app.state.restore());
-  window.addEventListener("resize", () => requestAnimationFrame(() => { for (const card of cards) if (card.chart && card.visible) card.chart.resize(); }));
+  window.addEventListener("resize", () => requestAnimationFrame(() => { for (const drawing of drawings) if (drawing.chart && drawing.width !== drawing.node.clientWidth - 34) drawing.dirty = true; drawSoon(); }));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => changed(new Set(["theme"])));
-  window.addEventListener("beforeprint", () => { for (const card of cards) { card.visible = true; card.draw(); if (card.chart) card.chart.resize(); } });
+  window.addEventListener("beforeprint", beforePrint);
+  window.addEventListener("afterprint", afterPrint);
   document.addEventListener("click", (event) => { for (const open of document.querySelectorAll(".save[open]")) if (!open.contains(event.target)) open.open = false; });
   if (about.watch) setTimeout(() => location.reload(), 1000 * about.watch);
   document.documentElement.dataset.ready = "true";

@@ -82,14 +82,30 @@ class Model {
   // The mean over the chosen matrices at every checkpoint of a run.
   curve(run, name, selection) {
     const key = `${run.index}|${name}|${selection.kind}|${selection.layer}`;
-    if (!this.curves.has(key)) {
-      const modules = this.chosen(selection).map((module) => module.index);
-      this.curves.set(
-        key,
-        run.steps.map((_, place) => mean(modules.map((module) => this.value(run, name, module, place)))),
-      );
-    }
+    if (!this.curves.has(key)) this.curves.set(key, this.means(run, name, this.chosen(selection)));
     return this.curves.get(key);
+  }
+
+  means(run, name, modules) {
+    const steps = run.steps.length;
+    const relative = name === "spectra.relative";
+    const column = this.column(`${run.index}.${relative ? "spectra.frobenius" : name}`);
+    const norms = relative ? this.column(`${run.index}.base_norm`).values : null;
+    const sums = new Float64Array(steps);
+    const counts = new Uint32Array(steps);
+    for (const module of modules) {
+      const position = run.places.get(module.index);
+      if (position === undefined) continue;
+      const unit = norms ? norms[position] : 1;
+      for (let place = 0, at = position * steps; place < steps; place++, at++) {
+        const value = column.values[at] / unit;
+        if (Number.isFinite(value)) {
+          sums[place] += value;
+          counts[place] += 1;
+        }
+      }
+    }
+    return Array.from(sums, (sum, place) => (counts[place] ? sum / counts[place] : NaN));
   }
 
   at(run, name, selection) {

@@ -44,6 +44,5 @@ function claimsView() {
         : el("div", { class: "empty" }, "These runs decide none of these claims; more methods, or a recorded score, would."),
     );
   };
-  draw();
-  app.sections.push((names) => names.has("verdict") && draw());
+  lazily(box, draw, (name) => name === "verdict");
 }

@@ -42,7 +42,7 @@ function logOf(names, selection) {
     height: 280,
     option: {
       grid: { left: 54, right: 14, top: 14, bottom: 44 },
-      xAxis: { type: "value", min: "dataMin", max: "dataMax", name: "step", nameLocation: "middle", nameGap: 24, splitLine: { show: false }, axisLine: { show: true, lineStyle: { color: paint("line") } }, axisLabel: { formatter: count } },
+      xAxis: { type: "value", min: "dataMin", max: "dataMax", name: "step", nameLocation: "middle", nameGap: 24, splitLine: { show: false }, axisLine: { show: true, lineStyle: { color: paint("line") } }, axisLabel: { formatter: count, alignMaxLabel: "right" } },
       yAxis: { type: "value", scale: true, axisLabel: { formatter: tick } },
       tooltip: { trigger: "axis", formatter: (hits) => tip(`step ${hits.length ? hits[0].value[0] : ""}`, hits.map((hit) => ({ run: curves[hit.seriesIndex].run, name: curves[hit.seriesIndex].run.name, value: number(hit.value[1], 4), sub: both ? shortened(curves[hit.seriesIndex].name, 18) : null }))) },
       series: curves.map(({ run, data, evaluated }, i) => lineOf(run, { data, connectNulls: true, showSymbol: data.length < 3, lineStyle: { width: both && !evaluated ? 1 : 2, opacity: both && !evaluated ? 0.55 : 1, type: DASHES[run.line], color: colorOf(run) }, markLine: i === 0 && model.trained ? stepMark(selection) : undefined })),

@@ -9,24 +9,29 @@ function mostView() {
   const scroll = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "What moved most" });
   const pager = el("div", { class: "pager" });
   const search = el("input", { type: "search", placeholder: "Find a module, run or kind", "aria-label": "Find a module, run or kind", value: app.state.now.find, oninput: (event) => app.state.set({ find: event.target.value, page: 0 }) });
-  const save = el("button", { type: "button", class: "icon", id: "most-csv", onclick: () => downloadCsv("what-moved-most.csv", [mostColumns().map((column) => column.text), ...mostRows().map((row) => mostColumns().map((column) => column.of(row)))]) }, "CSV of all rows");
+  const save = el("button", { type: "button", class: "icon", id: "most-csv", onclick: saveMost }, "CSV of all rows");
   node.append(box);
   box.append(el("div", { class: "card-head" }, el("div", { class: "card-text" }, search), el("div", { class: "tools" }, save)), scroll, pager);
-  const draw = () => {
+  lazily(
+    box,
+    () => {
     const rows = mostRows();
     const pages = Math.max(1, Math.ceil(rows.length / PAGE));
     const page = Math.min(app.state.now.page, pages - 1);
-    scroll.replaceChildren(mostTable(rows.slice(page * PAGE, (page + 1) * PAGE)));
+    scroll.replaceChildren(mostTable(rows.slice(page * PAGE, (page + 1) * PAGE), rows));
+    if (document.activeElement !== search) search.value = app.state.now.find;
     pager.replaceChildren(
       el("span", null, `${many(rows.length, "row")}${pages > 1 ? `, page ${page + 1} of ${pages}` : ""}`),
       pages > 1 ? el("span", null, el("button", { type: "button", disabled: page === 0, onclick: () => app.state.set({ page: page - 1 }) }, "Before"), " ", el("button", { type: "button", disabled: page === pages - 1, onclick: () => app.state.set({ page: page + 1 }) }, "Next")) : "",
     );
-  };
-  draw();
-  app.sections.push((names) => {
-    if (names.has("find") && document.activeElement !== search) search.value = app.state.now.find;
-    if ([...names].some((name) => !["verdict", "spectrum", "between", "k", "score"].includes(name))) draw();
-  });
+    },
+    (name) => !["verdict", "spectrum", "between", "k", "score", "first", "second"].includes(name),
+  );
+}
+
+function saveMost() {
+  const columns = mostColumns();
+  downloadCsv("what-moved-most.csv", [columns.map((column) => column.text), ...mostRows().map((row) => columns.map((column) => column.of(row)))]);
 }
 
 function mostColumns() {
@@ -78,12 +83,12 @@ function mostRows() {
   });
 }
 
-function mostTable(rows) {
+function mostTable(rows, all) {
   const { state } = app;
   const { now } = state;
   const columns = mostColumns();
   const sorted = columns.find((column) => column.key === now.sort) || columns.find((column) => column.name);
-  const most = new Map(columns.filter((column) => column.bar).map((column) => [column, mostRows().map(column.of)]));
+  const most = new Map(columns.filter((column) => column.bar).map((column) => [column, all.map(column.of)]));
   const sort = (column) => state.set({ sort: column.key, page: 0, order: now.sort === column.key && now.order === "descending" ? "ascending" : "descending" });
   return el(
     "table",

@@ -13,9 +13,7 @@ function runsView() {
     el("p", { class: "lead" }, leadOf(model)),
     el("div", { class: "card", style: { marginTop: "18px" } }, table, findingsOf(model), notesOf(model.notes("runs", "changes", "base"))),
   );
-  const draw = () => table.replaceChildren(runsTable(model, app.state));
-  draw();
-  app.sections.push((names) => [...names].some((name) => !NOT_DRAWN.has(name)) && draw());
+  lazily(table, () => table.replaceChildren(runsTable(model, app.state)));
 }
 
 function leadOf(model) {

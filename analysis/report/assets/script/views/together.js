@@ -6,39 +6,52 @@ function togetherView() {
   const node = section("together", "Do magnitude and direction go together?", "Every point is a matrix. The DoRA paper reads methods off this cloud: r falls below 0 where what turns more is rescaled less. r is Pearson’s correlation, with its 95 % interval.");
   const cells = grid(node);
   new Card(cells, {
-    id: "cloud", title: "ΔM against ΔD", width: model.trained ? "w7" : "w12", height: 400, make: cloudOf, click: pickMatrix,
+    id: "cloud", title: "ΔM against ΔD", width: model.trained && model.runs.length < 4 ? "w7" : "w12", height: 400, make: cloudOf, click: pickMatrix,
     tools: (selection) => [
       app.state.shown.length > 1 ? segments("Runs", [["apart", "apart"], ["together", "together"]], selection.cloud, (cloud) => app.state.set({ cloud })) : null,
       model.trained ? segments("Points", [["step", "this step"], ["trail", "up to it"]], selection.points, (points) => app.state.set({ points })) : null,
     ],
   });
-  if (model.trained) new Card(cells, { id: "correlation", title: "r over training", width: "w5", height: 400, make: correlationOf, click: pickStep });
-  const table = el("div", { class: "card w12 scroll" });
+  if (model.trained) new Card(cells, { id: "correlation", title: "r over training", width: model.runs.length < 4 ? "w5" : "w7", height: 400, make: correlationOf, click: pickStep });
+  const table = el("div", { class: `card scroll ${model.trained && model.runs.length > 3 ? "w5" : "w12"}` });
   cells.append(table);
-  const draw = () => table.replaceChildren(fitsTable(app.state.now));
-  draw();
-  app.sections.push((names) => [...names].some((name) => !NOT_DRAWN.has(name)) && draw());
+  lazily(table, () => table.replaceChildren(fitsTable(app.state.now)));
 }
 
 // ΔD and ΔM of every chosen matrix, at the step or at all up to it.
 function cloudPoints(run, selection, upTo) {
+  const last = app.model.place(run, selection.step);
+  return last < 0 ? [] : pointsBetween(run, selection, upTo ? 0 : last, last);
+}
+
+function pointsBetween(run, selection, from, last) {
   const { model } = app;
-  const names = ["d", "m"].map((measure) => `changes.${selection.pairs}.${selection.axis}.${measure}`);
-  const last = model.place(run, selection.step);
-  if (last < 0 || !model.has(run, names[0])) return [];
+  const [x, y] = ["d", "m"].map((measure) => model.column(`${run.index}.changes.${selection.pairs}.${selection.axis}.${measure}`));
+  if (!x || !y) return [];
+  const steps = run.steps.length;
   const found = [];
-  for (let place = upTo ? 0 : last; place <= last; place++) {
-    for (const module of model.chosen(selection)) {
-      const [x, y] = names.map((name) => model.value(run, name, module.index, place));
-      if (Number.isFinite(x) && Number.isFinite(y) && (x > 0 || y > 0)) found.push([x, y, module.index, place]);
+  for (const module of model.chosen(selection)) {
+    const position = run.places.get(module.index);
+    if (position === undefined) continue;
+    for (let place = from; place <= last; place++) {
+      const [a, b] = [x.values[position * steps + place], y.values[position * steps + place]];
+      if (Number.isFinite(a) && Number.isFinite(b) && (a > 0 || b > 0)) found.push([a, b, module.index, place]);
     }
   }
   return found;
 }
 
+// The fit at every checkpoint of a run; kept, as most selections leave it as it is.
+const fitsKept = new Map();
+function fitsOf(run, selection) {
+  const key = [run.index, selection.pairs, selection.axis, selection.kind, selection.layer].join("|");
+  if (!fitsKept.has(key)) fitsKept.set(key, run.steps.map((step, place) => ({ step, ...fitOf(pointsBetween(run, selection, place, place)) })));
+  return fitsKept.get(key);
+}
+
 const fitOf = (points) => correlation(points.map((point) => point[0]), points.map((point) => point[1]));
 
-function cloudOf(selection) {
+function cloudOf(selection, width) {
   const { model, state } = app;
   const trail = selection.points === "trail" && model.trained;
   const clouds = state.shown.map((run) => ({ run, points: cloudPoints(run, selection, trail) })).filter(({ points }) => points.length);
@@ -46,13 +59,14 @@ function cloudOf(selection) {
   for (const cloud of clouds) cloud.fit = fitOf(cloud.points);
   const apart = clouds.length > 1 && selection.cloud === "apart";
   const panels = apart ? clouds.map((cloud) => [cloud]) : [clouds];
-  const columns = panels.length < 4 ? panels.length : panels.length === 4 ? 2 : panels.length < 10 ? 3 : 4;
+  const most = Math.max(1, Math.min(5, Math.floor(width / 220)));
+  const columns = Math.ceil(panels.length / Math.ceil(panels.length / most)); // rows as even as can be
   const rows = Math.ceil(panels.length / columns);
-  const high = apart ? (rows > 1 ? 172 : 300) : 330;
+  const high = apart ? (columns === 1 || columns === 2 ? Math.min(280, width / columns / 1.3) : 210) : 330;
   const option = { grid: [], xAxis: [], yAxis: [], title: [], series: [] };
   panels.forEach((panel, at) => {
     const [row, column] = [Math.floor(at / columns), at % columns];
-    addPanel(option, panel, { at, apart, selection, left: (100 * column) / columns, width: 100 / columns, top: row * (high + 62) + (apart ? 30 : 12), high, outer: row === rows - 1 || at + columns >= panels.length, first: column === 0 });
+    addPanel(option, panel, { at, apart, selection, left: (width * column) / columns, width: width / columns, top: row * (high + 62) + (apart ? 30 : 12), high, outer: row === rows - 1 || at + columns >= panels.length, first: column === 0 });
   });
   option.tooltip = {
     trigger: "item",
@@ -78,14 +92,15 @@ function addPanel(option, clouds, { at, apart, selection, left, width, top, high
     const room = (top_ - low || Math.abs(top_) || 1) * 0.08;
     return [Math.max(0, low - room), top_ + room];
   });
-  option.grid.push({ left: `${left + (apart ? 5.6 : 9)}%`, width: `${width - (apart ? 7.2 : 11.5)}%`, top, height: high });
-  const labels = { formatter: tick, showMinLabel: false, showMaxLabel: false };
+  const inset = first ? 70 : 58;
+  option.grid.push({ left: left + inset, width: width - inset - 14, top, height: high });
+  const labels = { formatter: apart ? (value) => number(value, 2) : tick, showMinLabel: false, showMaxLabel: false, fontSize: apart ? 11 : 11.5 };
   option.xAxis.push({ type: "value", gridIndex: at, min: x[0], max: x[1], splitNumber: apart ? 3 : 5, name: outer ? (apart ? "ΔD" : UNITS.d) : "", nameLocation: "middle", nameGap: 26, axisLine: { show: true, lineStyle: { color: paint("line") } }, axisLabel: labels });
-  option.yAxis.push({ type: "value", gridIndex: at, min: y[0], max: y[1], splitNumber: apart ? 3 : 5, name: first ? (apart ? "ΔM" : UNITS.m) : "", nameLocation: "middle", nameGap: apart ? 42 : 56, axisLabel: labels });
+  option.yAxis.push({ type: "value", gridIndex: at, min: y[0], max: y[1], splitNumber: apart ? 3 : 5, name: first ? (apart ? "ΔM" : UNITS.m) : "", nameLocation: "middle", nameGap: apart ? 50 : 56, axisLabel: labels });
   if (apart) {
     const [{ run, fit }] = clouds;
     option.title.push({
-      text: `{run|${shortened(run.name, 20).replace(/[{}|]/g, "·")}}  {fit|r = ${number(fit.r, 2)}, slope ${number(fit.slope, 2)}}`, left: `${left + 5.2}%`, top: top - 27, padding: 0,
+      text: `{run|${shortened(run.name, 20).replace(/[{}|]/g, "·")}}  {fit|r = ${number(fit.r, 2)}, slope ${number(fit.slope, 2)}}`, left: left + inset - 4, top: top - 27, padding: 0,
       textStyle: { rich: { run: { color: colorOf(run), fontWeight: 600, fontSize: 12.5 }, fit: { color: paint("soft"), fontSize: 12 } } },
     });
   }
@@ -129,7 +144,7 @@ function pickMatrix(card, event) {
 function correlationOf(selection) {
   const { model, state } = app;
   const curves = state.shown
-    .map((run) => ({ run, fits: run.steps.map((step, place) => ({ step, ...fitOf(cloudPoints(run, { ...selection, step: run.steps[place] }, false)) })) }))
+    .map((run) => ({ run, fits: fitsOf(run, selection) }))
     .filter(({ fits }) => fits.some((fit) => Number.isFinite(fit.r)));
   if (!curves.length) return { empty: "There are too few matrices in this selection for a correlation; choose all kinds or all layers." };
   const banded = curves.length === 1 ? curves[0] : curves.find(({ run }) => run.index === selection.run);

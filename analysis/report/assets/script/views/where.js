@@ -27,9 +27,7 @@ function whereView() {
     tools: (selection) => [segments("Measure", [["m", "ΔM"], ["d", "ΔD"]], selection.spread, (spread) => app.state.set({ spread }))],
   });
   new Card(cells, { id: "singular", title: "Its singular values", width: "w4", height: 300, make: singularOf });
-  const draw = () => about.replaceChildren(...matrixFacts(app.state.now));
-  draw();
-  app.sections.push((names) => [...names].some((name) => !NOT_DRAWN.has(name)) && draw());
+  lazily(about, () => about.replaceChildren(...matrixFacts(app.state.now)));
 }
 
 // The matrix that is looked at: the chosen one, or else the one that moved most.

@@ -1,0 +1,57 @@
+"""``--watch``: the report is written anew as checkpoints come, and an open page follows it."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from deltaw.adapters import LoRA, inject
+from deltaw.adapters.errors import OptionError
+from deltaw.analysis.report.watch import watched
+from deltaw.trainers import Recorder
+
+
+def about(path):
+    text = path.read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script type="application/json" id="about">(.*?)</script>', text)[1])
+
+
+def test_it_follows_a_run_that_is_being_recorded(tmp_path):
+    torch.manual_seed(0)
+    model = inject(nn.ModuleDict({"query": nn.Linear(6, 6)}), LoRA(rank=2), targets=["query"])
+    waited = []
+    with Recorder(model, tmp_path / "run") as recorder:
+        recorder.step(0)
+
+        def wait(seconds):
+            waited.append(seconds)
+            if len(waited) % 2 == 0:  # every other look finds a new checkpoint
+                recorder.step(len(waited))
+
+        pages = watched([tmp_path / "run"], tmp_path / "report.html", every=5, wait=wait, check=False)
+        seen = [about(next(pages)) for _ in range(3)]
+        assert [page["runs"][0]["steps"] for page in seen] == [[0], [0, 2], [0, 2, 4]]
+        assert {page["watch"] for page in seen} == {5}
+        assert waited == [5] * 4
+        pages.close()
+    assert about(tmp_path / "report.html")["watch"] is None
+
+
+@pytest.mark.parametrize("every", [0, -1, "soon", True])
+def test_wrong_seconds(every, tmp_path):
+    with pytest.raises(OptionError, match="every is"):
+        next(watched([tmp_path], tmp_path / "report.html", every=every))
+
+
+@pytest.mark.slow
+def test_an_open_page_reads_its_file_anew_with_the_same_selection(runs, tmp_path, look):
+    pages = watched(runs[:1], tmp_path / "report.html", every=1, wait=lambda _: None, check=False)
+    path = next(pages)
+    page = look(path, hash="#axis=column", again=True)
+    pages = watched(runs[:2], tmp_path / "report.html", every=1, wait=lambda _: None, check=False)
+    next(pages)
+    page.wait_for_function("() => document.querySelectorAll('.chip').length === 2", timeout=30_000)
+    assert "axis=column" in page.evaluate("location.hash")
+    pages.close()
