@@ -33,7 +33,7 @@ from deltaw.analysis.records.run_folder.seal import SEAL, broken_seal, parse_sea
 from deltaw.analysis.records.source import Place, Source, State, float64
 from deltaw.analysis.records.storage.files import LocalStorage, Storage
 from deltaw.analysis.records.storage.location import Location
-from deltaw.analysis.records.storage.safetensors_file import Entry, header_entries, header_text, read_tensor
+from deltaw.analysis.records.storage.safetensors_file import Entry, header_entries, header_text, read_tensors
 from deltaw.analysis.records.storage.tensors import plain_modules
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ class RecordedSource(Source):
         for name in names.values():
             if name not in header:
                 raise RecordError(f"{storage.file(file)}: lacks the tensor {name!r}")
-        return {key: read_tensor(storage, file, header[name], size=size) for key, name in names.items()}
+        return read_tensors(storage, file, {key: header[name] for key, name in names.items()}, size)
 
     def _header(self, storage: Storage, file: str, size: int) -> dict[str, Entry]:
         """The header of a file; read and held against the manifest the first time."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -157,6 +158,42 @@ def read_tensor(storage: Storage, name: str, entry: Entry, index: int | None = N
         start += index * length
     data = (storage.read if length <= READ_AT_MOST else storage.mapped)(name, start, length, size)
     return as_tensor(data, torch_dtype(entry.dtype), shape)
+
+
+def read_tensors(
+    storage: Storage, name: str, entries: Mapping[str, Entry], size: int | None = None
+) -> dict[str, Tensor]:
+    """Return several tensors of a file, by key; small ones that lie side by side are read at once.
+
+    Arguments:
+        storage, name, size: As in ``read_tensor``.
+        entries: What the file's header says of each.
+
+    Raises:
+        RecordError: As ``read_tensor``.
+    """
+    found = {}
+    for start, group in _side_by_side(entries):
+        whole = sum(entry.length for _, entry in group)
+        data = memoryview((storage.read if whole <= READ_AT_MOST else storage.mapped)(name, start, whole, size))
+        for key, entry in group:
+            own = data[entry.start - start : entry.start - start + entry.length]
+            found[key] = as_tensor(own, torch_dtype(entry.dtype), entry.shape)
+    return {key: found[key] for key in entries}
+
+
+def _side_by_side(entries: Mapping[str, Entry]) -> list[tuple[int, list[tuple[str, Entry]]]]:
+    """Return where each group of entries begins, of at most ``READ_AT_MOST`` bytes or one alone."""
+    groups: list[tuple[int, list[tuple[str, Entry]]]] = []
+    for key, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].length)):
+        if groups:
+            start, group = groups[-1]
+            end = start + sum(one.length for _, one in group)
+            if entry.start == end and end + entry.length - start <= READ_AT_MOST:
+                group.append((key, entry))
+                continue
+        groups.append((entry.start, [(key, entry)]))
+    return groups
 
 
 def torch_dtype(name: str) -> torch.dtype:
