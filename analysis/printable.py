@@ -1,7 +1,8 @@
-"""Text from files on its way to a terminal or a spreadsheet: no control character, no formula."""
+"""Text from files on its way to a terminal, a spreadsheet or a notebook: no control character, formula or markup."""
 
+import html
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +28,26 @@ def printable(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(character if _shown(character, keep) else _escaped(character) for character in text)
+
+
+def html_table(title: str, rows: Iterable[tuple[object, object]]) -> str:
+    """Return a small table of names and values for a notebook; every text is escaped.
+
+    Arguments:
+        title: Above it.
+        rows: A name and a value each; numbers are shown to four digits.
+
+    Example:
+        >>> print(html_table("Spectrum", [("rank", 8)]))
+        <table><caption>Spectrum</caption><tr><th>rank</th><td>8</td></tr></table>
+    """
+    cells = "".join(f"<tr><th>{_cell(name)}</th><td>{_cell(value)}</td></tr>" for name, value in rows)
+    return f"<table><caption>{_cell(title)}</caption>{cells}</table>"
+
+
+def _cell(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return html.escape(printable(text))
 
 
 def spreadsheet_cell(text: str) -> str:

@@ -4,7 +4,7 @@ import glob
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -17,6 +17,7 @@ from deltaw.adapters.errors import DeltawWarning, OptionError
 from deltaw.analysis.printable import printable
 from deltaw.analysis.records.foreign.base import BaseLike
 from deltaw.analysis.records.storage.files import is_address
+from deltaw.analysis.tables.comparison import comparison_table
 from deltaw.analysis.tables.frame import notes_of
 from deltaw.analysis.tables.registry import TABLES
 from deltaw.analysis.tables.walk import no_stops
@@ -139,6 +140,75 @@ def table(
     for note in why:
         warnings.warn(note, DeltawWarning, stacklevel=2)
     return frame
+
+
+@public
+def compare(
+    first: str | Path | Trajectory,
+    second: str | Path | Trajectory,
+    *,
+    base: BaseLike = None,
+    step_first: int | None = None,
+    step_second: int | None = None,
+    modules: Sequence[str] | None = None,
+    rank: int = 8,
+    progress: bool = False,
+    work: Work = HERE,
+) -> pd.DataFrame:
+    """Return how two runs, models or adapters differ: one row a matrix that both have.
+
+    Arguments:
+        first, second: Opened runs, or what ``open`` takes; the same one for two of its steps.
+        base: W₀, where the runs do not hold it.
+        step_first, step_second, modules, rank, progress, work: As in `comparison_table`.
+
+    Returns:
+        See `deltaw.analysis.tables.comparison.comparison_table`. ``attrs["settings"]`` lists [name, first, second] of
+        what is said of the runs and differs, ``attrs["only_first"]`` and ``attrs["only_second"]`` the modules that
+        the other has not.
+
+    Raises:
+        As `comparison_table`; RecordError: One of them is no run.
+    """
+    opened = [run if isinstance(run, Trajectory) else Trajectory.open(run, base=base) for run in (first, second)]
+    one, two = opened
+    options: dict[str, Any] = {"step_first": step_first, "step_second": step_second, "modules": modules, "rank": rank}
+    frame = comparison_table(one, two, **options, progress=progress, work=work)
+    frame.attrs["settings"] = differing(settings(one), settings(two))
+    for name, run, other in (("only_first", one, two), ("only_second", two, one)):
+        frame.attrs[name] = [module for module in run.modules if module not in set(other.modules)]
+    return frame
+
+
+def settings(run: Trajectory) -> dict[str, Any]:
+    """Return what is said of a run, as plain values by name: its format, method and options, and what was recorded."""
+    options: dict[str, Any] = {}
+    for module in run.modules[:1]:
+        method = run.method_of(module)
+        options = {} if method is None else dict(vars(method))
+    steps = f"{len(run.steps)}, to {run.steps[-1]}" if run.steps else "none"
+    said = {"format": run.source.format, "method": run.method, "checkpoints": steps} | options
+    return _flat(said | dict(run.info))
+
+
+def differing(first: dict[str, Any], second: dict[str, Any]) -> list[list[str]]:
+    """Return [name, first, second] of what differs, as texts; empty where one says nothing.
+
+    Example:
+        >>> differing({"rank": 8, "alpha": 16}, {"rank": 4, "alpha": 16, "seed": 0})
+        [['rank', '8', '4'], ['seed', '', '0']]
+    """
+    names = [*first, *(name for name in second if name not in first)]
+    both = [(name, *(str(of[name]) if name in of else "" for of in (first, second))) for name in names]
+    found = {(name.rpartition(".")[2], one, two): name for name, one, two in reversed(both) if one != two}
+    return [[name, one, two] for (_, one, two), name in reversed(found.items())]  # what is said twice stands once
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return found
 
 
 def from_paths(which: str) -> Callable[..., pd.DataFrame]:

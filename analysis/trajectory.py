@@ -14,6 +14,7 @@ from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.method import Method
 from deltaw.analysis.measures.change import AXES, Axis
 from deltaw.analysis.names import name_reader
+from deltaw.analysis.printable import html_table
 from deltaw.analysis.records.foreign.base import BaseLike
 from deltaw.analysis.records.open import Opening
 from deltaw.analysis.records.run_folder.format import MANIFEST, Manifest
@@ -130,6 +131,20 @@ class Trajectory:
     def __repr__(self) -> str:
         where = self.source.where
         return f"Trajectory({where!r}, {self.method}, {len(self.modules)} modules, {len(self.steps)} steps)"
+
+    def _repr_html_(self) -> str:
+        steps = f"{len(self.steps)}, from {self.steps[0]} to {self.steps[-1]}" if self.steps else "none"
+        shapes = sorted({f"{rows}×{columns}" for rows, columns in self.source.shapes.values()})
+        listed = ", ".join(self.modules[:3]) + (", …" if len(self.modules) > 3 else "")
+        rows = {
+            "method": self.method,
+            "format": self.source.format,
+            "steps": steps,
+            "modules": f"{len(self.modules)}: {listed}",
+            "shapes": ", ".join(shapes[:4]) + (", …" if len(shapes) > 4 else ""),
+            "W₀": self.base_from or "not known",
+        }
+        return html_table(f"Trajectory {self.source.where}", rows.items())
 
     @property
     def method(self) -> str:

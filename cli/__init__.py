@@ -23,9 +23,11 @@ class Verbs(Group):
         "changes": "Print ΔM and ΔD of every module, pair of steps and axis.",
         "rank": "Print the rank of ΔW by module.",
         "report": "Write a report of runs: one HTML file with linked views that opens offline.",
+        "compare": "Print how two runs, models or adapters differ: options, modules, and the matrices.",
         "plot": "Draw a figure from recorded runs, or from results of training.",
         "reproduce": "Train, record, analyse, plot, and hold the result against the paper.",
         "claims": "Hold the claims of the four papers against recorded runs of one experiment.",
+        "doctor": "Print versions, threads, GPUs, caches, and what each verb still needs.",
         "params": "Count a method's trainable parameters.",
     }
     names = tuple(about)

@@ -8,13 +8,22 @@ import click
 from deltaw.analysis.tables.work import Work
 from deltaw.cli.commands import Command, ListOption, OneOf
 from deltaw.cli.options import base_option, json_option, modules_option, out_option, runs_argument, work_options
-from deltaw.cli.output import emit_table, progress
+from deltaw.cli.output import emit_table, progress, write_table
+from deltaw.cli.summary import GROUPS, Shown, at_step, emit_summary, shown_options
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from deltaw.analysis.trajectory import Trajectory
 
 MODELS = ("safetensors", "transformers")  # formats of whole models
 PAIRS = ("consecutive", "initial", "base")
+COLUMNS = {
+    "delta_m_row": "ΔM, the mean over rows of |‖w_t‖ − ‖w_s‖|, in units of the weights (BoRA, equation 5)",
+    "delta_m_column": "ΔM, the mean over columns of the same (DoRA, equation 3)",
+    "delta_d_row": "ΔD, the mean over rows of 1 − cos(w_t, w_s), from 0 to 2 (BoRA, equation 6)",
+    "delta_d_column": "ΔD, the mean over columns of the same (DoRA, equation 4)",
+}
 
 
 @click.command("changes", cls=Command)
@@ -27,6 +36,8 @@ PAIRS = ("consecutive", "initial", "base")
 )
 @modules_option
 @base_option
+@click.option("--step", type=int, help="Show the pairs that end at this step. Default: each run's last.")
+@shown_options
 @click.option("--correlation", "correlate", is_flag=True, help="Print how ΔM and ΔD go together instead.")
 @out_option
 @work_options
@@ -40,8 +51,9 @@ def command(
     path: Path | None,
     as_json: bool,
     work: Work,
+    shown: Shown,
 ) -> None:
-    """Print ΔM and ΔD of every module, pair of steps and axis.
+    """Print ΔM and ΔD of every module, pair of steps and axis: in the terminal by kind and layer at the last step.
 
     \b
     --pairs consecutive   from the checkpoint before (BoRA, Figure 2)
@@ -62,11 +74,34 @@ def command(
     from deltaw.analysis.runs import table
 
     kinds = pairs[0] if len(pairs) == 1 else tuple(pairs) or None
-    opened, shown = _opened(runs, base), progress(as_json)
-    frame = table(opened, "changes", pairs=kinds, modules=modules or None, progress=shown, work=work)
+    opened, bars = _opened(runs, base), progress(as_json)
+    frame = table(opened, "changes", pairs=kinds, modules=modules or None, progress=bars, work=work)
     if correlate:
         frame = correlation(frame, by=["run", "method", "kind", *(["pairs"] if "pairs" in frame else []), "axis"])
-    emit_table(frame, as_json, path)
+    if correlate or as_json or shown.every:
+        emit_table(frame, as_json, path)
+        return
+    if path is not None:
+        write_table(frame, path)
+    there = at_step(frame, "step_to", shown.step)
+    emit_summary(_by_axis(there), COLUMNS, shown, _what(there), total=len(frame), path=path)
+
+
+def _by_axis(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Return a row a matrix, with the two axes side by side."""
+    keys = [name for name in frame.columns if name in (*GROUPS, "step_from", "step_to")]
+    found = frame.set_index([*keys, "axis"])[["delta_m", "delta_d"]].unstack("axis")
+    found.columns = [f"{name}_{axis}" for name, axis in found.columns]
+    return found.reindex(columns=list(COLUMNS)).reset_index()
+
+
+def _what(frame: "pd.DataFrame") -> str:
+    """Return between which steps the changes are that a summary is of."""
+    starts, ends = frame["step_from"].unique(), sorted(int(step) for step in frame["step_to"].unique())
+    since = "W₀" if len(starts) == 1 and str(starts[0]) == "<NA>" else "several starts"
+    if len(starts) == 1 and since != "W₀":
+        since = f"step {int(starts[0])}"
+    return f"means over matrices of ΔM and ΔD, from {since} to step {', '.join(map(str, ends))}"
 
 
 def _opened(paths: tuple[str, ...], base: str | None) -> "list[Trajectory]":

@@ -14,19 +14,26 @@ from deltaw.cli.output import emit, emit_json, progress, remark
 @click.command("claims", cls=Command)
 @runs_argument
 @click.option("--paper", "papers", multiple=True, type=PAPER, help="May be repeated. Default: all.")
+@click.option("--all", "every", is_flag=True, help="Also the claims that these runs cannot check.")
 @folder_option("Write claims.md and claims.json here.", required=False)
 @base_option
 @work_options
 @json_option
 def command(
-    runs: tuple[str, ...], papers: tuple[str, ...], out: Path | None, base: str | None, as_json: bool, work: Work
+    runs: tuple[str, ...],
+    papers: tuple[str, ...],
+    every: bool,
+    out: Path | None,
+    base: str | None,
+    as_json: bool,
+    work: Work,
 ) -> None:
     """Hold the claims of the four papers against recorded runs of one experiment.
 
     Give the runs of several methods; several seeds of a method are averaged and resampled, several ranks told apart.
-    Every claim comes with its verdict (agrees, disagrees, unclear) and the number that decided it; one that needs a
-    method, a matrix or a score that is not there is unclear, and says what is missing. Scores, times and parameters
-    come from a run's result.json.
+    Every claim comes with its verdict (agrees, disagrees, unclear) and the number that decided it. One that needs a
+    method, a matrix or a score that is not there is printed with --all, and says what is missing. Scores, times and
+    parameters come from a run's result.json.
 
     \b
     Example:
@@ -47,6 +54,11 @@ def command(
     if as_json:
         emit_json(claims_json(outcomes))
         return
-    emit(f"{claims_table(outcomes)}\n\n{count_line(outcomes)}")
+    checked = [outcome for outcome in outcomes if every or not outcome.missing]
+    emit(count_line(outcomes))
+    if checked:
+        emit(f"\n{claims_table(checked)}")
+    if left := len(outcomes) - len(checked):
+        emit(f"\n{left} more need runs that are not here; --all says which")
     if out is not None:
         remark(f"written to {out / 'claims.md'} and {out / 'claims.json'}, with every rule")

@@ -9,8 +9,18 @@ from deltaw.analysis.tables.work import Work
 from deltaw.cli.commands import Command
 from deltaw.cli.options import base_option, json_option, modules_option, out_option, runs_argument, work_options
 from deltaw.cli.output import emit_table, progress, remark, write_table
+from deltaw.cli.summary import Shown, at_step, emit_summary, shown_options
 
 SHOWN = ["run", "module", "step", "group", "rank", "full_rank", "stable_rank", "effective_rank", "energy_rank_90"]
+COLUMNS = {
+    "rank": "the singular values of ΔW above the tolerance",
+    "full_rank": "min(out, in), the most there can be",
+    "stable_rank": "‖ΔW‖_F² / σ₁² (Rudelson, Vershynin 2007)",
+    "effective_rank": "exp of the entropy of σ/Σσ (Roy, Vetterli 2007)",
+    "energy_rank_90": "the fewest σ that hold 90 % of Σσ²",
+    "frobenius": "‖ΔW‖_F",
+    "zero_rows": "the share of rows of ΔW that are zero",
+}
 
 
 @click.command("rank", cls=Command)
@@ -22,6 +32,7 @@ SHOWN = ["run", "module", "step", "group", "rank", "full_rank", "stable_rank", "
     type=float,
     help="Leave out singular values that hold at most this share of ‖ΔW‖_F², as 0.01, and print how much it is.",
 )
+@shown_options
 @modules_option
 @base_option
 @out_option
@@ -37,8 +48,11 @@ def command(
     path: Path | None,
     as_json: bool,
     work: Work,
+    shown: Shown,
 ) -> None:
-    """Print the rank of ΔW by module: exact from factors where there are factors, else from singular values.
+    """Print the rank of ΔW: in the terminal by kind and layer at the last step, or by module with --all.
+
+    It is exact from factors where there are factors, else from singular values.
 
     For Dual LoRA also of its magnitude and direction group. The file given by -o and --json hold every measure: stable
     rank, effective rank, participation ratio, energy ranks, norms, share of zero rows and columns, and the tolerance.
@@ -50,11 +64,20 @@ def command(
     from deltaw.analysis.runs import open_runs, table
 
     wanted: tuple[int, ...] | Literal["last"] | None = None if all_steps else (steps or "last")
-    opened, shown = open_runs(runs, base=base), progress(as_json)
+    opened, bars = open_runs(runs, base=base), progress(as_json)
     options = {"steps": wanted, "modules": modules or None, "approximate": approximate}
-    frame = table(opened, "spectra", **options, progress=shown, work=work)
+    frame = table(opened, "spectra", **options, progress=bars, work=work)
+    error = {} if approximate is None else {"error": "the share of ‖ΔW‖_F² that is left out, at most"}
     if path is not None:
         write_table(frame, path)
-    emit_table(frame if as_json else frame[SHOWN + ([] if approximate is None else ["error"])], as_json, None)
-    if path is not None and not as_json:
-        remark(f"written to {path}")
+    if as_json:
+        emit_table(frame, True, None)
+    elif shown.every:
+        emit_table(frame[SHOWN + list(error)], False, None)
+        if path is not None:
+            remark(f"written to {path}")
+    else:
+        there = frame if len(steps) > 1 else at_step(frame, "step", None)
+        ends = ", ".join(str(step) for step in sorted(int(step) for step in there["step"].unique()))
+        what = f"means over matrices of ranks and norms of ΔW, at step {ends}"
+        emit_summary(there, COLUMNS | error, shown, what, total=len(frame), path=path)

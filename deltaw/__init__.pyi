@@ -7,6 +7,7 @@ from .analysis.measures.change import change as change
 from .analysis.measures.correlation import correlation as correlation
 from .analysis.measures.spectrum import spectrum as spectrum
 from .analysis.report.write import report as report
+from .analysis.runs import compare as compare
 from .analysis.runs import open as open
 from .analysis.runs import open_runs as open_runs
 from .analysis.trajectory import Trajectory as Trajectory

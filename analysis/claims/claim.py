@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
+from deltaw.analysis.printable import html_table
+
 Verdict = Literal["agrees", "disagrees", "unclear"]
 
 
@@ -47,6 +49,16 @@ class Outcome:
     ci_high: float | None
     rule: str
     note: str = ""
+
+    @property
+    def missing(self) -> bool:
+        """Whether it needs runs, matrices or scores that are not there."""
+        return self.note.startswith("missing:")
+
+    def _repr_html_(self) -> str:
+        said = {"paper": f"{self.claim.paper}, {self.claim.source}", "it says": self.claim.sentence}
+        said |= {"verdict": self.verdict, "measured": format_number(self), "rule": self.rule, "note": self.note}
+        return html_table("Claim", said.items())
 
 
 def claims_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from deltaw.analysis.measures.built import Built, rows_of
 from deltaw.analysis.measures.compensated import difference_of_squares
 from deltaw.analysis.measures.matrix import Matrix, matrix
 from deltaw.analysis.measures.sums import AXES, Axis, Sums, sums
+from deltaw.analysis.printable import html_table
 
 __all__ = ["AXES", "Axis", "Change", "change", "changes"]
 
@@ -60,6 +61,15 @@ class Change:
     delta_d: float
     undefined: int
     nonfinite: int
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("ΔM", self.delta_m),
+            ("ΔD", self.delta_d),
+            ("undefined", self.undefined),
+            ("nonfinite", self.nonfinite),
+        ]
+        return html_table(f"Change of {len(self.magnitude)} vectors, axis {self.axis}", rows)
 
 
 @public

@@ -20,6 +20,7 @@ from deltaw.analysis.measures.matrix import Matrix, finite, matrix
 from deltaw.analysis.measures.norms import NoiseFloor, noise_floor
 from deltaw.analysis.measures.routes import Found, of_dense
 from deltaw.analysis.measures.sizes import zero_shares
+from deltaw.analysis.printable import html_table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,6 +58,11 @@ class Spectrum:
             f"Spectrum(rank={self.rank}, stable_rank={self.stable_rank:.4g}, effective_rank={self.effective_rank:.4g}, "
             f"of {len(self.singular_values)} singular values)"
         )
+
+    def _repr_html_(self) -> str:
+        names = ["rank", "stable_rank", "effective_rank", "spectral", "frobenius", "nuclear", "tolerance", "route"]
+        rows = [(name.replace("_", " "), getattr(self, name)) for name in names]
+        return html_table(f"Spectrum of {len(self.singular_values)} singular values", rows)
 
     @property
     def signal(self) -> Tensor:

@@ -1,0 +1,134 @@
+"""``deltaw compare``: two runs, models or adapters on one screen."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deltaw.analysis.tables.work import Work
+from deltaw.cli.commands import Command
+from deltaw.cli.options import base_option, json_option, modules_option, out_option, work_options
+from deltaw.cli.output import emit, emit_table, progress, write_table
+from deltaw.cli.summary import fitted
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MATRICES = 10  # that differ most
+SETTINGS = 12  # lines of what differs in options
+NAMES = 3  # of modules that only one has
+COLUMNS = {
+    "difference": "relative: ‖ΔW₁ − ΔW₂‖ over the mean of the two norms, from 0 to 2",
+    "‖ΔW₁‖, ‖ΔW₂‖": "Frobenius norms of the updates",
+    "cosine": "of the two updates as vectors; unrelated ones have 0 ± 1/√(out·in), the column beside it",
+    "ΔM, ΔD": "row and column, from the first's weights to the second's",
+    "rank": "of the two updates",
+    "overlap": "φ(k, k) of the k leading right directions, 1 where they span the same; k/in by chance",
+    "angle": "the smallest principal angle between these, in degrees; beside it by chance",
+}
+
+
+@click.command("compare", cls=Command)
+@click.argument("first", type=click.Path())
+@click.argument("second", type=click.Path())
+@click.option(
+    "--step", "steps", multiple=True, type=int, help="Of the first, and repeated of the second. Default: last."
+)
+@click.option(
+    "--rank", type=click.IntRange(min=0), default=8, show_default=True, help="Leading directions; 0 leaves them out."
+)
+@modules_option
+@base_option
+@click.option("--explain", is_flag=True, help="Say what the columns are.")
+@out_option
+@work_options
+@json_option
+def command(
+    first: str,
+    second: str,
+    steps: tuple[int, ...],
+    rank: int,
+    modules: tuple[str, ...],
+    base: str | None,
+    explain: bool,
+    path: Path | None,
+    as_json: bool,
+    work: Work,
+) -> None:
+    """Print how two runs, models or adapters differ: options, modules, and the ten matrices that differ most.
+
+    Of these the changes from one's weights to the other's, the norms and ranks of the two updates, how parallel they
+    are, and what their leading directions share, beside chance. The file given by -o and --json hold every matrix.
+
+    \b
+    Example:
+      deltaw compare runs/lora runs/bora
+      deltaw compare adapter-a adapter-b --base meta-llama/Llama-3.2-1B -o differences.csv
+      deltaw compare runs/bora runs/bora --step 100 --step 2000
+    """
+    from deltaw.analysis.runs import compare
+
+    if len(steps) > 2:
+        raise click.UsageError(f"--step is given {len(steps)} times; name one step of each")
+    at = dict(zip(("step_first", "step_second"), (*steps, *steps) if len(steps) == 1 else steps, strict=False))
+    given: dict[str, Any] = {"base": base, "modules": modules or None, "rank": rank, "work": work, **at}
+    frame = compare(first, second, progress=progress(as_json), **given)
+    if path is not None:
+        write_table(frame, path)
+    if as_json:
+        emit_table(frame, True, None)
+        return
+    emit("\n\n".join(_parts(frame, first, second)))
+    if explain:
+        emit("\n" + "\n".join(f"{name}: {meaning}" for name, meaning in COLUMNS.items()))
+    end = f"{path} has" if path is not None else "-o FILE writes"
+    emit(f"\n{end} all {len(frame)} matrices and columns; --explain says what these are")
+
+
+def _parts(frame: "pd.DataFrame", first: str, second: str) -> list[str]:
+    """What differs of the two, and of their matrices."""
+    parts = []
+    differ = frame.attrs["settings"]
+    if differ:
+        rows = [{"": name, Path(first).name: one, f"{Path(second).name} ": two} for name, one, two in differ[:SETTINGS]]
+        more = f"\n… and {len(differ) - SETTINGS} more" if len(differ) > SETTINGS else ""
+        parts.append(fitted(rows) + more)
+    for which, path in (("only_first", first), ("only_second", second)):
+        if names := frame.attrs[which]:
+            more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+            parts.append(f"only in {path}: {', '.join(names[:NAMES])}{more}")
+    most = frame.sort_values("relative", ascending=False, na_position="last", kind="stable").head(MATRICES)
+    several = f"the {len(most)} that differ most, " if len(most) < len(frame) else ""
+    steps = f"step {frame['step_first'].iloc[0]} against step {frame['step_second'].iloc[0]}"
+    parts.append(f"{several}of {len(frame)} matrices in both, {steps}\n{fitted([_row(row) for row in _records(most)])}")
+    means = frame[["cosine", "relative", "delta_m_row", "delta_d_row"]].mean()
+    parts.append(
+        f"mean over all: cosine {means['cosine']:.3g}, difference {means['relative']:.3g}, "
+        f"ΔM of rows {means['delta_m_row']:.3g}, ΔD of rows {means['delta_d_row']:.3g}"
+    )
+    return parts
+
+
+def _records(frame: "pd.DataFrame") -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """A matrix as a line that fits a terminal: numbers that belong together share a column."""
+    line = {"module": row["module"], "difference": row["relative"]}
+    line |= {"‖ΔW₁‖, ‖ΔW₂‖": _both(row["norm_first"], row["norm_second"])}
+    line |= {"cosine": f"{_number(row['cosine'])} ± {row['cosine_chance']:.1g}"}
+    line |= {f"Δ{name.upper()}": _both(row[f"delta_{name}_row"], row[f"delta_{name}_column"]) for name in ("m", "d")}
+    if "rank_first" in row:
+        line |= {"rank": _both(row["rank_first"], row["rank_second"])}
+        line |= {"overlap": f"{_number(row['overlap_right'])} ({_number(row['overlap_chance_right'])})"}
+        line |= {"angle": f"{_number(row['angle_right'])}° ({_number(row['angle_chance_right'])}°)"}
+    return line
+
+
+def _both(first: float, second: float) -> str:
+    return f"{_number(first)}, {_number(second)}"
+
+
+def _number(value: float) -> str:
+    return "–" if value != value else f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"  # noqa: PLR0124 - NaN
