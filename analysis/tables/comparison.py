@@ -17,7 +17,8 @@ from deltaw.analysis.measures.change import changes
 from deltaw.analysis.measures.subspace import SIDES, Directions, directions, overlap, principal_angles
 from deltaw.analysis.records.foreign.base import BaseError
 from deltaw.analysis.tables.run import Run, Steps, update_of
-from deltaw.analysis.tables.walk import Stop, Walk, chosen_steps, common_modules, located
+from deltaw.analysis.tables.stop import Stop, located
+from deltaw.analysis.tables.walk import Walk, chosen_steps, common_modules
 from deltaw.analysis.tables.work import HERE, Work
 
 _WEIGHTS = ["delta_m_row", "delta_d_row", "delta_m_column", "delta_d_column"]
