@@ -155,6 +155,7 @@ def overlap(
     pair: Sequence[int] = (),
     rank: int = 8,
     side: Side = "right",
+    work: Work | None = None,
 ) -> pd.DataFrame:
     """Return φ(i, j) of two runs, or of two steps of one run, for i and j up to ``rank``."""
     first, second, at = _pair(paths, pair)
@@ -167,6 +168,7 @@ def overlap(
         ranks=range(1, rank + 1),
         side=side,
         progress=True,
+        work=work or HERE,
     )
 
 
@@ -178,6 +180,7 @@ def angles(
     pair: Sequence[int] = (),
     rank: int = 8,
     side: Side = "right",
+    work: Work | None = None,
 ) -> pd.DataFrame:
     """Return the principal angles of two runs, or of two steps of one run, between the first ``rank`` directions."""
     first, second, at = _pair(paths, pair)
@@ -190,6 +193,7 @@ def angles(
         rank=rank,
         side=side,
         progress=True,
+        work=work or HERE,
     )
 
 

@@ -11,9 +11,11 @@ from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError, ShapeError
 from deltaw.analysis.measures.chance import expected_angles
 from deltaw.analysis.measures.subspace import SIDES, Directions, Side, directions, overlap, principal_angles
+from deltaw.analysis.tables.device import placed
 from deltaw.analysis.tables.run import Run, update_of
 from deltaw.analysis.tables.stop import located
 from deltaw.analysis.tables.walk import Walk, chosen_steps, common_modules, some
+from deltaw.analysis.tables.work import HERE, Work
 
 _PAIR = ["run_first", "run_second", "step_first", "step_second", "module", "layer", "kind", "side"]
 
@@ -29,6 +31,7 @@ def subspace_overlap(
     ranks_second: Sequence[int] | None = None,
     side: Side = "right",
     progress: bool = False,
+    work: Work = HERE,
 ) -> pd.DataFrame:
     """Return φ(i, j) of the updates of two runs, or of two steps of one run, for every module that both have.
 
@@ -40,6 +43,7 @@ def subspace_overlap(
         ranks_second: The numbers j of the second; ``None`` for ``ranks``.
         side: "right" for directions in the input space, as in LoRA's figures, "left" for the output space.
         progress: Show a progress bar.
+        work: Only its device counts: there is one decomposition of each update.
 
     Returns:
         One row each: run_first, run_second, step_first, step_second, module, layer, kind, side, i, j, overlap,
@@ -56,7 +60,7 @@ def subspace_overlap(
     """
     seconds = ranks if ranks_second is None else ranks_second
     blocks = []
-    both = Both(first, second, step_first, step_second, modules, side, progress)
+    both = Both(first, second, step_first, step_second, modules, side, progress, work)
     for labels, one, two in both:
         i, j = (checked_ranks(given, found, labels["module"]) for given, found in ((ranks, one), (seconds, two)))
         table = torch.full((max(i), max(j)), torch.nan, dtype=torch.float64)
@@ -82,12 +86,13 @@ def subspace_angles(
     rank: int | None = None,
     side: Side = "right",
     progress: bool = False,
+    work: Work = HERE,
 ) -> pd.DataFrame:
     """Return the principal angles between the directions of two updates, for every module that both runs have.
 
     Arguments:
         rank: How many directions of each; ``None`` for all that each has.
-        first, second, step_first, step_second, modules, side, progress: As in `subspace_overlap`.
+        first, second, step_first, step_second, modules, side, progress, work: As in `subspace_overlap`.
 
     Returns:
         One row each: run_first, run_second, step_first, step_second, module, layer, kind, side, index (from 1),
@@ -103,7 +108,7 @@ def subspace_angles(
         Björck, Golub 1973. See `deltaw.analysis.principal_angles`.
     """
     blocks = []
-    both = Both(first, second, step_first, step_second, modules, side, progress)
+    both = Both(first, second, step_first, step_second, modules, side, progress, work)
     for labels, one, two in both:
         if rank is not None:
             checked_ranks([rank], one, labels["module"])
@@ -130,10 +135,12 @@ class Both:
         modules: Sequence[str] | None,
         side: Side,
         progress: bool,
+        work: Work,
     ) -> None:
         if side not in SIDES:
             raise OptionError(f"side is {side!r}; choose one of {', '.join(map(repr, SIDES))}")
-        self._first, self._second, self._side = *some([first, second]), side
+        self._first, self._second = (placed(run, work.device) for run in some([first, second]))
+        self._side = side
         chosen = common_modules(first, second, modules)
         for module in chosen:
             if first.shape(module) != second.shape(module):

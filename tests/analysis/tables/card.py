@@ -8,6 +8,7 @@ import contextlib
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -124,22 +125,29 @@ def apart(have: float, want: float) -> float:
     return 0.0 if have == want or (have != have and want != want) else abs(have - want) / max(abs(want), 1e-300)
 
 
+def compared(made) -> float:
+    """Return the largest relative difference of a table from the device, which a function of its ``work`` makes."""
+    want, before = made(HERE), Card.copies
+    with Card():
+        have = made(Work(device="card"))
+    assert Card.copies > before, "nothing was computed on the card"
+    numbers = want.select_dtypes("float").columns
+    assert have.drop(columns=numbers).equals(want.drop(columns=numbers))
+    pairs = [zip(have[column], want[column], strict=True) for column in numbers]
+    return max(apart(*pair) for column in pairs for pair in column)
+
+
 def tables(folder: Path) -> dict[str, float]:
     """Return the largest relative difference of every table of the runs in a folder."""
     found = {}
     given = {"intruders": {"k": 2, "steps": [2]}, "amplification": {"ranks": [1, 2], "steps": [2]}}
     for path in sorted(folder.iterdir()):
         for name, kind in TABLES.items():
-            runs, options = open_runs([path]), given.get(name, {})
-            want = kind.make(runs, **options)
-            before = Card.copies
-            with Card():
-                have = kind.make(runs, work=Work(device="card"), **options)
-            assert Card.copies > before, f"{path.name} {name}: nothing was computed on the card"
-            numbers = want.select_dtypes("float").columns
-            assert have.drop(columns=numbers).equals(want.drop(columns=numbers)), f"{path.name} {name}"
-            pairs = [zip(have[column], want[column], strict=True) for column in numbers]
-            found[f"{path.name} {name}"] = max(apart(*pair) for column in pairs for pair in column)
+            make = partial(kind.make, open_runs([path]), **given.get(name, {}))
+            found[f"{path.name} {name}"] = compared(lambda work, make=make: make(work=work))
+    first, second = open_runs([folder / "lora", folder / "bora"])
+    found["overlap"] = compared(lambda work: subspace_overlap(first, second, ranks=[1, 2], work=work))
+    found["angles"] = compared(lambda work: subspace_angles(first, second, rank=2, work=work))
     return found
 
 
@@ -188,7 +196,8 @@ if __name__ == "__main__":
     from deltaw.analysis.measures.survival import survival
     from deltaw.analysis.tables import device
     from deltaw.analysis.tables.registry import TABLES
-    from deltaw.analysis.tables.work import Work
+    from deltaw.analysis.tables.subspaces import subspace_angles, subspace_overlap
+    from deltaw.analysis.tables.work import HERE, Work
 
     pool = ThreadPoolExecutor(1, initializer=lambda: Card().__enter__())  # a mode is the thread's own
     device._reader = lambda: pool

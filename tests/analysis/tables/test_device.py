@@ -75,6 +75,11 @@ def test_a_table_is_made_on_the_device_with_the_same_digits(card, method, name) 
     assert card["tables"][f"{method} {name}"] < least
 
 
+@pytest.mark.parametrize("name", ["overlap", "angles"])
+def test_directions_of_two_runs_are_found_on_the_device(card, name) -> None:
+    assert card["tables"][name] < 1e-9
+
+
 def test_measures_of_large_matrices_stay_on_the_device(card) -> None:
     assert len(card["measures"]) == 12
     assert max(card["measures"].values()) < 1e-9
