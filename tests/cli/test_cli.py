@@ -93,7 +93,7 @@ def test_rank(runs, capsys, tmp_path):
     assert {row["rank"] for row in rows if row["method"] == "lora"} == {2}
     assert {row["group"] for row in rows if row["method"] == "dual-lora"} == {"update", "magnitude", "direction"}
     assert len(pd.read_csv(tmp_path / "ranks.csv")) == len(rows) == 3 * 2 + 3 * 2
-    code, out, _ = call(capsys, "rank", runs[0], "--approximate", 0.01)
+    code, out, _ = call(capsys, "rank", runs[0], "--approximate", 0.01, "--all")
     assert (code, out.splitlines()[0].split()[-1]) == (0, "error")
     assert "approximate is 2.0" in failed(capsys, 2, "rank", runs[0], "--approximate", 2)
     code, out, _ = call(capsys, "rank", runs[0], "--step", 1, "--step", 3)
