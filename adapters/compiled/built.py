@@ -44,14 +44,15 @@ def add_built_sums(
     Arguments:
         base: W₀ (n, m), float32 or float64; on the CPU and contiguous.
         rho, gamma: ρ (steps, n) and γ (steps, m) in float64.
-        U, V: (n, r) and (r, m) of every step in float64.
+        U, V: (n, r) and (r, m) of every step in float64; r may differ.
         pairs: Two positions among the steps (pairs, 2) in int64; −1 is W₀.
         rows, columns: (pairs, 3, n) and (pairs, 3, m) in float64, contiguous.
     """
     chunks = _CHUNKS if base.numel() > _ALONE else 1
     step = ROWS * -(-len(base) // (ROWS * chunks))
-    P = base.new_zeros(len(U), -(-base.shape[0] // ROWS), U[0].shape[1], ROWS, dtype=torch.float64)
-    Q = base.new_zeros(len(V), -(-base.shape[1] // COLUMNS), len(V[0]), COLUMNS, dtype=torch.float64)
+    rank = max(len(right) for right in V)
+    P = base.new_zeros(len(U), -(-base.shape[0] // ROWS), rank, ROWS, dtype=torch.float64)
+    Q = base.new_zeros(len(V), -(-base.shape[1] // COLUMNS), rank, COLUMNS, dtype=torch.float64)
     for place, (r, g) in enumerate(zip(rho, gamma, strict=True)):
         _pack(U[place].T, r, P[place])
         _pack(V[place], g, Q[place])
@@ -62,6 +63,7 @@ def add_built_sums(
 def _pack(thin: Tensor, scale: Tensor, out: Tensor) -> None:
     """Write a thin matrix (r, n) times a scale (n,) in the order in which it is read: (n / block, r, block)."""
     block = out.shape[2]
+    out = out[:, : len(thin)]  # other steps may have more ranks
     count, left = divmod(thin.shape[1], block)
     full = count * block
     if count and len(thin):

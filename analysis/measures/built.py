@@ -71,7 +71,7 @@ def built_sums(
 
     Arguments:
         base: W₀ (out, in), float32 or float64, on the CPU and contiguous.
-        forms: What W' follows from, of each matrix; U and V have one rank in all.
+        forms: What W' follows from, of each matrix.
         pairs: Two positions in ``forms``, −1 for W₀.
 
     Returns:

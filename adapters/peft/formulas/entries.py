@@ -3,16 +3,28 @@
 import torch
 from torch import Tensor
 
+from deltaw.adapters.method import Method, ScaledLowRank
 from deltaw.adapters.peft.formulas.settings import Settings, Tensors, need
 
 
 def ia3(t: Tensors, s: Settings) -> Tensor:
     """Return ΔW for W' = diag(l) W₀, or W₀ diag(l) in feed-forward layers. Source: Liu et al. 2022."""
-    (scale,) = need(t, s, "ia3_l")  # (out, 1) or (1, in)
+    (scale,) = need(t, s, "ia3_l")
     W = s.base()
-    return (
-        W * (scale.reshape(-1, 1) if scale.shape[-1] == 1 and scale.numel() == s.shape[0] else scale.reshape(1, -1)) - W
-    )
+    return W * (scale.reshape(-1, 1) if _of_rows(scale, s) else scale.reshape(1, -1)) - W
+
+
+def scaled_ia3(t: Tensors, s: Settings, base: Tensor) -> ScaledLowRank:
+    """Return W' by its scale alone, beside a product of rank 0."""
+    (scale,) = need(t, s, "ia3_l")
+    rho, gamma = (scale.reshape(-1), None) if _of_rows(scale, s) else (None, scale.reshape(-1))
+    U, V = (scale.new_zeros(shape) for shape in ((s.shape[0], 0), (0, s.shape[1])))
+    return Method.scaled(base, U, V, rho, gamma)
+
+
+def _of_rows(scale: Tensor, s: Settings) -> bool:
+    """Whether a scale (out, 1) or (1, in) is the first."""
+    return scale.shape[-1] == 1 and scale.numel() == s.shape[0]
 
 
 def miss(t: Tensors, s: Settings) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaw.adapters.method import ScaledFactors
+from deltaw.adapters.linear.norms import constant_norms
+from deltaw.adapters.method import Method, ScaledFactors, ScaledLowRank
 from deltaw.adapters.peft.formulas.settings import Factors, Settings, Tensors, diagonal, need
 from deltaw.adapters.peft.names import LEAVES_THE_BASE
 
@@ -23,6 +24,34 @@ def lora(t: Tensors, s: Settings) -> Factors | Tensor:
     Source: Hu et al. 2021; Kalajdzievski 2023; Liu et al. 2024; Meng et al. 2024; Büyükakyüz 2024; Yang et al. 2024;
     Wang et al. 2024; Xu et al. 2024.
     """
+    U, V = _product(t, s)
+    if not _normed(t, s):
+        return U, V
+    (magnitude,) = need(t, s, "lora_magnitude_vector")
+    W = s.base()
+    moved = W + U @ V
+    norms: Tensor = torch.linalg.vector_norm(moved, dim=1)
+    return moved * (magnitude.reshape(-1) / norms)[:, None] - W
+
+
+def scaled_lora(t: Tensors, s: Settings, base: Tensor) -> ScaledLowRank | None:
+    """Return W' of DoRA as diag(m / ‖W_i‖) (W₀ + U V), W = W₀ + U V; of all else ``None``, as ΔW = U V says it."""
+    if not _normed(t, s):
+        return None
+    (magnitude,) = need(t, s, "lora_magnitude_vector")
+    U, V = _product(t, s)
+    norms = constant_norms(base, V.contiguous(), U.contiguous(), 1.0, "row")
+    return Method.scaled(base, U, V, rho=magnitude.reshape(-1) / norms)
+
+
+def _normed(t: Tensors, s: Settings) -> bool:
+    """Whether it is DoRA."""
+    A, _ = need(t, s, "lora_A", "lora_B")
+    return bool(s.config.get("use_dora")) and len(A) > 0 and not s.config.get("kasa_config")
+
+
+def _product(t: Tensors, s: Settings) -> Factors:
+    """Return U and V, the product and what the start took out of the base; DoRA norms their rows beside W₀."""
     plain = plain_lora(t, s)
     if plain is not None:
         return plain.scaling * plain.U, plain.V
@@ -47,13 +76,7 @@ def lora(t: Tensors, s: Settings) -> Factors | Tensor:
     taken = _taken(s, rank, scaling)
     if taken is not None:
         U, V = torch.cat([U, -taken[0]], 1), torch.cat([V, taken[1]])
-    if not s.config.get("use_dora"):
-        return U, V
-    (magnitude,) = need(t, s, "lora_magnitude_vector")
-    W = s.base()
-    moved = W + U @ V
-    norms: Tensor = torch.linalg.vector_norm(moved, dim=1)
-    return moved * (magnitude.reshape(-1) / norms)[:, None] - W
+    return U, V
 
 
 def plain_lora(t: Tensors, s: Settings) -> ScaledFactors | None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deltaw.adapters.method import ScaledFactors
-from deltaw.adapters.peft.formulas.entries import ia3, miss, shira, supertuning
+from deltaw.adapters.method import ScaledFactors, ScaledLowRank
+from deltaw.adapters.peft.formulas.entries import ia3, miss, scaled_ia3, shira, supertuning
 from deltaw.adapters.peft.formulas.hadamard import glora, hira, loha, lokr
-from deltaw.adapters.peft.formulas.lora import adalora, delora, gralora, lora, plain_lora, poly
+from deltaw.adapters.peft.formulas.lora import adalora, delora, gralora, lora, plain_lora, poly, scaled_lora
 from deltaw.adapters.peft.formulas.orthogonal import boft, hra, oft, psoft, road
 from deltaw.adapters.peft.formulas.settings import Factors, Settings, Shapes, Tensors
 from deltaw.adapters.peft.formulas.subspaces import adamss, deft, frod, osf, peanut
@@ -24,6 +24,8 @@ class Formula:
         prefix: What the names of its tensors begin with.
         update: The formula.
         scaled: The factors as they are stored and their scaling, where the options leave ΔW such a plain product.
+        form: W' as diag(ρ) (W₀ + U V) diag(γ), from the layer's tensors in float64 and W₀ (out, in) in float32 or
+            float64, where ``update`` is no product and W' has this form all the same.
         sides: (out, in) from the shapes of a layer's tensors, where they tell; else the base is needed for it.
         needs_base: Whether ΔW depends on W₀, for any options.
         scales_base: Whether its tensors multiply W₀, so that their rounding moves all of W'.
@@ -35,6 +37,7 @@ class Formula:
     needs_base: bool = False
     scales_base: bool = False
     scaled: Callable[[Tensors, Settings], ScaledFactors | None] = lambda _tensors, _settings: None
+    form: Callable[[Tensors, Settings, Tensor], ScaledLowRank | None] = lambda _tensors, _settings, _base: None
 
 
 def _of(rows: str, columns: str) -> Callable[[Shapes], tuple[int, int]]:
@@ -51,7 +54,7 @@ def _kron(shapes: Shapes) -> tuple[int, int]:
 
 
 FORMULAS = {
-    "LORA": Formula("lora_", lora, _of("lora_B", "lora_A"), scaled=plain_lora),
+    "LORA": Formula("lora_", lora, _of("lora_B", "lora_A"), scaled=plain_lora, form=scaled_lora),
     "ADALORA": Formula("lora_", adalora, _of("lora_B", "lora_A")),
     "LOHA": Formula("hada_", loha, _of("hada_w1_a", "hada_w1_b")),
     "LOKR": Formula("lokr_", lokr, _kron),
@@ -71,7 +74,7 @@ FORMULAS = {
     "HRA": Formula("hra_", hra, needs_base=True),
     "ROAD": Formula("road_", road, needs_base=True, scales_base=True),
     "PSOFT": Formula("psoft_", psoft, needs_base=True),
-    "IA3": Formula("ia3_", ia3, needs_base=True, scales_base=True),
+    "IA3": Formula("ia3_", ia3, needs_base=True, scales_base=True, form=scaled_ia3),
     "MISS": Formula("miss_", miss),
     "SHIRA": Formula("shira_", shira),
     "SUPERTUNING": Formula("supertuning_", supertuning),

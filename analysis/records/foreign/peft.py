@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
 from deltaw.adapters.layer import WIDENED
-from deltaw.adapters.method import ScaledFactors
+from deltaw.adapters.method import Method, ScaledFactors, ScaledLowRank
 from deltaw.adapters.peft.formulas.settings import Factors, Settings
 from deltaw.adapters.peft.formulas.table import FORMULAS, Formula
 from deltaw.adapters.peft.names import FIXED, LEAVES_THE_BASE, OUT_PROJ, PREFIX, ROOT, SHARED_THETA
@@ -63,6 +63,7 @@ class Adapters(Source):
         if not file.modules:
             raise RecordError(f"{file.tensors.where}: has no tensor of a {kind} adapter")
         self._saved, self._attention = file.whole, file.attention
+        self._dense = False  # whether updates were seen to be no products
         self._own_base = Base(Renamed(file.tensors, file.base), self.config) if file.base else None
         if self._base is not None:
             self._base.expect(self._copies(module) for module in (*file.modules, *file.whole))
@@ -306,6 +307,23 @@ class Adapters(Source):
             return super().scaled_factors(module, step)
         self._check_shape((found.U, found.V), module, step)
         return found._replace(scaling=2 * found.scaling) if self._added_twice(module) else found
+
+    @override
+    def scaled_low_rank(self, module: str, step: int, base: Tensor) -> ScaledLowRank | None:
+        self.check(module, step)
+        if module in self._saved or self._dense:
+            return None
+        found, twice = None, self._added_twice(module)
+        if not twice:
+            found = self._by(lambda t, s: self._formula.form(t, s, base), module, step, torch.float64)
+        if found is None:
+            update = self._delta(module, step, torch.float64)
+            if not isinstance(update, tuple):
+                self._dense = not twice  # nor is it a product elsewhere: it need not be made to see that
+                return None
+            found = Method.scaled(base, *update)
+        self._check_shape((found.U, found.V), module, step)
+        return found
 
     def factors(self, module: str, step: int, dtype: torch.dtype | None = None) -> Factors | None:
         """Return U and V where the type's update is a product."""

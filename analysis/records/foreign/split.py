@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from deltaw.adapters.method import Method, ScaledFactors
+    from deltaw.adapters.method import Method, ScaledFactors, ScaledLowRank
 
 BY_HEAD = ("gpt_neox", "gpt_neox_japanese", "bloom", "persimmon")  # (q, k, v) of each head in turn
 PLAIN = ("phi3", "phi4_multimodal", "mpt", "modernbert", "modernbert-decoder", "dbrx", "vit", "phi")
@@ -108,6 +108,7 @@ class SplitSource(Source):
         self.steps_known, self.keeps_base, self.manifest = inner.steps_known, inner.keeps_base, inner.manifest
         self.folder = inner.folder
         self._rows: dict[str, tuple[str, Rows | None]] = {}
+        self._whole_base: tuple[str, Any] = "", None
         self.shapes = {}
         for module, shape in inner.shapes.items():
             parts = splits(module, shape, inner.config)
@@ -153,6 +154,19 @@ class SplitSource(Source):
         whole, rows = self._of(module)
         found = self._inner.scaled_factors(whole, step)
         return None if found is None else found._replace(U=_rows_of(found.U, rows))
+
+    @override
+    def scaled_low_rank(self, module: str, step: int, base: Tensor) -> ScaledLowRank | None:
+        whole, rows = self._of(module)
+        if rows is None:
+            return self._inner.scaled_low_rank(whole, step, base)
+        if self._whole_base[0] != whole:  # the parts of a matrix are looked at one after the other
+            read = self._inner.base(whole)
+            self._whole_base = whole, read.to(base.dtype).contiguous()
+        found = self._inner.scaled_low_rank(whole, step, self._whole_base[1])
+        if found is None:
+            return None
+        return found._replace(rho=rows.of(found.rho[:, None])[:, 0], U=rows.of(found.U))
 
     @override
     def state(self, module: str, step: int) -> State:

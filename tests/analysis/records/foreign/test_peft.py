@@ -3,6 +3,7 @@
 import copy
 import json
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from deltaw.adapters import RecordError
 from deltaw.adapters.peft.formulas.table import FORMULAS, REFUSED
-from deltaw.analysis import Trajectory
+from deltaw.analysis import Trajectory, changes
 from deltaw.analysis.records.foreign.peft_settings import NOT_READ
 
 peft = pytest.importorskip("peft")
@@ -148,6 +149,7 @@ FLOAT32 = (
     "PSOFT",
     "VBLORA top",
 )
+FORMED = ("LORA dora", "LORA pissa dora", "IA3")  # W' = diag(ρ) (W₀ + U V) diag(γ), while ΔW is no product
 NEEDS_NO_BASE = ("LORA", "ADALORA", "LOHA", "LOKR", "DELORA", "GRALORA", "UNILORA", "C3A")
 
 
@@ -200,6 +202,11 @@ def test_every_type_against_its_own_forward(case, tmp_path):
             U, V, scaling = run.source.scaled_factors(name, 0)
             torch.testing.assert_close(scaling * U.double() @ V.double(), update, rtol=1e-12, atol=1e-12)
             assert U.dtype == torch.float32 or case not in ("LORA", "LORA rslora patterns")  # as it is stored
+        form = run.source.scaled_low_rank(name, 0, run.base(name).float())
+        assert (form is not None) == (factors is not None or case.startswith(FORMED))
+        if form is not None:
+            built = form.rho[:, None] * (before + form.U @ form.V) * form.gamma
+            torch.testing.assert_close(built, run.weight(name, 0, torch.float64), rtol=1e-12, atol=1e-13)
     assert len(run.spectra()) == 6
     if case.split()[0] in NEEDS_NO_BASE and not any(word in case for word in ("dora", "pissa", "olora", "drawn")):
         alone = Trajectory.open(tmp_path)
@@ -210,6 +217,39 @@ def test_every_type_against_its_own_forward(case, tmp_path):
             alone.weight(alone.modules[0], 0)
         with pytest.raises(RecordError, match="base=FOLDER"):
             alone.changes("base")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("size", [3e-6, 1e-3, 1.0])
+@pytest.mark.parametrize("case", ["LORA", "LORA dora", "LORA pissa", "IA3", "ADALORA", "DELORA", "VERA"])
+def test_changes_are_those_of_the_matrices(case, size, tmp_path):
+    """No W' is made; from ΔD = 1e-12 to 1."""
+    torch.manual_seed(0)
+    net = Net()
+    base = copy.deepcopy(net)
+    model = perturbed(peft.get_peft_model(net, CASES[case]()))
+    for step in range(1, 4):
+        model.save_pretrained(tmp_path / f"checkpoint-{step}")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += size * torch.randn(parameter.shape) * (parameter.abs().mean() + 0.01)
+    run = Trajectory.open(tmp_path, base=base)
+    dense, source = {}, run.source
+    for module in run.modules:
+        assert source.scaled_low_rank(module, 2, run.base(module).float()) is not None
+        for pair in ((None, 2), (1, 2), (2, 3)):
+            dense[(module, *pair)] = changes(*(run.weight(module, step, torch.float64) for step in pair))
+    run.source.weight = None  # not looked at
+    seen = 0
+    for row in run.changes([(None, 2), (1, 2), (2, 3)], cache=False).itertuples():
+        start = None if pd.isna(row.step_from) else row.step_from
+        want = dense[row.module, start, row.step_to][row.axis]
+        assert row.delta_m == pytest.approx(want.delta_m, rel=1e-5, abs=1e-13)
+        if want.delta_d >= 1e-12:
+            assert row.delta_d == pytest.approx(want.delta_d, rel=1e-5)
+            seen += 1
+    assert seen >= 12
 
 
 def test_every_type_of_peft_is_read_or_refused_by_name(tmp_path):
@@ -253,6 +293,10 @@ def test_conv1d_turned_and_split(dora, tmp_path):
         assert set(run.changes("base").kind) == {"query", "key", "value", "output", "down"}
         parts = [run.weight(f"{whole}.{part}", 0, torch.float64) for part in ("query", "key", "value")]
         torch.testing.assert_close(torch.cat(parts), theirs, rtol=1e-12, atol=1e-12)
+        for row in run.changes("base", cache=False).itertuples():  # no W' is made, of a part neither
+            assert run.source.scaled_low_rank(row.module, 0, run.base(row.module)) is not None
+            want = changes(run.base(row.module), run.weight(row.module, 0, torch.float64), row.axis)[row.axis]
+            assert (row.delta_m, row.delta_d) == pytest.approx((want.delta_m, want.delta_d), rel=1e-9)
         if not dora:
             U, V = run.factors(f"{whole}.key", 0, torch.float64)
             torch.testing.assert_close(U @ V, run.update(f"{whole}.key", 0), rtol=1e-12, atol=1e-12)
