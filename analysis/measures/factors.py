@@ -37,8 +37,9 @@ from deltaw.analysis.measures.routes import Found
 from deltaw.analysis.measures.threads import one_thread, side_by_side
 
 AGREE = 1e-8  # η up to which one Cholesky is enough
-_SUMMED = 256  # b, rows whose products are one sum
-_WIDENED = 2**17  # entries that are widened to float64 at once: they stay in the cache
+_SUMMED = 512  # b, rows whose products are one sum
+_APART = 8  # rows a large power of two apart would push each other out of the innermost cache
+_WIDENED = 2**16  # entries that are widened to float64 at once: they stay in the cache
 _ALONE = 2**18  # entries that a thread does before it takes more
 _kept = threading.local()
 
@@ -150,7 +151,8 @@ def _gram(tall: Tensor) -> Tensor:
         # In the order of the memory: (k, b, r), or (k, r, b) where X is the transpose of what is stored.
         blocks = tall[:whole].view(-1, _SUMMED, r)
         blocks = blocks if by_rows else blocks.mT
-        wide = _scratch(count * _SUMMED * r, tall.device).view(count, *blocks.shape[1:])
+        height, width = blocks.shape[1:]
+        wide = _scratch(count, height, width + (_APART if by_rows and r > _APART else 0), tall.device)[..., :width]
         for part in blocks.split(count):
             block = wide[: len(part)].copy_(part)
             left, right = (block.mT, block) if by_rows else (block, block.mT)
@@ -161,14 +163,15 @@ def _gram(tall: Tensor) -> Tensor:
     return total
 
 
-def _scratch(entries: int, device: torch.device) -> Tensor:
-    """Return memory for so many float64; of this thread's own, as what is freed and taken again piles up."""
-    if device.type != "cpu" or entries > _WIDENED:
-        return torch.empty(entries, dtype=torch.float64, device=device)
+def _scratch(count: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Return memory for blocks in float64; of this thread's own, as what is freed and taken again piles up."""
+    entries = count * height * width
+    if device.type != "cpu" or entries > 2 * _WIDENED:
+        return torch.empty(count, height, width, dtype=torch.float64, device=device)
     if not hasattr(_kept, "scratch"):
         with torch.inference_mode(False):  # else no one could write to it outside of the caller's inference mode
-            _kept.scratch = torch.empty(_WIDENED, dtype=torch.float64)
-    found: Tensor = _kept.scratch[:entries]
+            _kept.scratch = torch.empty(2 * _WIDENED, dtype=torch.float64)
+    found: Tensor = _kept.scratch[:entries].view(count, height, width)
     return found
 
 

@@ -61,7 +61,7 @@ def test_the_smallest_numbers_are_no_zeros():
     assert found.spectral == pytest.approx(1e-200 * math.sqrt(600), rel=1e-12)
 
 
-@pytest.mark.parametrize("rows", [1, 255, 256, 257, 3000, 9001])
+@pytest.mark.parametrize("rows", [1, 255, 511, 512, 513, 3000, 9001])
 @pytest.mark.parametrize("rank", [1, 3, 64, 300])
 def test_sums_in_pieces_are_the_product(rows, rank, monkeypatch):
     monkeypatch.setattr(module, "_WIDENED", 2**14)
@@ -122,7 +122,7 @@ def test_nothing_as_large_as_the_factors_is_set_aside(dtype):
             factored_spectrum(u, v, 0.5)
     finally:
         torch.set_num_threads(before)
-    assert 0 < largest.most <= module._WIDENED
+    assert 0 < largest.most <= 2 * module._WIDENED
 
 
 def test_factors_that_nearly_cancel_against_exact_arithmetic():
