@@ -40,7 +40,11 @@ def command_of(words: list[str]) -> tuple[click.Context, list[str]]:
 
 
 def options_of(context: click.Context) -> set[str]:
-    return {name for parameter in context.command.get_params(context) for name in parameter.opts}
+    return {
+        name
+        for parameter in context.command.get_params(context)
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
 
 
 def test_the_readmes_snippets_run_in_order(tmp_path, monkeypatch, capsys):
