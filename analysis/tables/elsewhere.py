@@ -10,12 +10,15 @@ import torch
 from deltaw.analysis.progress import Progress
 from deltaw.analysis.progress import progress as shown
 from deltaw.analysis.tables.kept.keeper import Keeper, keeping
+from deltaw.analysis.tables.kept.keys import machine
 from deltaw.analysis.tables.stop import Found, Measure, Plan
 from deltaw.analysis.tables.units import Measured, Shared, Unit, measured_unit, units_of
 from deltaw.analysis.tables.work import Work
+from deltaw.analysis.workers.engine import handed_to_dask
 from deltaw.analysis.workers.lost import LostError
 from deltaw.analysis.workers.processes import outcomes
 
+MANY = 64  # processes that an engine elsewhere is taken to have: how many, shows only when it is asked
 Rows = list[dict[str, Any]]
 
 
@@ -43,7 +46,7 @@ def measured_elsewhere(
             {module: [stop for stop in plan.stops if stop not in found] for module, found in of_run.items()}
             for plan, of_run in zip(plans, known, strict=True)
         ]
-        units = units_of(plans, todo, work.jobs)
+        units = units_of(plans, todo, work.jobs if work.address is None else MANY)
         whose = plans[0].run.name if len(plans) == 1 else f"{len(plans)} runs"
         total, missing = (sum(len(p.modules) * len(p.stops) for p in plans), sum(len(one.stops) for one in units))
         bar = stack.enter_context(shown(total, f"{what} of {whose}", unit, progress, initial=total - missing))
@@ -64,6 +67,8 @@ def measured_elsewhere(
 def _handed_out(units: Iterator[Unit], shared: Shared, work: Work) -> Iterator[tuple[int, Any]]:
     """Yield the number of each unit and what it came to, in the order in which they are done."""
     tasks = ((unit.number, partial(measured_unit, unit)) for unit in units)
+    if work.engine is not None:
+        return handed_to_dask(tasks, shared=shared, address=work.address, jobs=work.jobs)
     threads = max(1, torch.get_num_threads() // work.jobs)
     return outcomes(tasks, work.jobs, shared={"shared": shared}, threads=threads, again=True, stay=True)
 
@@ -76,6 +81,7 @@ class _Results:
     def __init__(self, units: Sequence[Unit], keepers: Sequence[Keeper | None], bar: Progress[Any]) -> None:
         self._units, self._keepers, self._bar = units, keepers, bar
         self._there: dict[int, Measured | Exception] = {}
+        self._machine = machine()  # what another one measures may differ in the last digit: it is not kept
         self._lost: set[tuple[int, str]] = set()
         self._of_module: dict[tuple[int, str], list[Unit]] = {}
         for unit in units:
@@ -117,7 +123,7 @@ class _Results:
         keeper = self._keepers[unit.run]
         if isinstance(found, LostError):
             self._lost.add((unit.run, unit.module))
-        elif isinstance(found, Measured) and keeper is not None:
+        elif isinstance(found, Measured) and keeper is not None and found.machine == self._machine:
             for stop, rows in zip(unit.stops, found.rows, strict=True):
                 if rows is not None:
                     keeper.add(unit.module, stop, rows)

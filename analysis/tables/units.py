@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from deltaw.adapters.errors import DeltawError, OptionError
+from deltaw.analysis.tables.kept.keys import machine
 from deltaw.analysis.tables.one_pass import AT_ONCE, STEPS_AT_ONCE, OnePass, Stops
 from deltaw.analysis.tables.run import Run
 from deltaw.analysis.tables.stop import Measure, Plan
@@ -41,10 +42,12 @@ class Measured:
     Arguments:
         rows: Of every stop; ``None`` where it is left out.
         left_out: Why.
+        machine: Its versions and processor, as a key.
     """
 
     rows: list[list[dict[str, Any]] | None]
     left_out: DeltawError | None
+    machine: str
 
 
 class Shared:
@@ -67,7 +70,6 @@ class Shared:
         if self._found is None:
             runs, measure = self._parts
             self._found = [pickle.loads(run) for run in runs], pickle.loads(measure)  # written by our own parent
-            self._parts = [], b""  # a base in memory is as large as the model
         return self._found
 
 
@@ -121,7 +123,7 @@ def measured_unit(unit: Unit, shared: Shared) -> Measured:
                 if wants_memory(error):
                     raise LostError("had not the memory for it") from None
                 raise
-    return Measured(rows, plan.left_out.get(unit.module))
+    return Measured(rows, plan.left_out.get(unit.module), machine())
 
 
 def memory_of(shape: tuple[int, int]) -> float:

@@ -316,7 +316,7 @@ def _left_out(plan: Plan) -> Iterator[str]:
         sized = _listed([f"{name} {plan.run.shape(name)}" for name in lost])
         needed = max(memory_of(plan.run.shape(name)) for name in lost)
         yield (
-            f"{where}: {len(lost)} {many} left out, all or in part, {sized}: {plan.left_out[lost[0]]}, twice; to "
+            f"{where}: {len(lost)} {many} left out, all or in part, {sized}: {plan.left_out[lost[0]]}; to "
             f"measure it, a process needs about {needed / 1e9:.2g} GB. Where memory ran out, take fewer jobs, or a "
             "machine with more of it"
         )

@@ -97,7 +97,7 @@ def usable_cores() -> int:
 
 
 @dataclass(eq=False)
-class _Piece:
+class Piece:
     """A piece of work, and how often a process has ended at it."""
 
     key: Any
@@ -115,7 +115,7 @@ class _Worker:
         with _without_interrupt():
             self.process.start()
         theirs.close()  # so that this end notices when the process is gone
-        self.piece: _Piece | None = None
+        self.piece: Piece | None = None
         self.began = False  # since when it was hired; it says so once it has read the program and what is shared
         self.rested = False
         self.mirror = Mirror()
@@ -124,7 +124,7 @@ class _Worker:
         self._say(("begin", threads, _levels()))
         self._say(given)
 
-    def give(self, piece: _Piece) -> None:
+    def give(self, piece: Piece) -> None:
         self.piece = piece
         self._say(("work", str(piece.key), pickle.dumps(piece.function)))
 
@@ -156,10 +156,10 @@ class _Pool:
     def __init__(
         self, work: Iterator[tuple[Any, Task[Any]]], jobs: int, given: dict[str, Any], threads: int, *, again: bool
     ) -> None:
-        self.work = (_Piece(key, function) for key, function in work)
+        self.work = (Piece(key, function) for key, function in work)
         self.jobs, self.given, self.threads, self.again = jobs, given, threads, again
         self.workers: list[_Worker] = []
-        self.returned: deque[_Piece] = deque()  # that go to another process
+        self.returned: deque[Piece] = deque()  # that go to another process
         self.found: deque[tuple[Any, Any]] = deque()
         self.registry: dict[Any, Any] = {}  # of warnings that were shown
 
@@ -236,7 +236,7 @@ class _Pool:
             piece.lost += 1
             self.returned.append(piece)
         else:
-            self.found.append((piece.key, LostError(how)))
+            self.found.append((piece.key, LostError(f"{how}, twice" if piece.lost else how)))
 
     def end(self, *, stay: bool) -> None:
         """End the processes that are at work, as after Ctrl-C: they close what they write. The others may stay."""
@@ -296,7 +296,7 @@ def _serve(pipe: Any) -> None:
                 signal.signal(signal.SIGTERM, _interrupt)
                 found = given if isinstance(given, Exception) else outcome_of(_Unpickled(pickled), given)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                hear.say("done", _portable(found, name) if isinstance(found, Exception) else found)
+                hear.say("done", portable(found, name) if isinstance(found, Exception) else found)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -358,7 +358,7 @@ class _Speaker(logging.Handler):
             yield
 
 
-def _portable(error: Exception, name: str) -> Exception:
+def portable(error: Exception, name: str) -> Exception:
     """Return an error as it is, or a DeltawError with its kind where it cannot be pickled; a note has its traceback."""
     same: Exception = DeltawError(reason(error))
     with contextlib.suppress(Exception):

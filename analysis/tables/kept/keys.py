@@ -89,6 +89,11 @@ def _of_device(device: str) -> str:
     return found.type
 
 
+def machine() -> str:
+    """Return the key of what decides the last digits in this process: the versions, the code and the processor."""
+    return digest(*_machine())
+
+
 @functools.cache
 def _machine() -> tuple[str, ...]:
     """The versions and the processor."""

@@ -1,0 +1,85 @@
+"""Tables measured by an engine: a local cluster of several worker processes, one of which is killed midway."""
+
+import re
+import socket
+import sys
+
+import dask
+import pandas as pd
+import pytest
+from distributed import LocalCluster
+
+from deltaw.adapters.errors import DeltawError, DeltawWarning, OptionError, RecordError
+from deltaw.analysis import Trajectory, table
+from deltaw.analysis.tables import units
+from deltaw.analysis.tables.work import Work
+from deltaw.analysis.workers import engine
+from deltaw.cli import main
+
+from .measured_runs import models, norms, recorded
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Trajectory:
+    return Trajectory.open(recorded(tmp_path_factory.mktemp("runs") / "dora", "dora"))
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Where a cluster of two processes is; a piece of work is tried twice."""
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0) as cluster,
+    ):
+        yield cluster.scheduler_address
+
+
+def test_one_killed_midway_and_the_table_is_the_same_to_the_bit(run, address, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(units, "STEPS_AT_ONCE", 2)
+    alone = norms(run, None, tmp_path, Work())
+    found = norms(run, ("1", "once"), tmp_path, Work(engine="dask", address=address), progress=True)
+    assert (tmp_path / "1").exists()  # one was killed
+    pd.testing.assert_frame_equal(found, alone, check_exact=True)
+    assert "norms of dora: 56 matrices in" in capsys.readouterr().err
+
+
+def test_what_several_are_lost_at_is_left_out(run, address, tmp_path):
+    alone = norms(run, None, tmp_path, Work())
+    said = r"1 module is left out, all or in part, 1 \(24, 16\): its process was lost with its worker, several times"
+    with pytest.warns(DeltawWarning, match=said):
+        found = norms(run, ("1", "always"), tmp_path, Work(engine="dask", address=address))
+    want = alone[alone.module != "1"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, want, check_exact=True, check_dtype=False)
+
+
+def test_errors_and_notes_are_those_of_one_process(run, address, tmp_path):
+    path, base = models(tmp_path)
+    with pytest.raises(RecordError, match=r"no base weights.*base=FOLDER"):
+        table([Trajectory.open(path)], "base", engine="dask", address=address)
+    with pytest.warns(DeltawWarning, match=r"1 module is left out, layers\.2\.query"):
+        found = table([Trajectory.open(path, base=base)], "base", engine="dask", address=address, cache=False)
+    assert len(found) == 4
+
+
+def test_one_started_here(run, capsys):
+    alone = run.changes(("consecutive", "base"), cache=False)
+    found = run.changes(("consecutive", "base"), cache=False, engine="dask", jobs=2)
+    pd.testing.assert_frame_equal(found, alone, check_exact=True)
+
+
+def test_what_is_wrong_is_one_line(run, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and says nothing
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(
+            DeltawError, match=rf"no engine answers at {re.escape(address)} within 0\.5 s .*dask worker"
+        ):
+            run.changes(engine="dask", address=address, cache=False)
+    for wrong in (address, "nonsense::", "10.0.0.1"):
+        code = main(["changes", str(run.path), "--engine", "dask", "--address", wrong, "--no-cache", "--json"])
+        said = capsys.readouterr().err
+        assert (code, said.count("\n")) == (1, 1)
+        assert f"no engine answers at {wrong}" in said
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(OptionError, match=r"engine 'dask' is not installed: pip install 'deltaw\[cluster\]'"):
+        run.changes(engine="dask", cache=False)
