@@ -37,7 +37,9 @@ def measured_elsewhere(
         what, unit, progress: For the progress bar.
     """
     with ExitStack() as stack:
-        keepers = [stack.enter_context(keeping(plan.run, measure, work.device, work.cache)) for plan in plans]
+        # Which GPU the engine's machines have, and so which digits, is not known here.
+        cache = work.cache and (work.address is None or work.device == "cpu")
+        keepers = [stack.enter_context(keeping(plan.run, measure, work.device, cache)) for plan in plans]
         known = [
             {module: {} if keeper is None else keeper.find(module, plan.stops) for module in plan.modules}
             for plan, keeper in zip(plans, keepers, strict=True)

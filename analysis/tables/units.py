@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from deltaw.adapters.errors import DeltawError, OptionError
+from deltaw.analysis.tables.device import checked_device, named_memory
 from deltaw.analysis.tables.kept.keys import machine
 from deltaw.analysis.tables.one_pass import AT_ONCE, STEPS_AT_ONCE, OnePass, Stops
 from deltaw.analysis.tables.run import Run
@@ -110,14 +111,14 @@ def measured_unit(unit: Unit, shared: Shared) -> Measured:
     runs, measure = shared.open()
     run = runs[unit.run]
     plan = Plan(run, [unit.module], unit.stops)
-    one_pass = OnePass(run, unit.module, unit.stops, shared.device)
+    one_pass = OnePass(run, unit.module, unit.stops, checked_device(shared.device))
     rows: list[list[dict[str, Any]] | None] = []
     for position in range(len(unit.stops)):
         rows.append(None)
         stop = plan.stop(one_pass, position)
         if stop is not None:
             try:
-                with stop:
+                with stop, named_memory(run.source.where, unit.module, run.shape(unit.module)):
                     rows[-1] = measure(stop)
             except Exception as error:
                 if wants_memory(error):

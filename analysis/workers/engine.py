@@ -109,12 +109,8 @@ class _Call:
         self.version, self.threads = version, threads
 
     def __call__(self, function: Callable[..., Any], shared: Any, name: str) -> Any:
-        import deltaw
-
-        if deltaw.__version__ != self.version:
-            return DeltawError(
-                f"a worker has deltaw {deltaw.__version__}, this is {self.version}; install the same there"
-            )
+        if _version() != self.version:
+            return DeltawError(f"a worker has deltaw {_version()}, this is {self.version}; install the same there")
         with _one:
             if self.threads is not None:
                 torch.set_num_threads(self.threads)
