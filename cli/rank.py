@@ -65,8 +65,8 @@ def command(
 
     wanted: tuple[int, ...] | Literal["last"] | None = None if all_steps else (steps or "last")
     opened, bars = open_runs(runs, base=base), progress(as_json)
-    options = {"steps": wanted, "modules": modules or None, "approximate": approximate}
-    frame = table(opened, "spectra", **options, progress=bars, work=work)
+    chosen = modules or None
+    frame = table(opened, "spectra", steps=wanted, modules=chosen, approximate=approximate, progress=bars, work=work)
     error = {} if approximate is None else {"error": "the share of ‖ΔW‖_F² that is left out, at most"}
     if path is not None:
         write_table(frame, path)

@@ -98,18 +98,19 @@ def cholesky(lower: Tensor) -> Tensor | None:
     """
     lower = lower.clone()
     m = len(lower)
-    for start in range(0, m, _PANEL):
-        end = min(start + _PANEL, m)
-        block, failed = torch.linalg.cholesky_ex(lower[start:end, start:end])
-        if failed:
-            return None
-        lower[start:end, start:end] = block
-        below = torch.linalg.solve_triangular(block, lower[end:, start:end].mT, upper=False).mT
-        lower[end:, start:end] = below
+    with one_thread():
+        for start in range(0, m, _PANEL):
+            end = min(start + _PANEL, m)
+            block, failed = torch.linalg.cholesky_ex(lower[start:end, start:end])
+            if failed:
+                return None
+            lower[start:end, start:end] = block
+            below = torch.linalg.solve_triangular(block, lower[end:, start:end].mT, upper=False).mT
+            lower[end:, start:end] = below
 
-        def subtract(first: int, below: Tensor = below, end: int = end) -> None:
-            rows = below[first : first + BLOCK]
-            lower[end + first :, end + first : end + first + BLOCK].addmm_(below[first:], rows.T, alpha=-1)
+            def subtract(first: int, below: Tensor = below, end: int = end) -> None:
+                rows = below[first : first + BLOCK]
+                lower[end + first :, end + first : end + first + BLOCK].addmm_(below[first:], rows.T, alpha=-1)
 
-        side_by_side(subtract, range(0, m - end, BLOCK), lower)
+            side_by_side(subtract, range(0, m - end, BLOCK), lower)
     return lower

@@ -48,7 +48,8 @@ def smallest(update: Tensor, found: Gram, values: Tensor, bound: float, count: i
 
         def product(x: Tensor) -> Tensor:  # cholesky_solve would copy the triangle each time
             half = torch.linalg.solve_triangular(lower, x.T, upper=False)
-            return torch.linalg.solve_triangular(lower.mT, half, upper=True).T
+            full: Tensor = torch.linalg.solve_triangular(lower.mT, half, upper=True)
+            return full.T
 
         krylov = BlockKrylov(product, random_rows(WIDTH, len(values), wide).double(), steps)
         for _ in range(steps):

@@ -62,6 +62,7 @@ def side_by_side(work: Callable[[T], U], parts: Sequence[T], matrix: Tensor) -> 
 
         @torch.no_grad()
         def share() -> None:
+            torch.set_num_threads(1)  # it is a thread's own number; a new thread starts with that of the environment
             while True:
                 try:
                     place, part = left.popleft()
@@ -92,4 +93,4 @@ def parts_of(matrix: Tensor) -> tuple[Tensor, ...]:
     """Return the rows of a matrix in parts that caches hold; on an accelerator all of them."""
     if matrix.device.type != "cpu":
         return (matrix,)
-    return matrix.split(max(64, _PART // matrix.shape[1]))
+    return torch.split(matrix, max(64, _PART // matrix.shape[1]))
