@@ -1,6 +1,8 @@
 """Work in parts: in order whoever does it, errors told, nothing left behind."""
 
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -80,3 +82,31 @@ def test_a_fork_has_threads_of_its_own(threads):
         os.kill(child, 9)
         os.waitpid(child, 0)
     assert (done, status) == (child, 0)
+
+
+BITS = """
+import torch
+from deltaw.analysis.measures.gram import cholesky, gram
+from deltaw.analysis.measures.krylov import in_float32, product_of, random_rows
+update = torch.randn(801, 1333, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+found = []
+for threads in (1, 2, 4):
+    torch.set_num_threads(threads)
+    rows = random_rows(10, 801, update)
+    lower = gram(update).lower
+    found.append((lower, cholesky(lower), in_float32(update, 1.0)[0](rows), product_of(update)[0](rows.double())))
+assert all(torch.equal(a, b) for again in found[1:] for a, b in zip(again, found[0]))
+"""
+
+
+@pytest.mark.parametrize("environment", ["1", "2", "4"])
+def test_products_have_the_same_bits_whatever_the_environment_says(environment):
+    """MKL shares a sum of an odd size among threads, and a new thread has as many of them as the environment says."""
+    done = subprocess.run(
+        [sys.executable, "-c", BITS],
+        env={**os.environ, "OMP_NUM_THREADS": environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
