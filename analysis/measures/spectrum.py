@@ -5,6 +5,7 @@ How they are computed: from factors in `factors`, else by the cheapest exact way
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -84,7 +85,8 @@ class Spectrum:
     @property
     def spectral(self) -> float:
         """σ₁, the spectral norm."""
-        return float(self.signal[0])
+        first = float(self.singular_values[0])
+        return first if first > self.tolerance else 0.0
 
     @property
     def frobenius(self) -> float:
@@ -99,12 +101,12 @@ class Spectrum:
     @property
     def stable_rank(self) -> float:
         """‖ΔW‖_F² / σ₁² (Rudelson, Vershynin 2007)."""
-        return float(self._relative().square().sum()) / (1 - self.error)
+        return float(self._relative.square().sum()) / (1 - self.error)
 
     @property
     def effective_rank(self) -> float:
         """exp(−Σ p log p) with p = σ/Σσ (Roy, Vetterli 2007)."""
-        relative = self._relative()
+        relative = self._relative
         if not relative.any():
             return 0.0
         p = relative / relative.sum()
@@ -113,7 +115,7 @@ class Spectrum:
     @property
     def participation_ratio(self) -> float:
         """(Σσ²)² / Σσ⁴ (Gao et al. 2017, of the eigenvalues σ²)."""
-        squares = self._relative().square()
+        squares = self._relative.square()
         whole = float(squares.sum()) / (1 - self.error)
         return whole**2 / float(squares.square().sum()) if squares.any() else 0.0
 
@@ -135,9 +137,10 @@ class Spectrum:
         """
         if not isinstance(fraction, float | int | np.number) or not 0 < fraction <= 1:
             raise OptionError(f"fraction is {fraction!r}; choose a share of the energy above 0 and at most 1, as 0.9")
-        energy = self._relative().square().cumsum(0)
+        energy = self._relative.square().cumsum(0)
         return int((energy < fraction * (energy[-1] / (1 - self.error))).sum()) + 1 if energy[-1] > 0 else 0
 
+    @functools.cached_property
     def _relative(self) -> Tensor:
         """σ/σ₁ of the signal, so that no square over- or underflows; zeros for zeros."""
         return self.signal / (self.spectral or 1.0)

@@ -25,7 +25,7 @@ from deltaw.analysis.records.source import Place, Shape, Source, State, fitting
 from deltaw.analysis.records.storage.files import Storage
 from deltaw.analysis.records.storage.tensors import Renamed
 
-OPEN_AT_ONCE = 2  # checkpoints whose headers are kept
+OPEN_NAMES = 2**17  # of tensors that are kept, in all: a table goes through all steps of each module
 TELLS = ("LORA", "ADALORA", "LOHA", "LOKR", "DELORA")  # types whose tensors have the layer's own sides
 NAMED = 8  # modules that a message names
 T = TypeVar("T")
@@ -159,7 +159,7 @@ class Adapters(Source):
                 shared = {module: {SHARED_THETA: ROOT + SHARED_THETA} for module in self._meant()}
                 file = replace(file, modules=shared)
             self._open[step] = file
-            while len(self._open) > OPEN_AT_ONCE:
+            while len(self._open) > max(2, OPEN_NAMES // max(1, len(file.tensors.names()))):
                 self._open.popitem(last=False)
         self._open.move_to_end(step)
         return self._open[step]

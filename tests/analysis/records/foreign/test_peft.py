@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from deltaw.adapters import RecordError
 from deltaw.adapters.peft.formulas.table import FORMULAS, REFUSED
 from deltaw.analysis import Trajectory, changes
+from deltaw.analysis.records.foreign import peft as peft_source
 from deltaw.analysis.records.foreign.peft_settings import NOT_READ
 
 peft = pytest.importorskip("peft")
@@ -453,3 +454,18 @@ def test_adalora_with_pruned_ranks(tmp_path):
         theirs = own_weight(loaded.base_model.model.get_submodule(name), run.shape(name)[1])
         torch.testing.assert_close(run.weight(name, 0, torch.float64), theirs, rtol=0, atol=1e-13)
     assert (run.spectra()["rank"] == 3).all()
+
+
+@pytest.mark.parametrize(("names", "times"), [(peft_source.OPEN_NAMES, 1), (1, 6)])
+def test_a_table_reads_each_header_once_where_all_can_be_kept(names, times, tmp_path, monkeypatch):
+    model = peft.get_peft_model(Net(), CASES["LORA"]())
+    for step in (10, 20, 30, 40):
+        perturbed(model, step).save_pretrained(tmp_path / f"checkpoint-{step}")
+    read, seen = peft_source.read_adapter, []
+    monkeypatch.setattr(peft_source, "OPEN_NAMES", names)
+    monkeypatch.setattr(
+        peft_source, "read_adapter", lambda place, *given: (seen.append(place.where), read(place, *given))[1]
+    )
+    run = Trajectory.open(tmp_path)
+    assert len(run.spectra(cache=False)) == 4 * len(run.modules) == 24
+    assert max(map(seen.count, seen)) == times
