@@ -1,12 +1,14 @@
 """``deltaw report``: one HTML file of some runs, with every view linked."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from deltaw.analysis.tables.work import Work
 from deltaw.cli.commands import Command
-from deltaw.cli.options import base_option, modules_option, runs_argument
+from deltaw.cli.options import base_option, modules_option, runs_argument, work_options
 from deltaw.cli.output import check_writable, progress, remark
 
 
@@ -46,6 +48,7 @@ def _check(context: click.Context, option: click.Parameter, path: Path) -> Path:
 @click.option("--check/--no-check", default=True, help="Look for what is wrong, and check the papers' claims.")
 @click.option("--watch", is_flag=True, help="Write it anew as checkpoints come, until Ctrl-C; an open page follows.")
 @click.option("--every", type=click.FloatRange(min=0, min_open=True), default=30, show_default=True, help="Seconds.")
+@work_options
 def command(
     runs: tuple[str, ...],
     out: Path,
@@ -55,6 +58,7 @@ def command(
     check: bool,
     watch: bool,
     every: float,
+    work: Work,
 ) -> None:
     """Write a report of runs: one HTML file with linked views that opens offline.
 
@@ -72,6 +76,7 @@ def command(
     from deltaw.analysis.report.write import report
 
     options: dict[str, Any] = {"base": base, "modules": modules or None, "details": details, "check": check}
+    options |= asdict(work)
     if watch:
         for path in watched(list(runs), out, every=every, progress=False, **options):
             remark(f"written to {path}; waiting for checkpoints, Ctrl-C ends it")

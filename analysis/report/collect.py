@@ -19,6 +19,7 @@ from deltaw.analysis.report.matrices import BINS, LEADING, MOST, Details, Matric
 from deltaw.analysis.report.pack import Column, exact
 from deltaw.analysis.report.parts import Notes
 from deltaw.analysis.tables.walk import PAIRS, chosen_modules
+from deltaw.analysis.tables.work import HERE, Work
 from deltaw.analysis.trajectory import Trajectory
 
 MOST_SCALARS = 2000  # lines of the log that are kept of a run
@@ -44,6 +45,7 @@ def collect(
     details: Details = None,
     check: bool = True,
     progress: bool = False,
+    work: Work = HERE,
 ) -> Content:
     """Measure in some runs what a report shows; what fails in one part is noted there, and the others go on.
 
@@ -53,6 +55,7 @@ def collect(
         details: See ``detailed_steps``.
         check: Look for what is wrong with the runs, and hold the papers' claims against them.
         progress: Show progress bars.
+        work: Where and how it is measured.
 
     Raises:
         TargetError: A pattern fits no module of a run.
@@ -67,13 +70,14 @@ def collect(
     entries = []
     for number, (run, names, (color, line)) in enumerate(zip(runs, chosen, styles, strict=True)):
         entry = about(run, names, notes, check=check, progress=progress)
-        matrices = Matrices(run, names, detailed_steps(run, names, details, len(runs)))
-        measured = _measure(run, matrices, notes, progress=progress)
+        steps = detailed_steps(run, names, details, len(runs))
+        matrices = Matrices(run, names, steps, notes, work, progress=progress)
+        measured = _measure(run, matrices, notes)
         columns |= {f"{number}.{name}": column for name, column in (measured | _scalars(run, notes)).items()}
         entries.append(
             entry
             | {"color": color, "line": line, "modules": [place[name] for name in names], "details": matrices.details}
-            | {"origin": "initial" if run.base_from is None else "base", "undefined": matrices.undefined}
+            | {"origin": "initial" if run.base_from is None else "base"}
         )
     if len(runs) > 1:
         with notes.part(BETWEEN):
@@ -83,37 +87,31 @@ def collect(
         "modules": _labelled([_module(runs, chosen, name) for name in every]),
         "pairs": list(PAIRS),
         "sizes": {"ranks": RANKS, "bins": BINS, "leading": LEADING, "most": MOST},
-        "claims": _claims(runs, notes, progress=progress) if check else [],
+        "claims": _claims(runs, notes, progress, work) if check else [],
     }
     return Content(found | {"notes": notes.by_part}, columns)
 
 
-def _measure(run: Trajectory, matrices: Matrices, notes: Notes, *, progress: bool) -> dict[str, Column]:
+def _measure(run: Trajectory, matrices: Matrices, notes: Notes) -> dict[str, Column]:
     begin = f"{run.name}: "
     if not run.steps:
         notes.add("changes", f"{begin}no checkpoint was recorded yet")
         return {}
-    based = run.base_from is not None
-    if not based:
+    if run.base_from is None:
         notes.add(
             "base",
             f"{begin}W₀ is not known, so changes since it and the size of the update in it are left out; "
             "give the base model with base= or --base",
         )
-    with notes.part("changes", begin):
-        matrices.measure_changes(base=based, progress=progress)
-    with notes.part("spectra", begin):
-        matrices.measure_spectra(progress=progress)
-    if based:
-        with notes.part("base", begin):
-            matrices.measure_norms()
-    if matrices.nonfinite:
-        first = next(iter(matrices.nonfinite.items()))
-        notes.add(
-            "changes",
-            f"{begin}{len(matrices.nonfinite)} matrices hold NaN or infinity, the first is {first[0]} at step "
-            f"{first[1]}; such rows and columns are left out",
-        )
+    for part, measure in (
+        ("changes", matrices.measure_changes),
+        ("distributions", matrices.measure_distributions),
+        ("spectra", matrices.measure_spectra),
+        ("base", matrices.measure_norms if run.base_from is not None else None),
+    ):
+        if measure is not None:
+            with notes.part(part, begin):
+                measure()
     return matrices.columns()
 
 
@@ -162,7 +160,7 @@ def _labelled(modules: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _claims(runs: Sequence[Trajectory], notes: Notes, *, progress: bool) -> list[dict[str, Any]]:
+def _claims(runs: Sequence[Trajectory], notes: Notes, progress: bool, work: Work) -> list[dict[str, Any]]:
     with notes.part("claims"):
-        return claims_json(claims(gather(runs, list(PAPERS), progress=progress)))
+        return claims_json(claims(gather(runs, list(PAPERS), progress=progress, work=work)))
     return []

@@ -1,24 +1,27 @@
-"""The numbers of every matrix at every checkpoint: its changes, its spectrum, how its rows and columns moved."""
+"""The numbers of every matrix at every checkpoint, from the tables: changes, spectra, how rows and columns moved."""
 
-from collections.abc import Sequence
+import glob
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import DeltawError, NonFiniteError
 from deltaw.analysis.measures.change import AXES
-from deltaw.analysis.measures.spectrum import spectrum
 from deltaw.analysis.report.pack import Column, drawn, exact, whole
-from deltaw.analysis.tables.changes import from_to
-from deltaw.analysis.tables.one_pass import Stops, in_one_pass
-from deltaw.analysis.tables.run import Run, Step, update_of
-from deltaw.analysis.tables.walk import PAIRS, Walk, at_steps, spread_out
+from deltaw.analysis.report.parts import Notes
+from deltaw.analysis.tables.changes import changes_table
+from deltaw.analysis.tables.distributions import distributions
+from deltaw.analysis.tables.run import PairKind, Run, Step
+from deltaw.analysis.tables.singular_values import singular_values
+from deltaw.analysis.tables.spectra import spectra_table
+from deltaw.analysis.tables.walk import PAIRS, spread_out
+from deltaw.analysis.tables.work import Work
 
 Array = NDArray[np.float64]
 Details = int | Literal["all"] | None
@@ -27,9 +30,8 @@ SPECTRA = ("rank", "stable_rank", "effective_rank", "frobenius", "spectral")
 LEADING = 16  # singular values that are kept
 BINS = 24  # of a distribution
 MOST = 5  # rows and columns that moved most
-MEASURES = {"m": "magnitude", "d": "direction"}  # the vectors of a ``Change``
 
-WORK = 2e11  # operations that the spectra of one run may take: less than a minute
+WORK = 1e11  # operations that the singular values of one run may take, twice: less than a minute
 ENOUGH = 41  # checkpoints with details
 KEPT = 16_000  # matrices with a distribution in one report, of all runs
 DENSE = 12  # operations of the singular values of an n×n matrix, in n³
@@ -42,76 +44,92 @@ class Matrices:
         run: The run.
         modules: Those that are shown.
         details: The checkpoints with spectrum and distribution, see ``detailed_steps``.
+        notes: What is to be said where something is missing.
+        work: Where and how it is measured.
+        progress: Show progress bars.
     """
 
-    def __init__(self, run: Run, modules: Sequence[str], details: Sequence[int]) -> None:
+    def __init__(
+        self, run: Run, modules: Sequence[str], details: Sequence[int], notes: Notes, work: Work, *, progress: bool
+    ) -> None:
         self.run, self.modules, self.details = run, list(modules), list(details)
+        self._notes, self._work, self._progress = notes, work, progress
         self._module = {name: place for place, name in enumerate(self.modules)}
         self._step = {step: place for place, step in enumerate(run.steps)}
         self._detail = {step: place for place, step in enumerate(self.details)}
         self._arrays: dict[str, Array] = {}
-        self.undefined = 0  # vectors that are zero at exactly one of two steps
-        self.nonfinite: dict[str, int] = {}  # by module, the first step with NaN or infinity
 
-    def measure_changes(self, *, base: bool, progress: bool = False) -> None:
-        """Fill in ΔM and ΔD of all pairs of steps in one pass over the checkpoints.
+    def measure_changes(self) -> None:
+        """Fill in ΔM and ΔD of all pairs of steps."""
+        pairs: list[PairKind] = [kind for kind in PAIRS if kind != "base" or self.run.base_from is not None]
+        if len(self.run.steps) < 2:
+            pairs = [kind for kind in pairs if kind == "base"]
+        if not pairs:
+            return
 
-        Arguments:
-            base: Whether there is a W₀ to compare with; a module that it lacks is compared with the first checkpoint.
-        """
-        self._changes_of(self.modules, base=base, progress=progress)
-        if base:
-            measured = ~np.isnan(self._array("changes.base.row.m")).all(axis=1)
-            rest = [name for name in self.modules if not measured[self._module[name]] and name not in self.nonfinite]
-            if rest:
-                self._changes_of(rest, base=False, progress=progress)
+        def make(modules: Sequence[str], allow: bool) -> pd.DataFrame:
+            return changes_table(
+                [self.run], pairs, AXES, modules, allow_nonfinite=allow, progress=self._progress, work=self._work
+            )
 
-    def _changes_of(self, modules: Sequence[str], *, base: bool, progress: bool) -> None:
-        pairs = pairs_of(self.run.steps, base=base)
-        stops: Stops = in_one_pass(pair for of_kind in pairs.values() for pair in of_kind)
-        kinds: dict[tuple[Step, int], list[str]] = {}
-        for kind, of_kind in pairs.items():
-            for pair in of_kind:
-                kinds.setdefault(pair, []).append(kind)
-        origin = None if base else next(iter(self.run.steps), None)  # what a distribution is counted from
-        for stop in Walk([self.run], "changes", lambda _: stops, lambda _: modules, unit="pair", progress=progress):
-            stop.where = from_to(stop.step_from, stop.step)
-            with stop:
-                place = self._module[stop.module], self._step[stop.step]
-                for axis, found in stop.changes(AXES, allow_nonfinite=True).items():
-                    self.undefined += found.undefined
-                    if found.nonfinite:
-                        self.nonfinite.setdefault(stop.module, stop.step)
-                    for kind in kinds[stop.step_from, stop.step]:
-                        self._array(f"changes.{kind}.{axis}.m")[place] = found.delta_m
-                        self._array(f"changes.{kind}.{axis}.d")[place] = found.delta_d
-                    if stop.step_from == origin and stop.step in self._detail:
-                        for measure, name in MEASURES.items():
-                            self._spread(f"{axis}.{measure}", stop.module, stop.step, getattr(found, name))
+        patterns = self._patterns()
+        try:
+            frame = make(patterns, False)
+        except NonFiniteError as error:
+            self._notes.add("changes", f"{self.run.name}: {error}; such rows and columns are left out")
+            frame = make(patterns, True)
+        for (kind, axis), rows in frame.groupby(["pairs", "axis"], sort=False):
+            at = self._places(rows["module"], rows["step_to"], self._step)
+            for measure in "md":
+                self._array(f"changes.{kind}.{axis}.{measure}")[at] = rows[f"delta_{measure}"].to_numpy(np.float64)
 
-    def measure_spectra(self, *, progress: bool = False) -> None:
-        """Fill in ranks, norms and the largest singular values at the checkpoints with details."""
-        for stop in Walk([self.run], "spectra", at_steps(self.details), lambda _: self.modules, progress=progress):
-            with stop:
-                module, step = self._module[stop.module], self._step[stop.step]
-                try:
-                    found = spectrum(**update_of(self.run, stop.module, stop.step))
-                except NonFiniteError:  # the others go on
-                    self.nonfinite.setdefault(stop.module, stop.step)
+    def measure_distributions(self) -> None:
+        """Fill in how rows and columns moved since W₀, or since the first checkpoint where that is not known."""
+        rest = self.modules
+        if self.run.base_from is not None:
+            with suppress(DeltawError):  # of all modules W₀ is missing: it is said with the changes
+                rest = self._distributions_since(None, rest)
+        if rest and len(self.run.steps) > 1:
+            self._distributions_since(self.run.steps[0], rest)
+
+    def _distributions_since(self, origin: Step, modules: Sequence[str]) -> list[str]:
+        """Return the modules that have none."""
+        pairs = [(origin, step) for step in self.details if step != origin]
+        without = dict.fromkeys(modules)
+        options = {"bins": BINS, "most": MOST, "progress": self._progress, "work": self._work}
+        for found in distributions(self.run, pairs, modules, **options) if pairs else ():
+            without.pop(found.module, None)
+            at, steps = (self._module[found.module], self._detail[found.step]), len(self.details)
+            for row in found.rows:
+                which = f"{row['axis']}.{row['measure']}"
+                if not len(row["counts"]):
                     continue
-                for name in SPECTRA:
-                    self._array(f"spectra.{name}")[module, step] = getattr(found, name)
-                values = found.singular_values[:LEADING].numpy()
-                self._array("singular", (len(self.details), LEADING))[
-                    module, self._detail[stop.step], : len(values)
-                ] = values
-                self._array("tolerance", (len(self.details),))[module, self._detail[stop.step]] = found.tolerance
+                self._array(f"bins.{which}", (steps, BINS))[at] = row["counts"]
+                self._array(f"range.{which}", (steps, 2))[at] = row["low"], row["high"]
+                self._array(f"index.{which}", (steps, MOST))[at][: len(row["index"])] = row["index"]
+                self._array(f"value.{which}", (steps, MOST))[at][: len(row["value"])] = row["value"]
+        return list(without)
+
+    def measure_spectra(self) -> None:
+        """Fill in ranks, norms and the largest singular values at the checkpoints with details."""
+        options = {"progress": self._progress, "work": self._work}
+        frame = self._of_all(lambda modules: spectra_table([self.run], self.details, modules, **options))
+        at = self._places(frame["module"], frame["step"], self._step)
+        for name in SPECTRA:
+            self._array(f"spectra.{name}")[at] = frame[name].to_numpy(np.float64)
+        values = self._of_all(
+            lambda modules: singular_values([self.run], steps=self.details, modules=modules, top=LEADING, **options)
+        )
+        module, step = self._places(values["module"], values["step"], self._detail)
+        place = (module, step, values["index"].to_numpy(np.int64) - 1)
+        self._array("singular", (len(self.details), LEADING))[place] = values["singular_value"].to_numpy(np.float64)
 
     def measure_norms(self) -> None:
-        """Fill in ‖W₀‖ of every module."""
+        """Fill in ‖W₀‖ of every module that has one."""
         for name in self.modules:
-            norm = float(torch.linalg.vector_norm(self.run.base(name).double()))
-            self._array("base_norm", ())[self._module[name]] = norm
+            with suppress(DeltawError):
+                norm = float(torch.linalg.vector_norm(self.run.base(name).double()))
+                self._array("base_norm", ())[self._module[name]] = norm
 
     def columns(self) -> dict[str, Column]:
         """Return the arrays as they are packed."""
@@ -119,15 +137,33 @@ class Matrices:
         for name, values in self._arrays.items():
             if name.startswith(("bins.", "index.")):
                 found[name] = whole(np.nan_to_num(values).astype(np.int64))
-            elif name in ("singular", "tolerance"):
-                found[name] = drawn(values)
             else:
-                found[name] = exact(values)
+                found[name] = drawn(values) if name == "singular" else exact(values)
         return found
 
-    def array(self, name: str) -> Array | None:
-        """Return an array by its name, ``None`` where nothing was measured."""
-        return self._arrays.get(name)
+    def _of_all(self, make: Callable[[Sequence[str] | None], pd.DataFrame]) -> pd.DataFrame:
+        """Return a table of all modules; where one holds NaN, of all the others."""
+        try:
+            return make(self._patterns())
+        except NonFiniteError:
+            frames = []
+            for name in self.modules:
+                try:
+                    frames.append(make([glob.escape(name)]))
+                except NonFiniteError as error:
+                    self._notes.add("spectra", f"{self.run.name}: {error}")
+            if not frames:
+                raise
+            return pd.concat(frames, ignore_index=True)
+
+    def _patterns(self) -> list[str] | None:
+        """Return the modules as the tables take them."""
+        return None if self.modules == list(self.run.modules) else [glob.escape(name) for name in self.modules]
+
+    def _places(
+        self, modules: "pd.Series[str]", steps: "pd.Series[int]", places: dict[int, int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return modules.map(self._module).to_numpy(np.int64), steps.map(places).to_numpy(np.int64)
 
     def _array(self, name: str, shape: tuple[int, ...] | None = None) -> Array:
         """Return an array, at first of NaN: a place for each module and checkpoint, or of another shape a module."""
@@ -135,36 +171,6 @@ class Matrices:
             rest = (len(self.run.steps),) if shape is None else shape
             self._arrays[name] = np.full((len(self.modules), *rest), np.nan)
         return self._arrays[name]
-
-    def _spread(self, which: str, module: str, step: int, vector: Tensor) -> None:
-        """Keep how a vector's numbers are spread, and the largest of them."""
-        at, steps = (self._module[module], self._detail[step]), len(self.details)
-        values = vector.numpy()
-        finite = values[np.isfinite(values)]
-        if not finite.size:
-            return
-        counts, edges = np.histogram(finite, BINS)
-        self._array(f"bins.{which}", (steps, BINS))[at] = counts
-        self._array(f"range.{which}", (steps, 2))[at] = edges[[0, -1]]
-        order = np.argsort(-np.nan_to_num(values, nan=-1.0), kind="stable")[: min(MOST, finite.size)]
-        self._array(f"index.{which}", (steps, MOST))[at][: len(order)] = order
-        self._array(f"value.{which}", (steps, MOST))[at][: len(order)] = values[order]
-
-
-def pairs_of(steps: Sequence[int], *, base: bool) -> dict[str, list[tuple[Step, int]]]:
-    """Return the pairs of steps of each kind; those with W₀ only where there is one.
-
-    Example:
-        >>> pairs_of([0, 5, 9], base=False)
-        {'consecutive': [(0, 5), (5, 9)], 'initial': [(0, 5), (0, 9)]}
-    """
-    found: dict[str, list[tuple[Step, int]]] = {
-        "consecutive": list(pairwise(steps)),
-        "initial": [(steps[0], step) for step in steps[1:]],
-    }
-    if base:
-        found["base"] = [(None, step) for step in steps]
-    return {kind: found[kind] for kind in PAIRS if found.get(kind)}
 
 
 def detailed_steps(run: Run, modules: Sequence[str], details: Details, runs: int) -> list[int]:
@@ -182,7 +188,7 @@ def detailed_steps(run: Run, modules: Sequence[str], details: Details, runs: int
     if details == "all":
         return list(run.steps)
     if details is not None:
-        return _last_of(run.steps, whole_number("details", details, 1, also="'all' or None"))
+        return _last_of(run.steps, whole_number("details", details, 1, also="'all', None"))
     most = min(WORK / max(work_of(run, modules), 1.0), KEPT / max(runs * len(modules), 1), ENOUGH)
     return _last_of(run.steps, max(1, int(most)))
 

@@ -11,6 +11,7 @@ from deltaw.analysis.report.collect import collect
 from deltaw.analysis.report.matrices import Details
 from deltaw.analysis.report.page import page
 from deltaw.analysis.runs import Paths, open_runs
+from deltaw.analysis.tables.work import chosen_work
 
 
 @public
@@ -24,6 +25,11 @@ def report(
     check: bool = True,
     watch: float | None = None,
     progress: bool = False,
+    device: str | None = None,
+    jobs: int = 1,
+    engine: str | None = None,
+    address: str | None = None,
+    cache: bool = True,
 ) -> Path:
     """Write a report of some runs: one HTML file with linked views, which opens offline in any browser.
 
@@ -42,6 +48,7 @@ def report(
         check: Look for what is wrong with the runs, as ``inspect_run`` does, and hold the papers' claims against them.
         watch: The seconds after which an open page looks at the file anew, where it is written again and again.
         progress: Show progress bars.
+        device, jobs, engine, address, cache: Where and how it is measured, see `deltaw.analysis.tables.work.Work`.
 
     Returns:
         The path.
@@ -65,8 +72,9 @@ def report(
     file = Path(path)
     if file.suffix.lower() not in (".html", ".htm"):
         raise OptionError(f"{file}: a report is an .html file, not {file.suffix!r}")
+    work = chosen_work(device, jobs, engine, address, cache)
     opened = open_runs(runs, base=base)
-    content = collect(opened, modules=modules, details=details, check=check, progress=progress)
+    content = collect(opened, modules=modules, details=details, check=check, progress=progress, work=work)
     make_folder(file.parent)
     write_text(file, page(content, watch=watch))
     return file
