@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -150,7 +151,6 @@ def changes(
     return changes_of_sums(before, after, {axis: found[axis] for axis in axes}, allow_nonfinite=allow_nonfinite)
 
 
-@torch.no_grad()
 def changes_of_sums(
     before: Tensor | Built, after: Tensor | Built, found: Mapping[Axis, Sums], *, allow_nonfinite: bool = False
 ) -> dict[Axis, Change]:
@@ -161,7 +161,34 @@ def changes_of_sums(
         found: Their sums, by axis.
         allow_nonfinite: As in `change`.
     """
-    return {axis: _change(before, after, axis, found[axis], allow_nonfinite) for axis in found}
+    stacked = {axis: Sums(*(t[None] for t in of)) for axis, of in found.items()}
+    return PairChanges([(before, after)], stacked).of(0, list(found), allow_nonfinite=allow_nonfinite)
+
+
+class PairChanges:
+    """The changes of many pairs, put together from their sums at once: those of each pair alone, to the bit.
+
+    Arguments:
+        pairs: The matrix at two steps, each, looked at only where the sums are not enough.
+        found: Their sums by axis, (pairs, vectors).
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Tensor | Built, Tensor | Built]], found: Mapping[Axis, Sums]) -> None:
+        self._pairs, self._found = pairs, found
+        self._settled: dict[Axis, _OfSums] = {}
+
+    @torch.no_grad()
+    def of(self, pair: int, axes: Sequence[Axis], *, allow_nonfinite: bool = False) -> dict[Axis, Change]:
+        """Return the change of one of the pairs along some axes.
+
+        Raises:
+            NonFiniteError: A vector holds NaN or infinity, and ``allow_nonfinite`` is not set.
+        """
+        for axis in axes:
+            if axis not in self._settled:
+                self._settled[axis] = _of_sums(*self._pairs[0], axis, self._found[axis])
+        before, after = self._pairs[pair]
+        return {axis: _change(before, after, axis, self._settled[axis], pair, allow_nonfinite) for axis in axes}
 
 
 def checked_axes(axes: object) -> list[Axis]:
@@ -192,15 +219,27 @@ def _checked(before: object, after: object, axes: object) -> tuple[Tensor, Tenso
     return first, second, chosen
 
 
-def _change(before: Tensor | Built, after: Tensor | Built, axis: Axis, found: Sums, allow_nonfinite: bool) -> Change:
-    """Put ΔM and ΔD together from the sums; do the vectors again whose error bound is too large."""
+class _OfSums(NamedTuple):
+    """What the sums of some pairs say: (pairs, vectors), and for each pair the means and whether all is settled."""
+
+    magnitude: Tensor
+    direction: Tensor
+    magnitude_settled: Tensor
+    direction_settled: Tensor
+    delta_m: list[float]
+    delta_d: list[float]
+    settled: list[bool]
+
+
+def _of_sums(before: Tensor | Built, after: Tensor | Built, axis: Axis, found: Sums) -> _OfSums:
+    """Put magnitudes and directions together from the sums; find the vectors whose error bound is too large."""
     aa, ad, dd = found
     grown = 2 * ad + dd  # ‖b‖² − ‖a‖²
-    bb = (aa + grown).clamp(min=0)
+    bb = (aa + grown).clamp_(min=0)
     a_norm, b_norm = aa.sqrt(), bb.sqrt()
-    magnitude = (grown / (a_norm + b_norm)).abs()
+    magnitude = (grown / (a_norm + b_norm)).abs_()
     turned = dd - magnitude**2  # 2‖a‖‖b‖(1 − cos)
-    direction = (turned / (2 * a_norm * b_norm)).clamp(max=2.0)
+    direction = (turned / (2 * a_norm * b_norm)).clamp_(max=2.0)
     # A sum of n products has an error of at most n·unit·Σ|products|, and Σ|a_j d_j| ≤ ‖a‖‖d‖ (Cauchy and Schwarz).
     unit = (before.shape[1 if axis == "row" else 0] + 8) * _UNIT
     grown_error = unit * (2 * a_norm * dd.sqrt() + dd)
@@ -211,33 +250,53 @@ def _change(before: Tensor | Built, after: Tensor | Built, axis: Axis, found: Su
         sound &= (aa > low) & (aa < high) & ((dd == 0) | ((dd > low) & (dd < high)))
     magnitude_settled = sound & (grown_error <= _TOLERANCE * grown.abs())
     direction_settled = sound & (7 * unit * dd <= _TOLERANCE * turned)  # ‖b‖ − ‖a‖ is off by 3·unit·‖d‖ at most
+    settled = (magnitude_settled & direction_settled).all(1)
+    means = _means(magnitude), _means(direction)
+    return _OfSums(magnitude, direction, magnitude_settled, direction_settled, *means, settled.tolist())
 
-    for index, a, b in _vectors(before, after, axis, ~magnitude_settled):
-        magnitude[index] = _magnitude(a, b)
-    undefined = nonfinite = 0
-    for index, a, b in _vectors(before, after, axis, ~direction_settled):  # all with zeros, NaN or infinity among them
-        direction[index] = _direction(a, b)
-        broken = ~(a.top.isfinite() & b.top.isfinite())
-        if bool(broken.any()) and not allow_nonfinite:
-            first = int(broken.nonzero()[0, 0])
-            names = [name for name, t in (("before", a), ("after", b)) if not bool(t.top[first].isfinite())]
-            raise NonFiniteError(
-                f"NaN or infinity in {' and in '.join(names)}, {axis} {int(index[first])}; "
-                "repair the weights, or pass allow_nonfinite=True to leave such vectors out"
-            )
-        magnitude[index[broken]] = torch.nan
-        nonfinite += int(broken.sum())
-        undefined += int((~broken & ((a.top == 0) != (b.top == 0))).sum())
-    magnitude, direction = magnitude.cpu(), direction.cpu()
+
+def _change(
+    before: Tensor | Built, after: Tensor | Built, axis: Axis, found: _OfSums, pair: int, allow_nonfinite: bool
+) -> Change:
+    """Return the change of a pair; do the vectors again that the sums have not settled."""
+    magnitude, direction = found.magnitude[pair], found.direction[pair]
+    delta_m, delta_d, undefined, nonfinite = found.delta_m[pair], found.delta_d[pair], 0, 0
+    if not found.settled[pair]:
+        magnitude, direction = magnitude.clone(), direction.clone()
+        for index, a, b in _vectors(before, after, axis, ~found.magnitude_settled[pair]):
+            magnitude[index] = _magnitude(a, b)
+        for index, a, b in _vectors(before, after, axis, ~found.direction_settled[pair]):
+            direction[index] = _direction(a, b)  # all with zeros, NaN or infinity are among them
+            broken = ~(a.top.isfinite() & b.top.isfinite())
+            if bool(broken.any()) and not allow_nonfinite:
+                first = int(broken.nonzero()[0, 0])
+                names = [name for name, t in (("before", a), ("after", b)) if not bool(t.top[first].isfinite())]
+                raise NonFiniteError(
+                    f"NaN or infinity in {' and in '.join(names)}, {axis} {int(index[first])}; "
+                    "repair the weights, or pass allow_nonfinite=True to leave such vectors out"
+                )
+            magnitude[index[broken]] = torch.nan
+            nonfinite += int(broken.sum())
+            undefined += int((~broken & ((a.top == 0) != (b.top == 0))).sum())
+        (delta_m,), (delta_d,) = _means(magnitude[None]), _means(direction[None])
     return Change(
         axis=axis,
-        magnitude=magnitude,
-        direction=direction,
-        delta_m=float(magnitude.nanmean()),
-        delta_d=float(direction.nanmean()),
+        magnitude=magnitude.cpu(),
+        direction=direction.cpu(),
+        delta_m=delta_m,
+        delta_d=delta_d,
         undefined=undefined,
         nonfinite=nonfinite,
     )
+
+
+def _means(values: Tensor) -> list[float]:
+    """Return the mean of every row without its NaN; NumPy sums on one thread, and a row as it would alone."""
+    given = values.cpu().numpy()
+    missing = np.isnan(given)
+    with np.errstate(invalid="ignore"):  # no number is left: NaN
+        means: list[float] = (np.where(missing, 0.0, given).sum(1) / (~missing).sum(1)).tolist()
+    return means
 
 
 class _Scaled(NamedTuple):

@@ -1,7 +1,7 @@
 """The three sums that say how a vector changed: ⟨a,a⟩, ⟨a,d⟩, ⟨d,d⟩ with d = b − a, for all rows and columns at once.
 
 Float64 sums of float32 matrices are bound by memory: written plainly in torch they make a dozen passes over matrices of
-twice the size. Here the matrices are read once, by a compiled loop, at the speed of reading them.
+twice the size. Here the matrices of all pairs are read once, by a compiled loop, at the speed of reading them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 Axis = Literal["row", "column"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 
-_BLOCKS = 16  # of rows, of which one at a time is widened
 _DEVICE_BLOCK = 2**22  # elements in a block on an accelerator, where only the launches count
+_READ_AS_THEY_ARE = (torch.float32, torch.float64)
 
 
 class Sums(NamedTuple):
-    """⟨a,a⟩, ⟨a,d⟩ and ⟨d,d⟩ of every vector along one axis, (vectors,) in float64 each."""
+    """⟨a,a⟩, ⟨a,d⟩ and ⟨d,d⟩ of every vector along one axis, (vectors,) or (pairs, vectors) in float64 each."""
 
     aa: Tensor
     ad: Tensor
@@ -46,29 +46,79 @@ def sums(before: Tensor, after: Tensor, axes: Sequence[Axis]) -> dict[Axis, Sums
         [25.0, 8.0, 4.0]
     """
     before, after = before.detach(), after.detach()
-    rows, columns = _on_cpu(before, after) if before.device.type == "cpu" else _on_device(before, after)
-    found: dict[Axis, Sums] = {"row": Sums(*rows.unbind()), "column": Sums(*columns.unbind())}
+    if before.device.type == "cpu":
+        of_pair = PairSums(before.shape, [(0, 1)])
+        of_pair.add([before, after], 0)
+        found: dict[Axis, Sums] = {axis: Sums(*(t[0] for t in of)) for axis, of in of_pair.found().items()}
+    else:
+        rows, columns = _on_device(before, after)
+        found = {"row": Sums(*rows.unbind()), "column": Sums(*columns.unbind())}
     return {axis: found[axis] for axis in axes}
 
 
-def _on_cpu(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of rows, (3, out), and columns, (3, in), from one pass; in blocks where entries are widened."""
-    from deltaw.adapters.compiled.sums import add_sums  # a quarter of a second, for those who want no sums
+class PairSums:
+    """The sums of pairs out of several matrices, from one pass over all of them, a group of rows at a time.
 
-    height, width = before.shape
-    wide = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32
-    rows = torch.empty(3, height, dtype=torch.float64)
-    columns = torch.zeros(3, width, dtype=torch.float64)
-    if all(t.dtype == wide and t.is_contiguous() for t in (before, after)):
-        add_sums(before, after, rows, columns)
-        return rows, columns
-    block = max(1, -(-height // _BLOCKS))
-    for first in range(0, height, block):
-        a, b = (t[first : first + block].to(wide).contiguous() for t in (before, after))
-        of_rows = torch.empty(3, len(a), dtype=torch.float64)
-        add_sums(a, b, of_rows, columns)
-        rows[:, first : first + block] = of_rows
-    return rows, columns
+    The sums of a pair are those of the pair alone, to the bit, whatever the other pairs, the groups and the threads.
+
+    Arguments:
+        shape: (out, in) of the matrices.
+        pairs: Two positions among the matrices, each.
+
+    Example:
+        >>> of_pairs = PairSums((1, 2), [(0, 1), (0, 2)])
+        >>> of_pairs.add([torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 6.0]]), torch.tensor([[3.0, 4.0]])], 0)
+        >>> of_pairs.found()["row"].dd.tolist()
+        [[4.0], [0.0]]
+    """
+
+    def __init__(self, shape: Sequence[int], pairs: Sequence[tuple[int, int]]) -> None:
+        from deltaw.adapters.compiled import sums as loops  # a quarter of a second, for those who want no sums
+
+        self._add_sums = loops.add_sums
+        height, self._width = shape
+        self.step = loops.rows_in_chunk(
+            height, self._width
+        )  # a group has a multiple of so many rows, except for the last
+        self._pairs = list(pairs)
+        places = {before: place for place, before in enumerate(dict.fromkeys(before for before, _ in pairs))}
+        work: list[tuple[int, int, int]] = []
+        for number, (before, after) in enumerate(pairs):
+            if all(before != line[0] for line in work):
+                work.append((before, -1, places[before]))
+            work.append((before, after, len(places) + number))
+        self._work = torch.tensor(work)
+        self._of_before = torch.tensor([places[before] for before, _ in pairs])
+        self._rows = torch.empty(len(places) + 2 * len(pairs), height, dtype=torch.float64)
+        self._columns = torch.zeros(len(self._rows), 8 * -(-self._width // 8) + loops.APART, dtype=torch.float64)
+
+    def add(self, matrices: Sequence[Tensor], start: int) -> None:
+        """Add a group of rows.
+
+        Arguments:
+            matrices: These rows of every matrix, (rows, in), any floating dtypes, on the CPU.
+            start: Which row is the first. The groups come in order.
+        """
+        if not all(t.dtype == matrices[0].dtype in _READ_AS_THEY_ARE and t.is_contiguous() for t in matrices):
+            self._add_widened(matrices, start)
+            return
+        rows = self._rows.new_empty(len(self._rows), len(matrices[0]))
+        addresses = torch.tensor([matrix.data_ptr() for matrix in matrices])
+        self._add_sums(matrices[0], addresses, self._work, self.step, rows, self._columns)
+        self._rows[:, start : start + rows.shape[1]] = rows
+
+    def _add_widened(self, matrices: Sequence[Tensor], start: int) -> None:
+        wide = torch.float64 if any(t.dtype == torch.float64 for t in matrices) else torch.float32
+        for first in range(0, len(matrices[0]), self.step):
+            self.add([t[first : first + self.step].to(wide).contiguous() for t in matrices], start + first)
+
+    def found(self) -> dict[Axis, Sums]:
+        """Return the sums along both axes, (pairs, vectors), when all rows were added."""
+        pairs, first = len(self._pairs), len(self._rows) - 2 * len(self._pairs)
+        return {
+            axis: Sums(of[self._of_before], of[first : first + pairs], of[first + pairs :])
+            for axis, of in (("row", self._rows), ("column", self._columns[:, : self._width]))
+        }
 
 
 def _on_device(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:

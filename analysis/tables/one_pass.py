@@ -1,24 +1,28 @@
 """One pass over the checkpoints of a module for all pairs of steps that are asked for.
 
 The pairs are put in the order of the later step, so that each checkpoint is read once. What a later pair needs is kept,
-at most four matrices. Where the matrices follow from W₀ and a method's small tensors, a few steps at a time are
-compared in one pass over W₀, and no W' is made (``measures.built``).
+at most four matrices. Matrices that lie in files are compared many steps at a time, a few rows of each (``streamed``),
+so that they take less memory than that. Where the matrices follow from W₀ and a method's small tensors, a few steps at
+a time are compared in one pass over W₀, and no W' is made (``measures.built``).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from deltaw.adapters.errors import RecordError
 from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.method import ScaledLowRank
 from deltaw.analysis.measures.built import Built, built_sums
 from deltaw.analysis.measures.built_on_device import sums_on_device
-from deltaw.analysis.measures.change import Axis, Change, changes, changes_of_sums, checked_axes
+from deltaw.analysis.measures.change import Axis, Change, PairChanges, changes, changes_of_sums, checked_axes
 from deltaw.analysis.measures.sums import Sums
+from deltaw.analysis.records.storage.mapped import mapping_of, next_number, release
 from deltaw.analysis.tables.device import CPU, placed
 from deltaw.analysis.tables.run import Run, Step
+from deltaw.analysis.tables.streamed import at_once, streamed_sums
 
 T = TypeVar("T")
 Stops = Sequence[tuple[Step, int]]  # (from, to); where a table has steps and no pairs, the first is not looked at
@@ -54,9 +58,12 @@ class OnePass:
     def __init__(self, run: Run, module: str, stops: Stops, device: str = CPU) -> None:
         steps = [step for stop in stops for step in stop if step is not None]
         self.run, self.module, self.position = placed(run, device, module, steps), module, 0
+        self._device = device
         self.needs_base = False  # a pair of steps was found to need W₀, and there is none
         self.stops = stops
         self._weights: dict[Step, Tensor] = {}
+        self._mapped: set[Step] = set()  # those of the weights that lie in files
+        self._compared: dict[tuple[Step, int], tuple[PairChanges, int]] = {}  # those of this stop and of next ones
         self._made: dict[str, Any] = {}
         self._forms: dict[int, ScaledLowRank] = {}
         self._sums: dict[tuple[Step, int], dict[Axis, Sums]] = {}
@@ -65,9 +72,13 @@ class OnePass:
         """Return W' at a step of the present stop."""
         if step not in self._weights:
             self._drop(1)
+            number = next_number()
             # float64 where W' is rebuilt, so that its rounding does not stand in for a change.
             dtype = torch.float64 if self.run.source.rebuilt(self.module) else None
             self._weights[step] = self.run.weight(self.module, step, dtype)
+            mapping = mapping_of(self._weights[step])
+            if mapping is not None and mapping.number > number:
+                self._mapped.add(step)
         return self._weights[step]
 
     def changes(self, axes: Sequence[Axis], allow_nonfinite: bool) -> dict[Axis, Change]:
@@ -79,7 +90,15 @@ class OnePass:
             found, (before, after) = self._sums.pop(pair), (self._built(at) for at in pair)
             asked = {axis: found[axis] for axis in checked_axes(axes)}
             return changes_of_sums(before, after, asked, allow_nonfinite=allow_nonfinite)
-        return changes(self.weight(step_from), self.weight(step), axes, allow_nonfinite=allow_nonfinite)
+        if self._device != CPU:
+            return changes(self.weight(step_from), self.weight(step), axes, allow_nonfinite=allow_nonfinite)
+        if pair not in self._compared:
+            self._compare_next()
+        compared, place = self._compared[pair]
+        change = compared.of(place, checked_axes(axes), allow_nonfinite=allow_nonfinite)
+        for at in self._mapped.intersection(pair):  # a vector done again has brought in pages of the whole matrix
+            release(self._weights[at])
+        return change
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """Return what ``make`` returns, made once a module."""
@@ -132,13 +151,53 @@ class OnePass:
         found = sums(base, forms, [(places[a], places[b]) for a, b in pairs])
         self._sums = dict(zip(pairs, found, strict=True))
 
+    def _compare_next(self) -> None:
+        """Compare the pair of this stop and those of the next ones, up to a number of matrices."""
+        self._compared = {}  # before others are read: it holds matrices
+        self._drop(0)
+        held: dict[Step, Tensor] = {}
+        pairs: list[tuple[Step, int]] = []
+        broken: set[Step] = set()
+        for pair in self.stops[self.position :]:
+            missing = [step for step in dict.fromkeys(pair) if step not in self._weights]
+            if pairs and len(self._weights) + len(missing) > self._room():
+                break
+            if broken.isdisjoint(pair):
+                try:
+                    held |= {step: self.weight(step) for step in pair}
+                    pairs.append(pair)
+                except RecordError:
+                    if not pairs:
+                        raise
+                    broken |= set(missing)  # which is an error of that stop, not of this one
+        try:
+            self._compare(pairs, held)
+        except RecordError:  # perhaps the file of another stop was cut meanwhile
+            self._compare(pairs[:1], held)
+
+    def _compare(self, pairs: Sequence[tuple[Step, int]], held: Mapping[Step, Tensor]) -> None:
+        places = {step: place for place, step in enumerate(dict.fromkeys(step for pair in pairs for step in pair))}
+        found = streamed_sums(
+            [held[step] for step in places],
+            [step in self._mapped for step in places],
+            [(places[a], places[b]) for a, b in pairs],
+        )
+        compared = PairChanges([(held[a], held[b]) for a, b in pairs], found)
+        self._compared = {pair: (compared, place) for place, pair in enumerate(pairs)}
+
+    def _room(self) -> int:
+        """Return how many matrices may be held: those in files take no memory."""
+        own = len(self._weights) - len(self._mapped)
+        return AT_ONCE if own > 1 or not self._weights else at_once(next(iter(self._weights.values())))
+
     def _drop(self, more: int) -> None:
         """Let go of what no later stop needs, and of what is needed last until there is room for some more."""
         later = self._next_uses()
         for step in [step for step in self._weights if step not in later]:
             del self._weights[step]
-        while len(self._weights) + more > AT_ONCE:
+        while len(self._weights) + more > max(self._room(), 2):
             del self._weights[max(self._weights, key=later.__getitem__)]
+        self._mapped &= self._weights.keys()
 
     def _next_uses(self) -> dict[Step, int]:
         """Return by step the position of the next stop that needs it, this one included."""

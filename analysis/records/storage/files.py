@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from deltaw.adapters.errors import RecordError
 from deltaw.adapters.small_files import JSON_LIMIT, bounded_json, regular_file, small_file
+from deltaw.analysis.records.storage.mapped import remember
 
 Buffer = memoryview | bytearray
 LOG_LIMIT = 2**28  # bytes of an index or a log; a line has a hundred
@@ -228,8 +229,9 @@ class LocalStorage(Storage):
         path, end = self.path / name, start + length
         with self._errors(self.file(name)):
             if end <= MAPPED_FROM_START:  # mmap keeps the file open: a program may hold a thousand, but more matrices
-                mapped = torch.from_file(str(path), shared=False, size=end, dtype=torch.uint8)
-                return mapped.numpy().data[start:]
+                whole = torch.from_file(str(path), shared=False, size=end, dtype=torch.uint8).numpy()
+                remember(whole, str(path))
+                return whole.data[start:]
             skipped = start % mmap.ALLOCATIONGRANULARITY
             with path.open("rb") as file:
                 part = mmap.mmap(file.fileno(), skipped + length, access=mmap.ACCESS_COPY, offset=start - skipped)
