@@ -252,7 +252,7 @@ def _of_sums(before: Tensor | Built, after: Tensor | Built, axis: Axis, found: S
     direction_settled = sound & (7 * unit * dd <= _TOLERANCE * turned)  # ‖b‖ − ‖a‖ is off by 3·unit·‖d‖ at most
     settled = (magnitude_settled & direction_settled).all(1)
     means = _means(magnitude), _means(direction)
-    return _OfSums(magnitude, direction, magnitude_settled, direction_settled, *means, settled.tolist())
+    return _OfSums(magnitude, direction, magnitude_settled, direction_settled, *means, settled.cpu().tolist())
 
 
 def _change(
