@@ -68,7 +68,7 @@ def checked_device(name: object) -> str:
 
 def numbered(device: torch.device) -> torch.device:
     """Return a device with its number, so that two names of one are equal."""
-    if device.type == CPU or device.index is not None:
+    if device.type == CPU or ":" in str(device):
         return device
     return torch.device(device.type, torch.accelerator.current_device_index())
 
@@ -77,7 +77,7 @@ def _why(found: torch.device | None) -> str:
     """Why a device that one would expect is not there."""
     if found is None or found.type != "cuda":
         return ""
-    if not torch.backends.cuda.is_built():
+    if torch.version.cuda is None:
         return f" (torch {torch.__version__} is built without CUDA)"
     return " (see nvidia-smi)"
 

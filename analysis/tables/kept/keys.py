@@ -47,11 +47,12 @@ def arithmetic(measure: Callable[..., Any], device: str) -> str | None:
         True
     """
     options: dict[str, Any] = {}
-    while isinstance(measure, functools.partial):
-        if measure.args:
+    function: Any = measure
+    while isinstance(function, functools.partial):
+        if function.args:
             return None
-        measure, options = measure.func, measure.keywords | options
-    name = f"{getattr(measure, '__module__', '')}.{getattr(measure, '__qualname__', '')}"
+        function, options = function.func, function.keywords | options
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
     if not name.startswith("deltaw.") or "<" in name:
         return None
     try:
