@@ -11,6 +11,7 @@ from torch import Tensor
 from deltaw.adapters.errors import ShapeError
 from deltaw.analysis.measures.matrix import Matrix, finite_matrix
 from deltaw.analysis.measures.subspace import Directions
+from deltaw.analysis.measures.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Amplification:
 
 
 @torch.no_grad()
+@one_thread()
 def amplification(
     weight: Matrix, moved: Directions, rank: int, *, singular_values: Tensor | None = None
 ) -> Amplification:

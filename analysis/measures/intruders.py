@@ -11,6 +11,7 @@ from torch import Tensor
 from deltaw.adapters.errors import OptionError, ShapeError
 from deltaw.analysis.measures.matrix import Matrix, finite_matrix, from_one_to
 from deltaw.analysis.measures.subspace import Directions, directions
+from deltaw.analysis.measures.threads import one_thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ class Intruders:
 
 
 @torch.no_grad()
+@one_thread()
 def intruders(before: Matrix | Directions, after: Matrix, *, k: int = 10, epsilon: float = 0.5) -> Intruders:
     r"""Return how like W₀'s the top k left singular vectors of W' are, and which of them are intruders.
 

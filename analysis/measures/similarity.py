@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deltaw.adapters.errors import OptionError, ShapeError
 from deltaw.analysis.measures.matrix import Matrix, finite_matrix
+from deltaw.analysis.measures.threads import one_thread
 
 Examples = Literal["row", "column"]
 
@@ -53,6 +54,7 @@ def similarity(first: Matrix, second: Matrix, *, examples: Examples = "row") -> 
 
 
 @torch.no_grad()
+@one_thread()
 def dissimilarity(first: Matrix, second: Matrix, *, examples: Examples = "row") -> float:
     r"""Return 1 − CKA, with its digits where the two are nearly the same.
 

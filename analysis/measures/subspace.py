@@ -15,6 +15,7 @@ from torch import Tensor
 from deltaw.adapters.errors import OptionError, ShapeError
 from deltaw.analysis.measures.matrix import Matrix, finite_matrix, from_one_to
 from deltaw.analysis.measures.spectrum import Spectrum, spectrum
+from deltaw.analysis.measures.threads import one_thread
 
 Side = Literal["left", "right"]
 SIDES: tuple[Side, ...] = ("left", "right")
@@ -59,6 +60,7 @@ class Directions:
 
 
 @torch.no_grad()
+@one_thread()
 def directions(
     update: Matrix | None = None,
     *,
@@ -106,6 +108,7 @@ def directions(
 
 
 @torch.no_grad()
+@one_thread()
 def overlap(first: Matrix, second: Matrix) -> Tensor:
     r"""Return how much of the span of the first i directions lies in that of the other's first j, for all i and j.
 
@@ -144,6 +147,7 @@ def overlap(first: Matrix, second: Matrix) -> Tensor:
 
 
 @torch.no_grad()
+@one_thread()
 def principal_angles(first: Matrix, second: Matrix) -> Tensor:
     r"""Return the principal angles between the spans of two orthonormal bases, smallest first.
 

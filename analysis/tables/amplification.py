@@ -10,6 +10,7 @@ import torch
 
 from deltaw.analysis.measures.amplification import amplification
 from deltaw.analysis.measures.subspace import directions
+from deltaw.analysis.measures.threads import one_thread
 from deltaw.analysis.tables.run import LABELS, Run, Steps, update_of
 from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.subspaces import checked_ranks
@@ -54,7 +55,8 @@ def amplification_table(
 
 def _of_step(stop: Stop, ranks: Sequence[int]) -> list[dict[str, Any]]:
     base = stop.once("base", partial(stop.run.base, stop.module))
-    own = stop.once("own", partial(torch.linalg.svdvals, base.double()))
+    with one_thread():
+        own = stop.once("own", partial(torch.linalg.svdvals, base.double()))
     moved = directions(**update_of(stop.run, stop.module, stop.step))
     rows = []
     for rank in checked_ranks(ranks, moved, stop.module):

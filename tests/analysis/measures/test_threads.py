@@ -110,3 +110,38 @@ def test_products_have_the_same_bits_whatever_the_environment_says(environment):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+MEASURES = """
+import torch
+from deltaw.analysis.measures.amplification import amplification
+from deltaw.analysis.measures.intruders import intruders
+from deltaw.analysis.measures.similarity import dissimilarity
+from deltaw.analysis.measures.subspace import directions, overlap, principal_angles
+draw = torch.Generator().manual_seed(0)
+before, moved = (torch.randn(301, 217, generator=draw, dtype=torch.float64) for _ in "12")
+after, u, v = before + moved / 9, moved[:, :5], moved[:5]
+found = []
+for threads in (1, 2, 4):
+    torch.set_num_threads(threads)
+    one, two, thin = directions(before), directions(after), directions(factors=(u, v))
+    found.append([
+        one.left, two.right, thin.left, thin.right, overlap(one.left, two.left),
+        principal_angles(one.left[:, :40], two.left[:, :40]), intruders(before, after, k=5).similarity,
+        torch.tensor([dissimilarity(before, after), dissimilarity(before, after, examples="column")]),
+        torch.tensor([amplification(before, thin, 4).projected]),
+    ])
+for k, first in enumerate(found[0]):
+    assert all(torch.equal(again[k], first) for again in found[1:]), k
+"""
+
+
+def test_measures_have_the_same_bits_for_any_number_of_threads():
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURES],
+        env={**os.environ, "OMP_NUM_THREADS": "4"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
