@@ -126,7 +126,9 @@ def triangle(tall: Tensor, gram: Tensor | None = None, name: str = "tall") -> tu
 
 def grams(*factors: Tensor) -> list[Tensor]:
     """Return XᵀX (r, r) in float64 of each X (n, r), of any floating dtypes."""
-    pieces = [(place, rows) for place, factor in enumerate(factors) for rows in factor.split(_rows(factor, _ALONE))]
+    pieces = [
+        (place, rows) for place, factor in enumerate(factors) for rows in torch.split(factor, _rows(factor, _ALONE))
+    ]
     elsewhere = next((factor for factor in factors if factor.device.type != "cpu"), factors[0])
     sums = side_by_side(_gram, [rows for _, rows in pieces], elsewhere)
     totals: list[Tensor] = [sums[0].new_zeros(0)] * len(factors)
@@ -153,7 +155,7 @@ def _gram(tall: Tensor) -> Tensor:
         blocks = blocks if by_rows else blocks.mT
         height, width = blocks.shape[1:]
         wide = _scratch(count, height, width + (_APART if by_rows and r > _APART else 0), tall.device)[..., :width]
-        for part in blocks.split(count):
+        for part in torch.split(blocks, count):
             block = wide[: len(part)].copy_(part)
             left, right = (block.mT, block) if by_rows else (block, block.mT)
             torch.addbmm(total, left, right, out=total)
