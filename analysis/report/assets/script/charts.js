@@ -162,21 +162,21 @@ class Card {
   picture(kind) {
     const width = 900;
     const made = this.make(app.state.now, width);
-    const height = (made.height || this.height) + 74;
+    const height = (made.height || this.height) + 92;
     const runs = made.runs || app.state.shown;
     const option = styled(made.option);
-    const shift = (grid) => ({ ...grid, top: (grid.top || 0) + 46 });
+    const shift = (grid) => ({ ...grid, top: (grid.top || 0) + 62 });
     option.grid = Array.isArray(option.grid) ? option.grid.map(shift) : shift(option.grid || {});
-    for (const grid of [option.grid].flat()) if (typeof grid.bottom === "number" && !grid.height) grid.bottom += 26;
-    if (option.visualMap) option.visualMap = { ...option.visualMap, top: (option.visualMap.top || 0) + 46 };
+    for (const grid of [option.grid].flat()) if (typeof grid.bottom === "number" && !grid.height) grid.bottom += 30;
+    if (option.visualMap) option.visualMap = { ...option.visualMap, top: (option.visualMap.top || 0) + 62 };
     option.backgroundColor = paint("card");
     option.tooltip = { show: false };
     option.title = [
-      ...[option.title || []].flat().map((title) => ({ ...title, top: title.top + 46 })),
+      ...[option.title || []].flat().map((title) => ({ ...title, top: title.top + 62 })),
       { text: made.title || this.title, left: 14, top: 10, textStyle: { color: paint("ink"), fontSize: 16, fontWeight: 600 } },
       { text: shortened(made.sub || "", 130), left: 14, top: 32, textStyle: { color: paint("soft"), fontSize: 12, fontWeight: 400 } },
     ];
-    option.graphic = [...(option.graphic || []), ...legend(runs, width, height)];
+    if (runs.length > 1) option.graphic = legend(runs, width, height);
     if (kind === "svg") {
       const chart = echarts.init(null, null, { renderer: "svg", ssr: true, width, height });
       chart.setOption(option);
@@ -203,7 +203,7 @@ function legend(runs, width, height) {
     if (x > width) return [];
     return [
       { type: "line", shape: { x1: at, y1: height - 14, x2: at + 20, y2: height - 14 }, style: { stroke: colorOf(run), lineWidth: 2.5, lineDash: DASHES[run.line] } },
-      { type: "text", left: at + 26, top: height - 21, style: { text, fill: paint("ink"), font: "12px sans-serif" } },
+      { type: "text", left: at + 26, top: height - 20, style: { text, fill: paint("ink"), font: `12px ${getComputedStyle(document.body).fontFamily}` } },
     ];
   });
 }

@@ -78,7 +78,7 @@ function betweenOf(selection) {
     sub: `mean over ${many(modules.length, "matrix", "matrices")}; chance ${selection.between === "cosine" ? "0" : betweenText(selection, chance)}`,
     says: runs.flatMap((one, i) => runs.slice(i + 1).map((two, j) => `${one.name} with ${two.name}: ${betweenText(selection, values[i][i + 1 + j])}`)).join("; "),
     rows: [["first", "second", BETWEEN[selection.between], "chance"], ...runs.flatMap((one, i) => runs.map((two, j) => [one.name, two.name, values[i][j], chance])).filter(([one, two]) => one !== two)],
-    notes: model.notes("between"), runs, height: Math.max(280, 90 + runs.length * 44),
+    notes: model.notes("between"), runs: [], height: Math.max(280, 90 + runs.length * 44),
     option: {
       grid: { left: 110, right: 20, top: 8, bottom: 54 },
       xAxis: { type: "category", data: names, axisLabel: { interval: 0, rotate: runs.length > 5 ? 30 : 0, width: 90, overflow: "truncate" } },

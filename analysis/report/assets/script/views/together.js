@@ -12,7 +12,7 @@ function togetherView() {
       model.trained ? segments("Points", [["step", "this step"], ["trail", "up to it"]], selection.points, (points) => app.state.set({ points })) : null,
     ],
   });
-  if (model.trained) new Card(cells, { id: "correlation", title: "r over training", width: model.runs.length < 4 ? "w5" : "w7", height: 400, make: correlationOf, click: pickStep });
+  if (model.trained) new Card(cells, { id: "correlation", title: "r over training", width: model.runs.length < 4 ? "w5" : "w7", height: 300, make: correlationOf, click: pickStep });
   const table = el("div", { class: `card scroll ${model.trained && model.runs.length > 3 ? "w5" : "w12"}` });
   cells.append(table);
   lazily(table, () => table.replaceChildren(fitsTable(app.state.now)));
@@ -158,7 +158,7 @@ function correlationOf(selection) {
   return {
     sub: `over the matrices of one step, by ${selection.axis}${banded ? `; shaded: 95 % interval of ${shortened(banded.run.name, 30)}` : ""}`,
     rows: [["run", "step", "r", "low", "high", "slope", "n"], ...curves.flatMap(({ run, fits }) => fits.map((fit) => [run.name, fit.step, fit.r, fit.low, fit.high, fit.slope, fit.n]))],
-    runs: curves.map(({ run }) => run), height: 400,
+    runs: curves.map(({ run }) => run), height: app.model.runs.length < 4 ? 330 : 300,
     option: {
       grid: { left: 46, right: 14, top: 16, bottom: 48 },
       xAxis: xAxisOf(),

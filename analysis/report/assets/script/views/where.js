@@ -93,10 +93,8 @@ function mapOf(selection) {
   const bend = (value) => (log ? Math.log10(Math.max(value, low)) : value);
   const drawn = data
     .filter(([, , value]) => Number.isFinite(value) && !(log && value <= 0))
-    .map(([x, y, value, module, place]) => {
-      const item = [x, y, bend(value), value, module, place];
-      return looked && module === looked.index && place === here ? { value: item, itemStyle: { borderColor: paint("ink"), borderWidth: 2 } } : item;
-    });
+    .map(([x, y, value, module, place]) => [x, y, bend(value), value, module, place]);
+  const chosen = drawn.filter(([, , , , module, place]) => looked && module === looked.index && place === here);
   const height = Math.max(240, Math.min(940, 76 + rows.length * (rows.length > 40 ? 11 : rows.length > 16 ? 18 : 28)));
   const label = (row) => (overSteps ? shortened(row.label, 26) : row === null ? "" : `${row}`);
   return {
@@ -117,7 +115,9 @@ function mapOf(selection) {
           return tip(model.modules[module].label, [{ run, name: model.trained ? `step ${run.steps[place]}` : run.name, value: number(value, 4) }, { name: shortened(model.modules[module].name, 48), value: "" }]);
         },
       },
-      series: [{ type: "heatmap", id: "cells", data: drawn, itemStyle: { borderColor: paint("card"), borderWidth: drawn.length > 2500 ? 0 : 1 }, emphasis: { itemStyle: { borderColor: paint("ink"), borderWidth: 1.5 } }, progressive: 0 }],
+      series: [
+        { type: "heatmap", id: "cells", data: drawn, itemStyle: { borderColor: paint("card"), borderWidth: drawn.length > 2500 ? 0 : 1 }, emphasis: { itemStyle: { borderColor: paint("ink"), borderWidth: 1.5 } }, progressive: 0 },
+        { type: "heatmap", id: "chosen", data: chosen, z: 5, silent: true, itemStyle: { borderColor: paint("ink"), borderWidth: 2.5 } }],
     },
   };
 }

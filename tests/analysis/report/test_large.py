@@ -1,0 +1,105 @@
+"""A report of 8 methods × 12 layers × 6 kinds × 80 checkpoints: its size, and how fast it answers."""
+
+import numpy as np
+import pytest
+
+from deltaw.analysis.report.collect import Content
+from deltaw.analysis.report.matrices import BINS, LEADING, MOST, SPECTRA
+from deltaw.analysis.report.pack import drawn, exact, whole
+from deltaw.analysis.report.page import page
+
+METHODS = ("ft", "lora", "dora", "dora-row", "bora", "pissa", "vera", "dual-lora")
+KINDS = ("query", "key", "value", "output", "up", "down")
+LAYERS, STEPS, DETAILS, RANKS = 12, 80, 27, 8
+
+
+def content():
+    """What `collect` would return; numbers that hardly compress."""
+    draw = np.random.default_rng(0)
+    modules = [
+        {"name": f"model.layers.{layer}.self_attn.{kind}_proj", "layer": layer, "kind": kind, "shape": [768, 768]}
+        for layer in range(LAYERS)
+        for kind in KINDS
+    ]
+    count, steps = len(modules), [100 * step for step in range(STEPS)]
+    details = [steps[round(place)] for place in np.linspace(0, STEPS - 1, DETAILS)]
+    grown = np.sqrt(np.arange(STEPS))
+
+    def numbers(*shape):
+        return np.exp(draw.normal(size=shape))
+
+    runs, columns = [], {}
+    for number, method in enumerate(METHODS):
+        runs.append(
+            {"name": method, "method": method, "title": method, "steps": steps, "details": details, "line": "solid"}
+            | {"color": "#0072b2", "modules": list(range(count)), "steps_known": True, "origin": "base", "findings": []}
+        )
+        found = {}
+        for axis in ("row", "column"):
+            for measure in "md":
+                for pairs in ("base", "initial", "consecutive"):
+                    found[f"changes.{pairs}.{axis}.{measure}"] = exact(1e-3 * numbers(count, STEPS) * grown)
+                which = f"{axis}.{measure}"
+                found[f"bins.{which}"] = whole(draw.integers(0, 60, size=(count, DETAILS, BINS)))
+                found[f"range.{which}"] = exact(np.sort(numbers(count, DETAILS, 2), axis=-1))
+                found[f"index.{which}"] = whole(draw.integers(0, 768, size=(count, DETAILS, MOST)))
+                found[f"value.{which}"] = exact(numbers(count, DETAILS, MOST))
+        spectra = np.full((count, STEPS), np.nan)
+        for name in SPECTRA:
+            spectra[:, [steps.index(step) for step in details]] = numbers(count, DETAILS)
+            found[f"spectra.{name}"] = exact(spectra)
+        found["singular"] = drawn(-np.sort(-numbers(count, DETAILS, LEADING)))
+        found["base_norm"] = exact(numbers(count))
+        found["scalar.loss"] = exact(np.stack([np.arange(2000.0), draw.normal(size=2000)]))
+        columns |= {f"{number}.{name}": column for name, column in found.items()}
+    pairs_of_runs = len(METHODS) * (len(METHODS) - 1) // 2
+    columns["between.cosine"] = exact(draw.uniform(-1, 1, size=(pairs_of_runs, count)))
+    for side in ("left", "right"):
+        for name in ("overlap", "angle"):
+            columns[f"between.{name}.{side}"] = drawn(draw.uniform(0, 1, size=(pairs_of_runs, count, RANKS)))
+    labelled = [module | {"label": f"{module['layer']} · {module['kind']}"} for module in modules]
+    sizes = {"ranks": RANKS, "bins": BINS, "leading": LEADING, "most": MOST}
+    return Content({"runs": runs, "modules": labelled, "sizes": sizes, "claims": [], "notes": {}}, columns)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    file = tmp_path_factory.mktemp("large") / "report.html"
+    file.write_text(page(content()), encoding="utf-8", newline="\n")
+    return file
+
+
+def test_it_stays_below_fifteen_megabytes(path):
+    assert path.stat().st_size < 15e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["runs", "together", "where", "spectrum", "between", "most"])
+def test_a_selection_answers_in_half_a_second(place, path, look):
+    """In time of the page's own thread: what else this machine does meanwhile does not count."""
+    page = look(path)
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def spent():
+        found = {entry["name"]: entry["value"] for entry in session.send("Performance.getMetrics")["metrics"]}
+        return found["TaskDuration"]
+
+    page.evaluate("place => document.getElementById(place).scrollIntoView()", place)
+    page.wait_for_timeout(800)
+    controls = page.locator("#controls")
+    acts = {
+        "kind": lambda: controls.get_by_label("Kind of matrix").select_option("key"),
+        "layer": lambda: controls.get_by_label("Layer", exact=True).select_option("3"),
+        "axis": lambda: controls.get_by_role("button", name="columns").click(),
+        "pairs": lambda: controls.get_by_role("button", name="t−1 → t").click(),
+        "step": lambda: controls.get_by_label("Step").press("ArrowLeft"),
+        "all": lambda: controls.get_by_label("Kind of matrix").select_option("all"),
+        "run": lambda: page.locator("button.chip", has_text="vera").click(),
+    }
+    for name, act in acts.items():
+        before = spent()
+        act()
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)))")
+        assert spent() - before < 0.5, name
+        page.wait_for_timeout(300)  # what is near is drawn a moment later
