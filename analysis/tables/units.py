@@ -9,12 +9,13 @@ from typing import Any
 from deltaw.adapters.errors import DeltawError, OptionError
 from deltaw.analysis.tables.device import checked_device, named_memory
 from deltaw.analysis.tables.kept.keys import machine
-from deltaw.analysis.tables.one_pass import AT_ONCE, STEPS_AT_ONCE, OnePass, Stops
+from deltaw.analysis.tables.one_pass import AT_ONCE, OnePass, Stops
 from deltaw.analysis.tables.run import Run
 from deltaw.analysis.tables.stop import Measure, Plan
 from deltaw.analysis.workers.lost import LostError, wants_memory
 
 EACH = 4  # units of a process, so that all end at about the same time
+AT_LEAST = 8  # stops of a unit: a pass builds several steps at once, and a matrix is read anew for every unit
 LARGE = 2**34  # bytes of matrices in a unit: seconds of work
 PROCESS = 4e8  # bytes of a process with torch and pandas
 
@@ -94,7 +95,7 @@ def units_of(plans: Sequence[Plan], todo: Sequence[dict[str, Stops]], processes:
     for number, of_run in enumerate(todo):
         for module, stops in of_run.items():
             wanted = -(-bytes_of[number][module] // min(share, LARGE))
-            count = max(1, min(wanted, len(stops) // STEPS_AT_ONCE))
+            count = max(1, min(wanted, len(stops) // AT_LEAST))
             ends = [len(stops) * part // count for part in range(count + 1)]
             for start, end in pairwise(ends if stops else []):
                 units.append(Unit(len(units), number, module, stops[start:end]))

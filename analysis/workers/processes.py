@@ -209,7 +209,8 @@ class _Pool:
         elif kind == "progress":
             worker.mirror.receive(value)
         elif kind == "warning":
-            warnings.warn_explicit(*value, registry=self.registry)
+            text, category, filename, line = value
+            warnings.warn_explicit(text, category, filename, line, registry=self.registry)
         elif kind == "log":
             logging.getLogger(value.name).handle(value)
         else:

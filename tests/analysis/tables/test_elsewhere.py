@@ -31,7 +31,7 @@ def run(tmp_path_factory) -> Trajectory:
 @pytest.fixture
 def small_units(monkeypatch):
     """Many units of a few stops each."""
-    monkeypatch.setattr(units, "STEPS_AT_ONCE", 2)
+    monkeypatch.setattr(units, "AT_LEAST", 2)
 
 
 @pytest.mark.parametrize("method", ["ft", "lora", "dora", "dora-row", "bora", "sbora-fa", "vera", "dual-lora", "pissa"])

@@ -35,7 +35,7 @@ def address():
 
 
 def test_one_killed_midway_and_the_table_is_the_same_to_the_bit(run, address, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(units, "STEPS_AT_ONCE", 2)
+    monkeypatch.setattr(units, "AT_LEAST", 2)
     alone = norms(run, None, tmp_path, Work())
     found = norms(run, ("1", "once"), tmp_path, Work(engine="dask", address=address), progress=True)
     assert (tmp_path / "1").exists()  # one was killed
