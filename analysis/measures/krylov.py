@@ -128,7 +128,7 @@ def in_float32(matrix: Tensor, norm: float) -> tuple[Product, int, float]:
 
     Arguments:
         matrix: A.
-        norm: ‖A‖_F.
+        norm: ‖A‖_F, or another number of the size of its entries.
     """
     scale = 1.0 if 1e-9 < norm < 1e9 or norm == 0 else 2.0 ** math.frexp(norm)[1]
     return *product_of(matrix, torch.float32, scale), scale

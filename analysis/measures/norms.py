@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.errors import OptionError, ShapeError
+from deltaw.analysis.measures.gram import power_of_two
 from deltaw.analysis.measures.krylov import BlockKrylov, in_float32, random_rows
 from deltaw.analysis.measures.matrix import Matrix, finite
+from deltaw.analysis.measures.sizes import squared_norm
 from deltaw.analysis.measures.threads import one_thread
 
 NEAR = 0.01  # relative: so far from ‖W₀‖₂, ‖W‖₂ counts as the same
@@ -34,8 +37,8 @@ class Norms:
     @cached_property
     def frobenius(self) -> float:
         """‖W‖_F."""
-        with one_thread():
-            return float(torch.linalg.vector_norm(self._matrix(), dtype=torch.float64))
+        squared, scale = squared_norm(self._matrix())
+        return math.sqrt(squared) * scale
 
 
 class NoiseFloor:
@@ -96,11 +99,12 @@ def spectral_norm(weight: Tensor, vectors: int = 8, steps: int = 8) -> float:
         with one_thread():
             return float(torch.linalg.matrix_norm(weight.double(), 2))
     with one_thread():
-        product, n, _ = in_float32(weight, float(torch.linalg.vector_norm(weight, dtype=torch.float64)))
+        scale = power_of_two(weight)
+        product, n, _ = in_float32(weight, scale)
         krylov = BlockKrylov(product, random_rows(vectors, n, weight), steps + 1)
         for _ in range(steps + 1):
             krylov.grow()
         first = krylov.vectors(krylov.ritz()[1][:, :1])[0]  # (n,)
         first /= torch.linalg.vector_norm(first)
         narrow = weight if weight.shape[1] == n else weight.T
-        return float(torch.linalg.vector_norm(narrow.double() @ first))
+        return float(torch.linalg.vector_norm(narrow.double() @ first / scale)) * scale

@@ -177,8 +177,9 @@ def spectrum(
     error bound β (about √n·eps·‖ΔW‖_F²) tells which σ are above the tolerance; each of these is then right to
     β/σ, and Σσ to 1e-6. A σ at or below the tolerance may be off by √β, some 1e-7·σ₁. Elsewhere the float64 SVD.
 
-    Cost: factors of rank 64 take milliseconds. The Gram matrix takes a tenth of the SVD's time or less, and the SVD of
-    4096×4096 a minute on two cores. The answer is the same, to the bit, for any number of threads.
+    Cost: factors of rank 64 take milliseconds. By the Gram matrix 2048×2048 takes a second on one core, by the SVD two
+    to three, and far longer on cores that others use too. The answer is the same, to the bit, for any number of
+    threads.
 
     Arguments:
         update: ΔW, (out, in), a tensor or NumPy array of any floating dtype; computed in float64.

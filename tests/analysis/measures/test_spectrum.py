@@ -219,6 +219,14 @@ def test_spectral_norm(shape, kind):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("kind", [1e-200, 1e200, 1e-20, torch.bfloat16, torch.float16, torch.float32])
+def test_spectral_norm_of_any_size_and_dtype(kind):
+    weight = random(300, 400)
+    weight = weight.to(kind) if isinstance(kind, torch.dtype) else weight * kind
+    norm = float(torch.linalg.matrix_norm(weight.double(), 2))
+    assert 0.99 * norm <= _spectral_norm(weight) <= norm * (1 + 1e-12)
+
+
 def test_energy_rank():
     found = spectrum(torch.diag(torch.tensor([3.0, 1.0, 1e-3], dtype=torch.float64)))
     assert [found.energy_rank(f) for f in (0.5, 0.89, 0.95, 1.0)] == [1, 1, 2, 3]
