@@ -129,8 +129,12 @@ def grams(*factors: Tensor) -> list[Tensor]:
     pieces = [
         (place, rows) for place, factor in enumerate(factors) for rows in torch.split(factor, _rows(factor, _ALONE))
     ]
-    elsewhere = next((factor for factor in factors if factor.device.type != "cpu"), factors[0])
-    sums = side_by_side(_gram, [rows for _, rows in pieces], elsewhere)
+    if sum(factor.numel() for factor in factors) <= _ALONE:  # handing them to a thread would take longer
+        with one_thread():
+            sums = [_gram(rows) for _, rows in pieces]
+    else:
+        elsewhere = next((factor for factor in factors if factor.device.type != "cpu"), factors[0])
+        sums = side_by_side(_gram, [rows for _, rows in pieces], elsewhere)
     totals: list[Tensor] = [sums[0].new_zeros(0)] * len(factors)
     for (place, _), found in zip(pieces, sums, strict=True):
         totals[place] = totals[place] + found if len(totals[place]) else found
