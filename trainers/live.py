@@ -10,7 +10,7 @@ from torch import Tensor
 from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.method import Method
 from deltaw.analysis.measures.built import Built, built_sums
-from deltaw.analysis.measures.change import Axis, Change, changes, changes_of_sums
+from deltaw.analysis.measures.change import AXES, Axis, Change, PairChanges, changes
 from deltaw.analysis.names import kind_of
 
 Numbers = dict[str, float]
@@ -77,10 +77,8 @@ def _changes(
     built = [Built(narrow, form) for form in forms]
     places = {"base": -1} | {name: place for place, name in enumerate(before)}
     found = built_sums(narrow, forms, [(place, len(forms) - 1) for place in places.values()])
-    return {
-        name: changes_of_sums(narrow if place < 0 else built[place], built[-1], sums, allow_nonfinite=True)
-        for (name, place), sums in zip(places.items(), found, strict=True)
-    }
+    pairs = PairChanges([(narrow if place < 0 else built[place], built[-1]) for place in places.values()], found)
+    return {name: pairs.of(number, AXES, allow_nonfinite=True) for number, name in enumerate(places)}
 
 
 def _state(module: str, method: Method, base: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

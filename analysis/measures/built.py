@@ -64,9 +64,7 @@ def rows_of(matrix: Tensor, index: Tensor) -> Tensor:
     return rows.to(torch.float64, memory_format=torch.contiguous_format)
 
 
-def built_sums(
-    base: Tensor, forms: Sequence[ScaledLowRank], pairs: Sequence[tuple[int, int]]
-) -> list[dict[Axis, Sums]]:
+def built_sums(base: Tensor, forms: Sequence[ScaledLowRank], pairs: Sequence[tuple[int, int]]) -> dict[Axis, Sums]:
     """Return the three sums of pairs of matrices along both axes, as ``sums`` of two ready ones, from one pass over W₀.
 
     Arguments:
@@ -75,7 +73,7 @@ def built_sums(
         pairs: Two positions in ``forms``, −1 for W₀.
 
     Returns:
-        {axis: `Sums`} of every pair.
+        {axis: `Sums`}, (pairs, vectors).
     """
     from deltaw.adapters.compiled.built import add_built_sums  # a quarter of a second, for those who want no sums
 
@@ -83,7 +81,4 @@ def built_sums(
     rows = torch.empty(len(pairs), 3, base.shape[0], dtype=torch.float64)
     columns = torch.zeros(len(pairs), 3, base.shape[1], dtype=torch.float64)
     add_built_sums(base, torch.stack(rho), torch.stack(gamma), U, V, torch.tensor(pairs), rows, columns)
-    return [
-        {"row": Sums(*of_rows.unbind()), "column": Sums(*of_columns.unbind())}
-        for of_rows, of_columns in zip(rows, columns, strict=True)
-    ]
+    return {"row": Sums(*rows.unbind(1)), "column": Sums(*columns.unbind(1))}

@@ -13,9 +13,7 @@ from deltaw.analysis.measures.sums import Axis, Sums
 BLOCK = 2**21  # entries of a block, of which there is one a step in float64: 16 MB each
 
 
-def sums_on_device(
-    base: Tensor, forms: Sequence[ScaledLowRank], pairs: Sequence[tuple[int, int]]
-) -> list[dict[Axis, Sums]]:
+def sums_on_device(base: Tensor, forms: Sequence[ScaledLowRank], pairs: Sequence[tuple[int, int]]) -> dict[Axis, Sums]:
     """Return the three sums of pairs of matrices along both axes, as ``built_sums``, on the device of the base.
 
     Arguments:
@@ -25,9 +23,9 @@ def sums_on_device(
 
     Example:
         >>> one, zero = torch.ones(2, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
-        >>> (found,) = sums_on_device(torch.eye(2), [ScaledLowRank(2 * one, 3 * one, zero, zero.T)], [(-1, 0)])
+        >>> found = sums_on_device(torch.eye(2), [ScaledLowRank(2 * one, 3 * one, zero, zero.T)], [(-1, 0)])
         >>> [x.tolist() for x in found["row"]]
-        [[1.0, 1.0], [5.0, 5.0], [25.0, 25.0]]
+        [[[1.0, 1.0]], [[5.0, 5.0]], [[25.0, 25.0]]]
     """
     height, width = base.shape
     rows = torch.empty(len(pairs), 3, height, dtype=torch.float64, device=base.device)
@@ -48,7 +46,4 @@ def sums_on_device(
                 product = x * y
                 rows[pair, k, part] = product.sum(1)
                 columns[pair, k] += product.sum(0)
-    return [
-        {"row": Sums(*of_rows.unbind()), "column": Sums(*of_columns.unbind())}
-        for of_rows, of_columns in zip(rows, columns, strict=True)
-    ]
+    return {"row": Sums(*rows.unbind(1)), "column": Sums(*columns.unbind(1))}

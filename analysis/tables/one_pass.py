@@ -17,8 +17,7 @@ from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.method import ScaledLowRank
 from deltaw.analysis.measures.built import Built, built_sums
 from deltaw.analysis.measures.built_on_device import sums_on_device
-from deltaw.analysis.measures.change import Axis, Change, PairChanges, changes, changes_of_sums, checked_axes
-from deltaw.analysis.measures.sums import Sums
+from deltaw.analysis.measures.change import Axis, Change, PairChanges, changes, checked_axes
 from deltaw.analysis.records.storage.mapped import mapping_of, next_number, release
 from deltaw.analysis.tables.device import CPU, placed
 from deltaw.analysis.tables.run import Run, Step
@@ -66,7 +65,6 @@ class OnePass:
         self._compared: dict[tuple[Step, int], tuple[PairChanges, int]] = {}  # those of this stop and of next ones
         self._made: dict[str, Any] = {}
         self._forms: dict[int, ScaledLowRank] = {}
-        self._sums: dict[tuple[Step, int], dict[Axis, Sums]] = {}
 
     def weight(self, step: Step) -> Tensor:
         """Return W' at a step of the present stop."""
@@ -85,11 +83,10 @@ class OnePass:
         """Return the change of the present pair of steps along some axes."""
         step_from, step = pair = self.stops[self.position]
         if self._has_form(step):
-            if pair not in self._sums:
+            if pair not in self._compared:
                 self._sum_next()
-            found, (before, after) = self._sums.pop(pair), (self._built(at) for at in pair)
-            asked = {axis: found[axis] for axis in checked_axes(axes)}
-            return changes_of_sums(before, after, asked, allow_nonfinite=allow_nonfinite)
+            compared, place = self._compared[pair]
+            return compared.of(place, checked_axes(axes), allow_nonfinite=allow_nonfinite)
         if self._device != CPU:
             return changes(self.weight(step_from), self.weight(step), axes, allow_nonfinite=allow_nonfinite)
         if pair not in self._compared:
@@ -149,7 +146,8 @@ class OnePass:
         base = self._base()
         sums = built_sums if base.device.type == CPU else sums_on_device
         found = sums(base, forms, [(places[a], places[b]) for a, b in pairs])
-        self._sums = dict(zip(pairs, found, strict=True))
+        compared = PairChanges([(self._built(a), self._built(b)) for a, b in pairs], found)
+        self._compared = {pair: (compared, place) for place, pair in enumerate(pairs)}
 
     def _compare_next(self) -> None:
         """Compare the pair of this stop and those of the next ones, up to a number of matrices."""

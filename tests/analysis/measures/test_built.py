@@ -8,7 +8,7 @@ from torch import Tensor
 from deltaw.adapters import METHODS, create
 from deltaw.adapters.method import ScaledLowRank
 from deltaw.analysis.measures.built import Built, built_sums
-from deltaw.analysis.measures.change import Change, changes, changes_of_sums
+from deltaw.analysis.measures.change import AXES, Change, PairChanges, changes
 
 OUT, IN, RANK = 37, 29, 3
 FORMS = ["lora", "rslora", "lora-fa", "dora", "dora-row", "bora", "vera", "dvora", "sbora-fa", "sbora-fb", "pissa"]
@@ -41,7 +41,7 @@ def wide(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def from_forms(method, base: Tensor, two: list[dict[str, Tensor]], pair=(0, 1)) -> dict[str, Change]:
     forms = [method.scaled_low_rank(base, wide(state)) for state in two]
     before, after = (base if place < 0 else Built(base, forms[place]) for place in pair)
-    return changes_of_sums(before, after, built_sums(base, forms, [pair])[0])
+    return PairChanges([(before, after)], built_sums(base, forms, [pair])).of(0, AXES)
 
 
 @pytest.mark.parametrize("size", [2e-5, 1e-4, 1e-2, 1.0])
@@ -113,11 +113,12 @@ def test_any_shape_and_rank(shape, rank):
     ]
     dense = [f.rho[:, None] * (base.double() + f.U @ f.V) * f.gamma for f in forms] + [base.double()]
     pairs = [(0, 1), (-1, 2), (1, 2)]
-    for (a, b), sums in zip(pairs, built_sums(base, forms, pairs), strict=True):
+    sums = built_sums(base, forms, pairs)
+    for k, (a, b) in enumerate(pairs):
         d = dense[b] - dense[a]
         for product, row, column in zip((dense[a] ** 2, dense[a] * d, d * d), sums["row"], sums["column"], strict=True):
-            torch.testing.assert_close(row, product.sum(1), rtol=1e-11, atol=1e-11)
-            torch.testing.assert_close(column, product.sum(0), rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(row[k], product.sum(1), rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(column[k], product.sum(0), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -127,15 +128,15 @@ def test_threads_and_neighbours_make_no_difference(threads):
     try:
         torch.set_num_threads(1)
         forms = [method.scaled_low_rank(base, wide(state)) for state in two]
-        want = built_sums(base, forms, [(0, 1)])[0]
+        want = built_sums(base, forms, [(0, 1)])
         torch.set_num_threads(threads)
         forms = [method.scaled_low_rank(base, wide(state)) for state in two]
         found = built_sums(base, [*forms, forms[0]], [(2, 0), (-1, 1), (0, 1)])
     finally:
         torch.set_num_threads(before)
     for axis in want:
-        assert all(torch.equal(x, y) for x, y in zip(want[axis], found[2][axis], strict=True))
-        assert not found[0][axis].dd.any()
+        assert all(torch.equal(x[0], y[2]) for x, y in zip(want[axis], found[axis], strict=True))
+        assert not found[axis].dd[0].any()
 
 
 def test_which_methods_have_the_form():
