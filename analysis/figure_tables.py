@@ -18,6 +18,7 @@ from deltaw.analysis.tables.intruders import intruder_table
 from deltaw.analysis.tables.run import Step
 from deltaw.analysis.tables.similarity import similarity_table
 from deltaw.analysis.tables.singular_values import singular_values as values_table
+from deltaw.analysis.tables.spacing import spacing, told
 from deltaw.analysis.tables.spectra import spectra_table
 from deltaw.analysis.tables.subspaces import subspace_angles, subspace_overlap
 from deltaw.analysis.tables.tidy import display_name
@@ -57,12 +58,13 @@ def last_base(paths: Paths, *, modules: Sequence[str] | None = None, work: Work 
     """Return ΔM and ΔD since the base weights at each run's last step."""
     runs = _moved(paths)
     options: dict[str, Any] = {"modules": modules, "progress": True, "work": work or HERE}
-    return joined([changes_table([run], _from_base(run.steps[-1:]), **options) for run in runs])
+    return told(joined([changes_table([run], _from_base(run.steps[-1:]), **options) for run in runs]), runs)
 
 
 def last_spectra(paths: Paths, *, modules: Sequence[str] | None = None, work: Work | None = None) -> pd.DataFrame:
     """Return ranks at each run's last step, with Dual LoRA's groups."""
-    return table(open_runs(paths), "spectra", steps="last", modules=modules, progress=True, work=work or HERE)
+    runs = open_runs(paths)
+    return told(table(runs, "spectra", steps="last", modules=modules, progress=True, work=work or HERE), runs)
 
 
 def spectra(
@@ -139,12 +141,12 @@ def vectors(
 ) -> pd.DataFrame:
     """Return the quantiles of ΔM and ΔD over the vectors since the base weights, over training."""
     quantiles = sorted({*QUANTILES, quantile})
-    frames = []
-    for run in _moved(paths):
+    frames, runs = [], _moved(paths)
+    for run in runs:
         pairs, chosen = _from_base(moved_steps(run, at_most)), modules_of_kind(run, kind, modules)
         options: dict[str, Any] = {"modules": chosen, "progress": True, "work": work or HERE}
         frames.append(vector_changes([run], pairs, (axis,), quantiles=quantiles, **options))
-    return joined(frames)
+    return told(joined(frames), runs)
 
 
 def overlap(
@@ -159,7 +161,7 @@ def overlap(
 ) -> pd.DataFrame:
     """Return φ(i, j) of two runs, or of two steps of one run, for i and j up to ``rank``."""
     first, second, at = _pair(paths, pair)
-    return subspace_overlap(
+    frame = subspace_overlap(
         first,
         second,
         step_first=at[0],
@@ -170,6 +172,7 @@ def overlap(
         progress=True,
         work=work or HERE,
     )
+    return told(frame, [first, second])
 
 
 def angles(
@@ -184,7 +187,7 @@ def angles(
 ) -> pd.DataFrame:
     """Return the principal angles of two runs, or of two steps of one run, between the first ``rank`` directions."""
     first, second, at = _pair(paths, pair)
-    return subspace_angles(
+    frame = subspace_angles(
         first,
         second,
         step_first=at[0],
@@ -195,9 +198,25 @@ def angles(
         progress=True,
         work=work or HERE,
     )
+    return told(frame, [first, second])
 
 
-def updates(paths: Paths, *, module: str | None = None, step: int | None = None) -> dict[str, "np.ndarray[Any, Any]"]:
+class Updates(dict[str, "np.ndarray[Any, Any]"]):
+    """Updates ΔW (out, in) by title, and what they are of.
+
+    Arguments:
+        modules, steps: Of each.
+        spacing: That of the checkpoints, see `deltaw.analysis.tables.spacing.spacing`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modules: list[str] = []
+        self.steps: list[int] = []
+        self.spacing = ""
+
+
+def updates(paths: Paths, *, module: str | None = None, step: int | None = None) -> Updates:
     """Return ΔW of one module by run, at its last step or a given one.
 
     Arguments:
@@ -209,22 +228,24 @@ def updates(paths: Paths, *, module: str | None = None, step: int | None = None)
     """
     runs = open_runs(paths)
     titles = [display_name(run.method) for run in runs]
-    found = {}
+    found = Updates()
+    found.spacing = spacing([run.steps for run in runs])
     for run, title in zip(runs, titles, strict=True):
         name = f"{title}\n{run.name}" if titles.count(title) > 1 else title
-        found[name] = run.update(_module(run, module), run.steps[-1] if step is None else step).numpy()
+        one, at = _module(run, module), run.steps[-1] if step is None else step
+        found[name] = run.update(one, at).numpy()
+        found.modules.append(one)
+        found.steps.append(at)
     return found
 
 
 def _changes(
     paths: Paths, pairs: Any, kind: str | None, modules: Sequence[str] | None, work: Work | None
 ) -> pd.DataFrame:
-    return joined(
-        [
-            changes_table([run], pairs, modules=modules_of_kind(run, kind, modules), progress=True, work=work or HERE)
-            for run in open_runs(paths)
-        ]
-    )
+    runs = open_runs(paths)
+    options: dict[str, Any] = {"progress": True, "work": work or HERE}
+    frames = [changes_table([run], pairs, modules=modules_of_kind(run, kind, modules), **options) for run in runs]
+    return told(joined(frames), runs)
 
 
 def _from_base(steps: Sequence[int]) -> list[tuple[Step, int]]:
@@ -241,11 +262,11 @@ def _over_training(
     **options: Any,
 ) -> pd.DataFrame:
     """Return a table over the steps where something has moved, run by run, as runs differ in steps and modules."""
-    frames = []
-    for run in _moved(paths):
+    frames, runs = [], _moved(paths)
+    for run in runs:
         steps, chosen = moved_steps(run, at_most), modules_of_kind(run, kind, modules)
         frames.append(make([run], steps=steps, modules=chosen, progress=True, work=work or HERE, **options))
-    return joined(frames)
+    return told(joined(frames), runs)
 
 
 def _moved(paths: Paths) -> list[Trajectory]:

@@ -88,9 +88,13 @@ def _command(name: str, entry: FigureKind) -> click.Command:
     defaults = entry.make_defaults | {key: value for key, value in entry.draw_defaults.items() if value is not None}
 
     def run(paths: tuple[str, ...], out: Path, base: str | None = None, **given: Any) -> None:
+        from deltaw.analysis.figures.drawing.captions import caption, latex
         from deltaw.analysis.figures.drawing.saving import save
+        from deltaw.analysis.figures.drawing.style import paper_style
+        from deltaw.analysis.records.storage.atomic import write_text
         from deltaw.analysis.runs import open_runs
 
+        texts = {suffix: given.pop(name) for name, suffix in (("caption", ".txt"), ("tex", ".tex"))}
         work = work_of(given) if entry.paths == "RUNS" else HERE
         runs = paths if base is None else open_runs(paths, base=base)
         options = {
@@ -106,8 +110,18 @@ def _command(name: str, entry: FigureKind) -> click.Command:
             make.setdefault("kind", defaults.get("kind"))
         if "work" in entry.make_defaults:
             make["work"] = work
-        save(entry.draw(entry.make(runs, **make), **draw), out)
+        table = entry.make(runs, **make)
+        with paper_style():
+            figure = entry.draw(table, **draw)
+            save(figure, out)
         remark(f"written to {out}")
+        if any(texts.values()):
+            said = caption(figure, entry.about)
+            for suffix, wanted in texts.items():
+                if wanted:
+                    beside = out.with_suffix(suffix)
+                    write_text(beside, f"{said if suffix == '.txt' else latex(out, said)}\n")
+                    remark(f"its caption to {beside}")
 
     def check(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
         if path is not None and not context.resilient_parsing:
@@ -124,6 +138,10 @@ def _command(name: str, entry: FigureKind) -> click.Command:
             type=click.Path(path_type=Path),
             callback=check,
             help=f"A {files} file.",
+        ),
+        click.Option(["--caption"], is_flag=True, help="Write a caption beside it, as .txt."),
+        click.Option(
+            ["--tex"], is_flag=True, help="Write it beside it as a figure for LaTeX, with the caption, as .tex."
         ),
     ]
     for option in entry.options:

@@ -1,6 +1,9 @@
+from .drawing.captions import caption as caption
+from .drawing.captions import latex as latex
 from .drawing.formats import check_path as check_path
 from .drawing.saving import Movie as Movie
 from .drawing.saving import save as save
+from .drawing.style import paper_style as paper_style
 from .kinds.amplification import amplification as amplification
 from .kinds.animation import animation as animation
 from .kinds.cloud import cloud as cloud

@@ -2,6 +2,7 @@
 
 import json
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from deltaw.adapters import create, inject
 from deltaw.analysis import Trajectory
 from deltaw.analysis import figure_tables as sources
 from deltaw.analysis.figures import FIGURES, region, save
+from deltaw.analysis.figures.drawing.style import paper_style
 from deltaw.analysis.tables.intruders import intruder_table
 from deltaw.analysis.tables.results import results
 from deltaw.analysis.tables.vectors import QUANTILES
@@ -104,23 +106,26 @@ def test_every_figure_is_drawn_from_runs(name, runs, capsys, tmp_path) -> None:
 
 def test_the_options_reach_the_table_and_the_figure(runs, capsys, tmp_path) -> None:
     """The command's file is that of the library's calls."""
-    update = {"LoRA": Trajectory.open(runs[0]).update("layer.1.value", 3).numpy()}
-    expected = save(region(update), tmp_path / "a.svg").read_bytes()
+    updates = sources.updates([runs[0]], module="*.1.value", step=3)
+    np.testing.assert_array_equal(updates["LoRA"], Trajectory.open(runs[0]).update("layer.1.value", 3).numpy())
+    with paper_style():
+        expected = save(region(updates), tmp_path / "a.svg").read_bytes()
     assert (
         call(capsys, "plot", "region", runs[0], "--module", "*.1.value", "--step", 3, "-o", tmp_path / "b.svg")[0] == 0
     )
     assert (tmp_path / "b.svg").read_bytes() == expected
 
     found = [Trajectory.open(run) for run in runs]
-    table = intruder_table(found, k=3, steps=[2, 5], modules=["*.value"])
     draw = FIGURES["intruders"].draw
-    expected = save(draw(table, kind="value", k=3, epsilon=0.9), tmp_path / "c.svg").read_bytes()
     given = ["--kind", "value", "--k", 3, "--epsilon", 0.9, "--steps", 2]
     assert call(capsys, "plot", "intruders", *runs, *given, "-o", tmp_path / "d.svg")[0] == 0
     steps = sorted(sources.intruders(runs, kind="value", at_most=2)["step"].unique())
     assert steps == [1, 5]
     table = intruder_table(found, k=3, steps=steps, modules=["*.value"])
-    expected = save(draw(table, kind="value", k=3, epsilon=0.9), tmp_path / "c.svg").read_bytes()
+    table.attrs = sources.intruders(runs, kind="value", at_most=2).attrs
+    assert table.attrs["spacing"] == "every step"
+    with paper_style():
+        expected = save(draw(table, kind="value", k=3, epsilon=0.9), tmp_path / "c.svg").read_bytes()
     assert (tmp_path / "d.svg").read_bytes() == expected
 
 
@@ -214,3 +219,29 @@ def test_help_lists_every_figure_with_a_line_and_each_has_an_example(capsys) -> 
         assert code == 0
         assert f"deltaw plot {name} " in text
         assert "{" not in text  # every default is filled in
+
+
+@pytest.mark.parametrize("name", ["symmetry", "region", "animation", "costs"])
+def test_a_caption_and_a_figure_for_latex_are_written_beside(name, runs, capsys, tmp_path) -> None:
+    path = tmp_path / f"my_{name}.{'gif' if FIGURES[name].movie else 'pdf'}"
+    code, out, err = call(capsys, "plot", name, *runs, "-o", path, "--caption", "--tex")
+    assert code == 0, err
+    text, tex = (path.with_suffix(suffix).read_text() for suffix in (".txt", ".tex"))
+    assert f"its caption to {path.with_suffix('.txt')}" in out
+    assert r"\includegraphics" in tex
+    assert rf"\label{{fig:my-{name}}}" in tex
+    if name != "costs":
+        assert "heckpoints every step" in text
+        assert "query" in text.lower()
+    if name == "symmetry":
+        assert text.startswith("ΔM and ΔD from checkpoint to checkpoint, by column and by row for LoRA, BoRA and")
+        assert "layers 0 to 1" in text
+        assert "$\\Delta$M and $\\Delta$D from checkpoint" in tex
+
+
+def test_the_papers_style_is_the_command_lines(runs, capsys, tmp_path) -> None:
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9}):
+        assert call(capsys, "plot", "symmetry", runs[0], "-o", tmp_path / "a.svg")[0] == 0
+    assert call(capsys, "plot", "symmetry", runs[0], "-o", tmp_path / "b.svg")[0] == 0
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "seed" not in (tmp_path / "a.svg").read_text()

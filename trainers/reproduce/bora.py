@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from deltaw.analysis.claims import claims
-from deltaw.analysis.figures import rank, symmetry, updates
+from deltaw.analysis.figures import paper_style, rank, symmetry, updates
 from deltaw.analysis.runs import open_runs, table
+from deltaw.analysis.tables.spacing import told
 from deltaw.trainers.cola.experiment import finished_cola, train_cola
 from deltaw.trainers.cola.grid import grid_runs
 from deltaw.trainers.cola.settings import ColaSettings
@@ -70,11 +71,12 @@ def reproduce_bora(
     spectra = table(runs, "spectra", steps="last", progress=progress)
     kinds = list(consecutive["kind"].unique())
     kind = "query" if "query" in kinds else kinds[0]  # the paper's figures show the query matrices
-    figures = {
-        "figure2_symmetry": symmetry(consecutive, kind=kind),
-        "figure3_updates": updates(initial, kind=kind),
-        "rank_by_layer": rank(spectra),
-    }
+    with paper_style():
+        figures = {
+            "figure2_symmetry": symmetry(told(consecutive, runs), kind=kind),
+            "figure3_updates": updates(told(initial, runs), kind=kind),
+            "rank_by_layer": rank(told(spectra, runs)),
+        }
     tables = {
         "results.csv": results_frame(results).to_csv(index=False),
         "changes_consecutive.csv": consecutive.to_csv(index=False),

@@ -9,10 +9,12 @@ from matplotlib.figure import Figure
 
 from deltaw.analysis.claims import claims
 from deltaw.analysis.claims.dora import of_self_attention
+from deltaw.analysis.figures.drawing.style import paper_style
 from deltaw.analysis.figures.kinds.cloud import cloud
 from deltaw.analysis.figures.kinds.layers import layers
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.runs import open_runs, table
+from deltaw.analysis.tables.spacing import told
 from deltaw.trainers.grid import grid_runs
 from deltaw.trainers.reproduce.common import Report, measured, results_frame, run_folder, train_every, write_report
 from deltaw.trainers.reproduce.settings import DORA_METHODS
@@ -75,9 +77,11 @@ def reproduce_dora(
         "changes_from_base.csv": base.to_csv(index=False),
     }
     outcomes = claims(measured(opened, ["dora"], progress=progress), ["dora"])
-    return write_report(out, "DoRA", results, outcomes, _figures(base, methods), tables, grid_page(summary), list(runs))
+    figures = _figures(told(base, opened), methods)
+    return write_report(out, "DoRA", results, outcomes, figures, tables, grid_page(summary), list(runs))
 
 
+@paper_style()
 def _figures(base: pd.DataFrame, methods: Sequence[str]) -> dict[str, Figure]:
     """Figures 2, 7, 3 and 8 by column, and by row where there is DoRA (row)."""
     shown = of_self_attention(base)

@@ -8,9 +8,10 @@ import pandas as pd
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.claims import claims
+from deltaw.analysis.figures import paper_style, sweep
 from deltaw.analysis.figures import rank as draw_rank
-from deltaw.analysis.figures import sweep
 from deltaw.analysis.runs import open_runs, table
+from deltaw.analysis.tables.spacing import told
 from deltaw.trainers.cola.grid import grid_page, grid_runs, grid_table, train_grids
 from deltaw.trainers.cola.settings import ColaSettings
 from deltaw.trainers.reproduce.common import Report, measured, results_frame, write_report
@@ -69,19 +70,16 @@ def reproduce_dual_lora(
     frame["direction_rank"] = pd.array(seconds, dtype="Int64")
 
     equal = (frame["method"] == "lora") | ((frame["method"] == METHOD) & (frame["rank"] == rank))
-    spectra = table(
-        open_runs([place for place, shown in zip(places, equal, strict=True) if shown]),
-        "spectra",
-        steps="last",
-        progress=progress,
-    )
+    drawn = open_runs([place for place, shown in zip(places, equal, strict=True) if shown])
+    spectra = table(drawn, "spectra", steps="last", progress=progress)
     summary = grid_table(results)
     summary["rank"] = [
         f"{r} : {2 * rank - r}" if method == METHOD else str(r)
         for method, r in zip(summary["method"], summary["rank"], strict=True)
     ]
     outcomes = claims(measured(open_runs(places), ["dual-lora"], progress=progress), ["dual-lora"])
-    figures = {"figure2_sweep": sweep(frame), "figure3_rank": draw_rank(spectra)}
+    with paper_style():
+        figures = {"figure2_sweep": sweep(frame), "figure3_rank": draw_rank(told(spectra, drawn))}
     tables = {
         "results.csv": summary.to_csv(index=False),
         "results.md": grid_page(summary, markdown=True) + "\n",

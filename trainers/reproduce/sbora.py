@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
 from deltaw.analysis.claims import claims, regions
-from deltaw.analysis.figures import costs, region
+from deltaw.analysis.figure_tables import Updates
+from deltaw.analysis.figures import costs, paper_style, region
 from deltaw.analysis.names import kind_of
 from deltaw.analysis.runs import open_runs
+from deltaw.analysis.tables.spacing import spacing
 from deltaw.analysis.tables.tidy import display_name
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers.cola.experiment import ColaResult
@@ -62,12 +62,9 @@ def reproduce_sbora(
         ignore_index=True,
     )
     summary = grid_table(results)
-    figures = {
-        "figure2_region": region(_shown(results, runs)),
-        "figure3_costs": costs(
-            summary, memory=f"peak {'GPU' if torch.cuda.is_available() else 'resident'} memory (MB)"
-        ),
-    }
+    memory = f"peak {'GPU' if torch.cuda.is_available() else 'resident'} memory (MB)"
+    with paper_style():
+        figures = {"figure2_region": region(_shown(results, runs)), "figure3_costs": costs(summary, memory=memory)}
     tables = {
         "results.csv": summary.to_csv(index=False),
         "results.md": grid_page(summary, markdown=True) + "\n",
@@ -80,7 +77,7 @@ def reproduce_sbora(
     )
 
 
-def _shown(results: Sequence[ColaResult], runs: Sequence[Trajectory]) -> dict[str, np.ndarray[Any, Any]]:
+def _shown(results: Sequence[ColaResult], runs: Sequence[Trajectory]) -> Updates:
     """The update of one matrix by method, of the method's lowest rank and first seed."""
     modules = [name for name in runs[0].modules if kind_of(name) == "query"] or runs[0].modules
     module = modules[len(modules) // 2]
@@ -89,4 +86,10 @@ def _shown(results: Sequence[ColaResult], runs: Sequence[Trajectory]) -> dict[st
         if result.method not in chosen or (result.rank or 0) < (chosen[result.method][0].rank or 0):
             chosen[result.method] = (result, run)
     titles = {m: display_name(m) + ("" if one.rank is None else f", r = {one.rank}") for m, (one, _) in chosen.items()}
-    return {titles[m]: run.update(module, run.steps[-1]).numpy() for m, (_, run) in chosen.items()}
+    found = Updates()
+    found.spacing = spacing([run.steps for _, run in chosen.values()])
+    for method, (_, run) in chosen.items():
+        found[titles[method]] = run.update(module, run.steps[-1]).numpy()
+        found.modules.append(module)
+        found.steps.append(run.steps[-1])
+    return found

@@ -3,21 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Affine2D, Transform
 
-from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, inches, method_styles
-from deltaw.analysis.tables.tidy import display_name
+from deltaw.analysis.figures.drawing.canvas import Canvas
+from deltaw.analysis.figures.drawing.facts import method_name
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, method_styles
 
 Which = Literal["x", "y"]
+
+_APART = 0.018  # of an axis' length, between two markers beside each other
+EMPTY: dict[str, Any] = {"facecolor": "0.92", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}
 
 
 def letter(index: int) -> str:
@@ -31,14 +37,43 @@ def letter(index: int) -> str:
     return (letter(head - 1) if head else "") + "abcdefghijklmnopqrstuvwxyz"[tail]
 
 
-def signed(value: float, digits: int = 2) -> str:
-    """Return a number with a true minus sign.
+def correlation_text(value: float) -> str:
+    """Return a correlation with a true minus sign and two digits, or with as many as tell it from 1.
 
     Example:
-        >>> signed(-0.625), signed(float("nan"))
-        ('−0.62', 'undefined')
+        >>> correlation_text(-0.625), correlation_text(0.997), correlation_text(1.0), correlation_text(float("nan"))
+        ('−0.62', '0.997', '1.00', 'undefined')
     """
-    return f"{value:.{digits}f}".replace("-", "−") if np.isfinite(value) else "undefined"
+    if not np.isfinite(value):
+        return "undefined"
+    one = 1 - abs(value) < 1e-9
+    digits = 2 if one else next(count for count in range(2, 12) if float(f"{abs(value):.{count}f}") < 1)
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def short_number(value: float, digits: int = 3) -> str:
+    """Return a number in a few digits, with its power of ten where it is small or large.
+
+    Example:
+        >>> short_number(0.0396), short_number(6e-05), short_number(0.0), short_number(0.0396, digits=2)
+        ('0.0396', '6×10⁻⁵', '0', '0.04')
+    """
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.{digits}g}".replace("-", "−")
+    factor, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{float(factor):g}×10{raised}".replace("-", "−")
+
+
+def aside(ax: Axes, number: int, count: int, extent: float, *, room: float = 1.0) -> Transform:
+    """Return what draws one of so many lines a little to the side, so that no marker hides another's; the data stay.
+
+    Arguments:
+        extent: The length of the x axis, in data.
+        room: What lies between two neighbouring points of a line; the lines take up to 0.7 of it.
+    """
+    apart = min(0.7 * room / count, _APART * extent)
+    return Affine2D().translate(apart * (number - (count - 1) / 2), 0) + ax.transData
 
 
 def grid_of_panels(count: int, most: int = 3) -> tuple[int, int]:
@@ -54,42 +89,45 @@ def grid_of_panels(count: int, most: int = 3) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Columns:
-    """A figure with a panel above another for each method.
+    """A column of panels for each method, a panel for each measure.
 
     Arguments:
-        figure: It.
-        panels: The upper and the lower panel of each method.
-        bars: The axes of the colour bars beside each panel row, the upper and the lower of each block.
+        panels: The panels of each method, from above.
+        bars: The axes of the colour bars beside each row of panels, of each block; empty without.
         across: How many methods are beside each other.
     """
 
-    figure: Figure
-    panels: list[tuple[Axes, Axes]]
-    bars: list[tuple[Axes, Axes]]
+    panels: list[list[Axes]]
+    bars: list[list[Axes]]
     across: int
 
 
-def method_columns(count: int, width: float | None, extra: float, *, bars: bool = False) -> Columns:
-    """Return a figure with two panels for each of so many methods, at most five methods beside each other.
+def method_columns(canvas: Canvas[Any], count: int, levels: int, *, bars: bool = False) -> Columns:
+    """Return panels for so many methods, at most five beside each other.
 
     Arguments:
+        canvas: Where they stand.
         count: How many methods.
-        width: In inches; ``None`` for up to a paper's.
-        extra: The height that legend and notes need, in inches.
-        bars: Make axes for colour bars.
+        levels: How many panels a method has.
+        bars: Make axes for colour bars; the one beside a single panel of the caller's takes some of its room.
     """
+    if canvas.ax is not None:
+        return Columns([[canvas.ax]], [], 1)
     blocks, across = grid_of_panels(count, 5)
-    figure = Figure(
-        figsize=(inches(width, max(3.3, width_of(across, 1.7))), 0.3 + extra + 2.7 * blocks), layout="constrained"
-    )
     ratios = [1.0] * across + ([0.07] if bars else [])
-    grid = figure.add_gridspec(2 * blocks, len(ratios), width_ratios=ratios)
+    grid = GridSpec(levels * blocks, len(ratios), width_ratios=ratios, figure=canvas.figure)
 
-    def pair(block: int, column: int) -> tuple[Axes, Axes]:
-        return figure.add_subplot(grid[2 * block, column]), figure.add_subplot(grid[2 * block + 1, column])
+    def column(block: int, place: int) -> list[Axes]:
+        return [canvas.figure.add_subplot(grid[levels * block + level, place]) for level in range(levels)]
 
-    panels = [pair(number // across, number % across) for number in range(count)]
-    return Columns(figure, panels, [pair(block, across) for block in range(blocks)] if bars else [], across)
+    panels = [column(number // across, number % across) for number in range(count)]
+    return Columns(panels, [column(block, across) for block in range(blocks)] if bars else [], across)
+
+
+def columns_size(count: int, levels: int, extra: float) -> tuple[float, float]:
+    """Return the width and height of a figure of `method_columns`, with the height that legend and notes need."""
+    blocks, across = grid_of_panels(count, 5)
+    return max(3.3, width_of(across, 1.7)), 0.3 + extra + 1.35 * levels * blocks
 
 
 def width_of(across: int, panel: float = 2.3) -> float:
@@ -142,11 +180,17 @@ def _short(value: float) -> str:
 
 
 def value_axis(ax: Axes, values: "pd.Series[float]", label: str, scale: Scale) -> None:
-    """Give a y axis room for the values: from 0 on a linear scale, from the smallest above 0 on a logarithmic one."""
+    """Give a y axis room for the values: from 0 on a linear scale, from the smallest above 0 on a logarithmic one.
+
+    A line along 0 lies on the frame, which would hide half of it; such lines are drawn over the frame.
+    """
     high = float(values.max())
     if scale == "linear" or high <= 0:
-        low = 0.0 if values.min() > 0.02 * high else -0.03 * high  # a line along 0 is to be seen
-        number_axis(ax, "y", (low, 1.06 * high) if high > 0 else (-0.03, 1.0), label)
+        number_axis(ax, "y", (0.0, 1.06 * high if high > 0 else 1.0), label)
+        for line in ax.lines:
+            heights = np.asarray(line.get_ydata(), dtype=float)
+            if len(heights) and np.nanmin(heights) <= 0.02 * high:
+                line.set(clip_on=False, zorder=3)
     else:
         log_axis(ax, "y", float(values[values > 0].min()) / 1.3, high * 1.3, label)
 
@@ -188,29 +232,21 @@ def padded(low: float, high: float, margin: float = 0.08) -> tuple[float, float]
     return low - room, high + room
 
 
-def row_legend(figure: Figure, rows: Sequence[Sequence[tuple[Artist, str]]]) -> None:
-    """Put a legend above the panels with the given rows; matplotlib would fill it column by column."""
-    width = max(len(row) for row in rows)
-    blank = (Line2D([], [], linestyle=""), "")
-    filled = [[*row, *[blank] * (width - len(row))] for row in rows]
-    entries = [filled[row][column] for column in range(width) for row in range(len(rows))]
-    figure.legend(
-        [handle for handle, _ in entries],
-        [label for _, label in entries],
-        loc="outside upper center",
-        ncols=width,
-        handlelength=1.2,
-        handletextpad=0.3,
-        columnspacing=0.9,
-    )
+def hatch(ax: Axes, cells: "np.ndarray[Any, Any]", offset: float = 0.0) -> None:
+    """Hatch the cells of a map that hold nothing: what was not recorded, or does not exist.
+
+    Arguments:
+        cells: True where there is nothing, (rows, columns).
+        offset: Where the first cell begins.
+    """
+    for row, column in zip(*np.nonzero(cells), strict=True):
+        ax.add_patch(Rectangle((column + offset, row + offset), 1, 1, **EMPTY))
 
 
 def method_entries(methods: Sequence[str]) -> list[tuple[Artist, str]]:
     """Return the legend's entries of methods: a line in each one's colour with its marker."""
     styles = method_styles(methods)
-    return [
-        (Line2D([], [], color=color, marker=marker), display_name(name)) for name, (color, marker) in styles.items()
-    ]
+    return [(Line2D([], [], color=color, marker=marker), method_name(name)) for name, (color, marker) in styles.items()]
 
 
 def in_rows(entries: Sequence[tuple[Artist, str]], across: int) -> list[list[tuple[Artist, str]]]:

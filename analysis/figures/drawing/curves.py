@@ -1,15 +1,19 @@
 """The layout of a measure of every matrix: its curve over training, and by layer at the end, a line per method."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Transform
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.axes import in_rows, letter, method_entries, row_legend, step_axis, value_axis
+from deltaw.analysis.figures.drawing.axes import aside, in_rows, letter, method_entries, step_axis, value_axis
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
 from deltaw.analysis.figures.drawing.layer_positions import (
     axis_coordinates,
     layer_axis,
@@ -17,12 +21,14 @@ from deltaw.analysis.figures.drawing.layer_positions import (
     positions_of,
     with_positions,
 )
-from deltaw.analysis.figures.drawing.rows import finite, last_steps, runs_note
-from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, inches, method_styles, paper_style
-from deltaw.analysis.tables.tidy import display_name
+from deltaw.analysis.figures.drawing.rows import finite, last_steps
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, check_choice, mark, method_styles, pale, thin
 
-MOST_BANDS = 5  # more methods' bands hide each other
-_OVER_TRAINING = "over training"
+Over = Literal["training", "layers"]
+
+MOST_BANDS = 2  # more methods' bands lie on each other and are mud; they have bars
+MOST_BARS = 5
+_TITLES = {"training": "over training", "layers": "at the last step"}
 
 
 def draw_curves(
@@ -30,57 +36,80 @@ def draw_curves(
     methods: Sequence[str],
     measures: Mapping[str, str],
     *,
+    what: str,
     scale: Scale,
     width: float | None,
+    over: Over | None,
+    ax: Target | None,
     notes: Sequence[str] = (),
     levels: Mapping[str, float] | None = None,
-) -> Figure:
+) -> Target:
     """Draw each measure as a row of two panels: over training, and by layer at each run's last step.
 
-    A curve over training is the mean over the matrices, its band one standard deviation of them up and down, no further
-    than they reach; there are no bands with more than five methods. A run of one step has no curve, and matrices
-    without layer numbers have no position: that panel is left out then.
+    A curve over training is the mean over the matrices. With one or two methods a band around it is one standard
+    deviation of them up and down, no further than they reach; with three to five methods bars say so at some steps,
+    side by side; with more there are neither. A run of one step has no curve, and matrices without layer numbers have
+    no position: that panel is left out then.
 
     Arguments:
-        rows: run, method, module, layer, step, and the measures.
+        rows: run, method, module, layer, kind, step, and the measures.
         methods: In order.
         measures: What an axis is called, by column.
-        scale, width: As in the figures.
+        what: What is drawn, for the caption.
+        scale, width, over, ax: As in the figures.
         notes: To be written below.
         levels: A reference line by its name, the same in all panels.
     """
+    if over is not None:
+        check_choice("over", over, get_args(Over))
     rows, undefined = finite(rows, list(measures))
     several = rows.groupby(["run", "method"])["step"].nunique().max() > 1
-    ends, unnumbered = _ends(rows, needed=not several)
-    notes = [*notes, *runs_note(rows), *undefined, *unnumbered]
+    ends, unnumbered = _ends(rows, needed=over == "layers" or not several)
+    notes = [*notes, *undefined, *unnumbered]
     styles = method_styles(methods)
-    panels = [title for title, there in ((_OVER_TRAINING, several), ("at the last step", ends is not None)) if there]
-    banded = several and len(methods) <= MOST_BANDS
-    if banded:
-        notes = ["bands: one standard deviation over the matrices", *notes]
-    with paper_style():
-        across = PAPER_WIDTH if len(panels) == 2 else 4.5
-        legend = in_rows(method_entries(methods), 5 if len(panels) == 2 else 3)
-        height = 0.3 + 0.17 * len(legend) + 0.14 * len(notes) + 1.75 * len(measures)
-        figure = Figure(figsize=(inches(width, across), height), layout="constrained")
-        grid = figure.subplots(len(measures), len(panels), squeeze=False)
-        for row, (column, label) in enumerate(measures.items()):
-            for number, title in enumerate(panels):
-                ax = grid[row, number]
-                if title == _OVER_TRAINING:
-                    _over_training(ax, rows, column, methods, styles, banded=banded)
-                elif ends is not None:
-                    _by_layer(ax, ends, column, methods, styles)
-                ax.set_title(f"({letter(row * len(panels) + number)}) {title}", loc="left")
-            drawn = _drawn(grid[row])
-            for ax in grid[row]:
-                value_axis(ax, drawn, label if ax is grid[row, 0] else "", scale)
-                for name, level in (levels or {}).items():
-                    ax.axhline(level, color="0.35", linestyle=":", linewidth=0.9, label=name, zorder=1)
-        row_legend(figure, legend)
-        if notes:
-            figure.supxlabel("\n".join(notes))
-    return figure
+    there = {"training": several, "layers": ends is not None}
+    panels: list[Over] = [name for name in get_args(Over) if there[name] and over in (None, name)]
+    if not panels:
+        raise OptionError("over is 'training', and no run has two steps; choose 'layers', or pass more steps")
+    interval = _interval(methods) if "training" in panels else ""
+    across = PAPER_WIDTH if len(panels) == 2 else 4.5
+    shown = {name: level for name, level in (levels or {}).items() if np.isfinite(level)}
+    dotted: Any = {"color": pale(), "linestyle": ":", "linewidth": thin()}
+    entries = [*method_entries(methods), *((Line2D([], [], **dotted), name) for name in shown)]
+    legend = in_rows(entries, 5 if len(panels) == 2 else 3)
+    height = 0.15 + 1.75 * len(measures)
+    choose = "choose one with over='training' or 'layers'" + (" and measure=" if len(measures) > 1 else "")
+    canvas = Canvas(ax, width, (across, height), panels=len(measures) * len(panels), choose=choose)
+    grid = (
+        np.array([[canvas.ax]])
+        if canvas.ax is not None
+        else canvas.figure.subplots(len(measures), len(panels), squeeze=False)
+    )
+    for row, (column, label) in enumerate(measures.items()):
+        for number, name in enumerate(panels):
+            panel = grid[row, number]
+            if name == "training":
+                _over_training(panel, rows, column, methods, styles)
+            elif ends is not None:
+                _by_layer(panel, ends, column, methods, styles)
+            canvas.title(panel, _TITLES[name], letter(row * len(panels) + number))
+        for panel in grid[row]:
+            for name, level in shown.items():
+                panel.axhline(level, label=name, zorder=1, **dotted)
+        drawn = _drawn(grid[row])
+        for panel in grid[row]:
+            value_axis(panel, drawn, label if panel is grid[row, 0] else "", scale)
+    canvas.legend(legend)
+    facts = facts_of(
+        f"{what} for {methods_named(rows)}", rows, "step", interval=interval, notes=notes, at_end=panels == ["layers"]
+    )
+    return canvas.finish(facts)
+
+
+def _interval(methods: Sequence[str]) -> str:
+    if len(methods) > MOST_BARS:
+        return ""
+    return f"{'bands' if len(methods) <= MOST_BANDS else 'bars'}: one standard deviation over the matrices"
 
 
 def _ends(rows: pd.DataFrame, *, needed: bool) -> tuple[pd.DataFrame | None, list[str]]:
@@ -94,35 +123,50 @@ def _ends(rows: pd.DataFrame, *, needed: bool) -> tuple[pd.DataFrame | None, lis
 
 
 def _over_training(
-    ax: Axes,
-    rows: pd.DataFrame,
-    column: str,
-    methods: Sequence[str],
-    styles: Mapping[str, tuple[str, str]],
-    *,
-    banded: bool,
+    ax: Axes, rows: pd.DataFrame, column: str, methods: Sequence[str], styles: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Draw a curve per method over the steps: the mean, and the band around it."""
-    for method in methods:
+    """Draw a curve per method over the steps: the mean, and the band or the bars around it."""
+    banded = len(methods) <= MOST_BANDS
+    for number, method in enumerate(methods):
         found = rows[rows["method"] == method]
         color, marker = styles[method]
+        several = found.groupby("step").size().max() > 1
+        # Each method's markers, and the bars at them, stand at steps of their own.
+        every = max(1, found["step"].nunique() // 8)
+        first = number * every // len(methods)
         sns.lineplot(
             found.astype({"step": float}),
             x="step",
             y=column,
-            errorbar=_deviation if banded and found.groupby("step").size().max() > 1 else None,
-            err_kws={"alpha": 0.13, "linewidth": 0},
+            errorbar=_deviation if banded and several else None,
+            err_kws={"alpha": 0.15, "linewidth": 0},
             color=color,
             marker=marker,
-            markersize=3,
+            markersize=mark(),
             markeredgecolor=color,
-            markevery=max(1, found["step"].nunique() // 8),
-            label=display_name(method),
+            markevery=(first, every),
+            label=method_name(method),
             legend=False,
             ax=ax,
         )
+        if several and not banded and len(methods) <= MOST_BARS:
+            steps = found["step"].astype(float)
+            room = float(steps.max() - steps.min()) / max(1, steps.nunique() - 1)
+            beside = aside(
+                ax, number, len(methods), 0.0 if every >= len(methods) else room * steps.nunique(), room=room
+            )
+            _bars(ax, found, column, color, (first, every), beside)
     ax.set_ylabel("")
     step_axis(ax, [float(step) for step in rows["step"].unique()])
+
+
+def _bars(ax: Axes, found: pd.DataFrame, column: str, color: str, marked: tuple[int, int], beside: Transform) -> None:
+    """Draw the deviation as a bar at every other marker."""
+    first, every = marked
+    values = {float(step): at for step, at in found.groupby("step")[column]}
+    steps = list(values)[first :: 2 * every]
+    low, high = zip(*(_deviation(values[step]) for step in steps), strict=True)
+    ax.vlines(steps, low, high, color=color, linewidth=thin(), transform=beside, zorder=1.5)
 
 
 def _deviation(values: "pd.Series[float]") -> tuple[float, float]:
@@ -132,7 +176,7 @@ def _deviation(values: "pd.Series[float]") -> tuple[float, float]:
 
 
 def _drawn(panels: Iterable[Axes]) -> "pd.Series[float]":
-    """Return the heights of all lines and bands in the panels, which their axes have to hold."""
+    """Return the heights of all lines, bands and bars in the panels, which their axes have to hold."""
     lines = [np.asarray(line.get_ydata(), dtype=float) for ax in panels for line in ax.lines]
     bands = [np.asarray(path.vertices)[:, 1] for ax in panels for band in ax.collections for path in band.get_paths()]
     return pd.Series(np.concatenate([*lines, *bands])).dropna()
@@ -141,13 +185,21 @@ def _drawn(panels: Iterable[Axes]) -> "pd.Series[float]":
 def _by_layer(
     ax: Axes, ends: pd.DataFrame, column: str, methods: Sequence[str], styles: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Draw a line per method over the layers."""
+    """Draw a line per method over the layers, their markers side by side."""
     coordinates = axis_coordinates(positions_of(ends))
     means = ends.groupby(["method", "stack", "layer"])[column].mean()
-    there = set(ends["method"])
-    for method in methods:
-        if method in there:
-            xs, ys = line_over_layers(means[method], coordinates)
-            color, marker = styles[method]
-            ax.plot(xs, ys, color=color, marker=marker, markersize=3, linewidth=0.9, label=display_name(method))
+    there = [method for method in methods if method in set(ends["method"])]
+    for number, method in enumerate(there):
+        xs, ys = line_over_layers(means[method], coordinates)
+        color, marker = styles[method]
+        ax.plot(
+            xs,
+            ys,
+            color=color,
+            marker=marker,
+            markersize=mark(),
+            linewidth=thin(),
+            label=method_name(method),
+            transform=aside(ax, number, len(there), max(coordinates.values()) + 1),
+        )
     layer_axis(ax, list(coordinates))

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.style import SMALLEST
+from deltaw.analysis.figures.drawing.style import small
 from deltaw.analysis.names import stack_of
 from deltaw.analysis.tables.walk import spread_out
 
@@ -144,7 +144,7 @@ def layer_axis(ax: Axes, positions: Sequence[Position], *, label: str = "layer",
             textcoords="offset points",
             ha="center",
             va="top",
-            fontsize=SMALLEST,
+            fontsize=small(),
         )
     ax.xaxis.labelpad = 9 if names else 2
 

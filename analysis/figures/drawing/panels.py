@@ -2,55 +2,34 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil, floor, log10
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from matplotlib import rcParams
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.methods.registry import METHODS
-from deltaw.analysis.figures.drawing.axes import letter, step_axis
-from deltaw.analysis.figures.drawing.rows import runs_note
-from deltaw.analysis.figures.drawing.style import (
-    BLUE,
-    GREEN,
-    PAPER_WIDTH,
-    SMALLEST,
-    Scale,
-    check_choice,
-    inches,
-    paper_style,
-)
+from deltaw.analysis.figures.drawing.axes import letter, short_number, step_axis
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.facts import Facts, facts_of, method_name, methods_named
+from deltaw.analysis.figures.drawing.quantities import QUANTITIES, Quantity
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, check_choice, ink, small
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tables.tidy import display_name, select
+from deltaw.analysis.tables.tidy import select
 
-Share = Literal["all", "adapters", "none"]
+Share = Literal["near", "all", "adapters", "none"]
 
 COLUMNS = ("run", "method", "module", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d")
 ROWS: tuple[Axis, Axis] = ("column", "row")  # BoRA's order: columns on top
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """One of the two curves of a panel."""
-
-    column: str
-    symbol: str
-    word: str
-    color: str
-    line: Literal["-", "--"]
-
-
-QUANTITIES = (
-    Quantity("delta_m", "ΔM", "magnitude", BLUE, "-"),
-    Quantity("delta_d", "ΔD", "direction", GREEN, "--"),
-)
+NEAR = 5  # times: what is smaller than this below another is a flat line on its scale
 
 
 @dataclass(frozen=True)
@@ -66,37 +45,88 @@ class Curve:
 def draw_panels(
     frame: pd.DataFrame,
     *,
+    what: str,
+    pairs: str,
     kind: str | None,
     methods: Sequence[str] | None,
+    axis: Axis | None,
     share: Share,
     scale: Scale,
     band: bool,
     width: float | None,
+    ax: Target | None,
     end_values: bool,
-) -> Figure:
-    """Draw ΔM and ΔD of every method along both axes.
+) -> Target:
+    """Draw ΔM and ΔD of every method along both axes, or along one.
 
     Arguments:
         frame: A checked table with ``COLUMNS``.
+        what, pairs: For the caption.
         end_values: Mark the last point of each curve and write its value above the panel.
-        kind, methods, share, scale, band, width: As in `symmetry`.
+        kind, methods, axis, share, scale, band, width, ax: As in `symmetry`.
     """
     check_choice("share", share, get_args(Share))
     check_choice("scale", scale, get_args(Scale))
+    if axis is not None:
+        check_choice("axis", axis, ROWS)
     rows, chosen = select(frame, kind, methods)
-    for axis in ROWS:
-        if not (rows["axis"] == axis).any():
-            raise OptionError(f'the table has no rows of axis {axis!r}; make it with axes=("row", "column")')
-    rows, notes = _clean(rows)
+    axes: tuple[Axis, ...] = ROWS if axis is None else (axis,)
+    for one in axes:
+        if not (rows["axis"] == one).any():
+            raise OptionError(f'the table has no rows of axis {one!r}; make it with axes=("row", "column")')
+    rows, notes = _clean(rows[rows["axis"].isin(axes)])
     curves = {
-        (q.symbol, str(method), str(axis)): _curve(found, q.column)
-        for (method, axis), found in rows.groupby(["method", "axis"])
+        (q.symbol, str(method), str(one)): _curve(found, q.column)
+        for (method, one), found in rows.groupby(["method", "axis"])
         for q in QUANTITIES
     }
     if not band:
         curves = {key: Curve(c.steps, c.mean, c.mean, c.mean) for key, c in curves.items()}
-    with paper_style():
-        return _draw(curves, {name: scale_group(name, share) for name in chosen}, notes, scale, width, end_values)
+    groups = {(q.symbol, name): scale_group(name, share) for q in QUANTITIES for name in chosen}
+    if share == "near" and scale == "linear":
+        groups = _near_groups(curves, chosen)
+        if any(len({groups[q.symbol, name] for name in chosen}) > 1 for q in QUANTITIES):
+            notes = [
+                *notes,
+                f"methods within a factor of {NEAR} share a scale; numbers stand where it changes",
+            ]
+    banded = any((curve.high > curve.low).any() for curve in curves.values())
+    interval = "bands: one standard deviation over the matrices" if banded else ""
+    sides = " and ".join(f"by {one}" for one in axes)
+    facts = facts_of(
+        f"{what} {sides} for {methods_named(rows)}", rows, "step_from", "step_to",
+        pairs=pairs, interval=interval, notes=notes,
+    )  # fmt: skip
+    return _draw(Layout(chosen, axes, groups), curves, facts, scale, width, ax, end_values)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which panels there are.
+
+    Arguments:
+        methods, axes: In order.
+        groups: By symbol and method, the name of the group that shares a scale.
+    """
+
+    methods: list[str]
+    axes: tuple[Axis, ...]
+    groups: dict[tuple[str, str], str]
+
+    def crowded(self) -> bool:
+        """Whether scales begin at several methods, so that numbers stand between many panels."""
+        return any(
+            sum(self.groups[q.symbol, one] != self.groups[q.symbol, two] for one, two in pairwise(self.methods)) > 1
+            for q in QUANTITIES
+        )
+
+
+def start_of(frame: pd.DataFrame) -> str:
+    """Return what the changes of a table with one start per run are from."""
+    steps = sorted({int(step) for step in frame["step_from"].dropna()})
+    if not steps:
+        return "changes since the base weights"
+    return f"changes since {'step' if len(steps) == 1 else 'steps'} {' and '.join(f'{step:,}' for step in steps[:3])}"
 
 
 def scale_group(method: str, share: Share) -> str:
@@ -105,12 +135,29 @@ def scale_group(method: str, share: Share) -> str:
         factory = METHODS.get(method)
         injects = getattr(getattr(factory, "func", factory), "injects", True)  # of a variant, that of its class
         return "adapters" if injects else "ft"
-    return "all" if share == "all" else method
+    return "all" if share in ("all", "near") else method
+
+
+def _near_groups(curves: dict[tuple[str, str, str], Curve], methods: list[str]) -> dict[tuple[str, str], str]:
+    """Return the groups of methods whose curves all show on one scale: the largest is at most five times the least."""
+    groups: dict[tuple[str, str], str] = {}
+    for q in QUANTITIES:
+        heights = {
+            name: max((float(c.mean.max()) for (symbol, of, _), c in curves.items() if (symbol, of) == (q.symbol, name)
+                       and len(c.mean)), default=0.0)
+            for name in methods
+        }  # fmt: skip
+        first = ""
+        for name in sorted(methods, key=lambda name: -heights[name]):
+            if not first or heights[name] * NEAR < heights[first] * (1 - 1e-9):
+                first = name if heights[name] > 0 else first or name
+            groups[q.symbol, name] = first
+    return groups
 
 
 def _clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Keep the pairs of steps that all runs of a method share, drop NaN and infinity, and say what was left out."""
-    notes = runs_note(rows)
+    notes: list[str] = []
     runs = rows.groupby("method")["run"].nunique()
     if runs.max() > 1:
         start = pd.to_numeric(rows["step_from"]).astype("Float64").fillna(-1.0)  # missing: the base
@@ -142,56 +189,62 @@ def _curve(rows: pd.DataFrame, column: str) -> Curve:
 
 
 def _draw(
+    layout: Layout,
     curves: dict[tuple[str, str, str], Curve],
-    groups: dict[str, str],
-    notes: list[str],
+    facts: Facts,
     scale: Scale,
     width: float | None,
+    ax: Target | None,
     end_values: bool,
-) -> Figure:
+) -> Target:
     """Lay out the panels.
 
     Arguments:
         curves: By symbol, method and axis.
-        groups: The methods in order, and the group that each shares its scales with.
     """
-    methods = list(groups)
-    own_scales = len(set(groups.values())) == len(methods)  # every panel has numbers on both sides
-    blocks = ceil(len(methods) / (3 if own_scales else 5))  # more go into further pairs of rows below
+    methods, groups = layout.methods, layout.groups
+    own_scales = all(len({groups[q.symbol, name] for name in methods}) == len(methods) for q in QUANTITIES)
+    narrow = (end_values, layout.crowded())  # what needs room beside or above the panels
+    most = 3 if own_scales or all(narrow) else 4 if any(narrow) else 5
+    blocks = ceil(len(methods) / most)  # more go into further rows below
     across = ceil(len(methods) / blocks)
-    width = inches(width, min(PAPER_WIDTH, 1.6 + (1.8 if own_scales else 1.4) * across))
-    figure = Figure(figsize=(width, 0.8 + blocks * (2.9 if end_values else 2.6)), layout="constrained")
-    grid = figure.add_gridspec(2 * blocks, across)
-    together: dict[tuple[str, str], list[Curve]] = {
-        (q.symbol, group): [] for q in QUANTITIES for group in groups.values()
-    }
+    levels = len(layout.axes)
+    wide = min(PAPER_WIDTH, 1.6 + (1.8 if most < 5 else 1.4) * across)
+    size = (wide, 0.25 + blocks * levels * (1.45 if end_values else 1.3))
+    choose = "choose one with methods= and axis="
+    canvas = Canvas(ax, width, size, panels=len(methods) * levels, choose=choose)
+    grid = None if canvas.ax is not None else GridSpec(levels * blocks, across, figure=canvas.figure)
+    together: dict[tuple[str, str], list[Curve]] = {}
     for (symbol, method, _), curve in curves.items():
-        together[symbol, groups[method]].append(curve)
+        together.setdefault((symbol, groups[symbol, method]), []).append(curve)
     limits = {key: _limits(found, scale) for key, found in together.items()}
     panels: list[Axes] = []
     for block in range(blocks):
         beside = methods[block * across : (block + 1) * across]
-        for level, axis in enumerate(ROWS):
+        for level, axis in enumerate(layout.axes):
             for number, method in enumerate(beside):
-                left = figure.add_subplot(grid[2 * block + level, number], sharex=panels[0] if panels else None)
+                share = panels[0] if panels else None
+                left = (
+                    canvas.panel()
+                    if grid is None
+                    else canvas.figure.add_subplot(grid[levels * block + level, number], sharex=share)
+                )
                 right = left.twinx()
+                right.grid(False)
                 # Numbers only at the outer panels of those that share a scale.
-                outer = (
-                    number == 0 or groups[beside[number - 1]] != groups[method],
-                    number == len(beside) - 1 or groups[beside[number + 1]] != groups[method],
-                )
-                for q, ax, numbers in zip(QUANTITIES, (left, right), outer, strict=True):
-                    ax.set_label(f"{method} {axis} {q.column}")
+                before, after = (beside[at] if 0 <= at < len(beside) else None for at in (number - 1, number + 1))
+                for q, panel, neighbour in zip(QUANTITIES, (left, right), (before, after), strict=True):
+                    panel.set_label(f"{method} {axis} {q.column}")
+                    group = groups[q.symbol, method]
+                    numbers = neighbour is None or groups[q.symbol, neighbour] != group
                     curve = curves.get((q.symbol, method, axis), _EMPTY)
-                    unit = _scale_axis(ax, q, limits[q.symbol, groups[method]], scale, numbers)
-                    _plot(ax, q, curve)
+                    _scale_axis(panel, q, limits.get((q.symbol, group), (0.0, 1.0)), scale, numbers)
+                    _plot(panel, q, curve)
                     if end_values:
-                        _write_end(ax, q, curve, unit)
-                left.set_title(
-                    f"({letter(len(panels))}) {display_name(method)}", loc="left", pad=11 if end_values else 3
-                )
-                left.tick_params(labelbottom=level == 1)
-                if number == 0:
+                        _write_end(panel, q, curve)
+                canvas.title(left, method_name(method), letter(len(panels)), pad=1.7 * small() if end_values else None)
+                left.tick_params(labelbottom=level == levels - 1)
+                if number == 0 and canvas.ax is None:
                     _name_row(left, axis)
                 if number == len(beside) - 1 < across - 1:
                     right.set_in_layout(
@@ -201,9 +254,8 @@ def _draw(
     # All panels share this axis; three numbers of neighbours don't touch.
     ends = [step for curve in curves.values() for step in (*curve.steps[:1], *curve.steps[-1:])]
     step_axis(panels[0], ends, label="", nbins=3)
-    figure.supxlabel("\n".join(["training step", *notes]))
-    _legend(figure, any((curve.high > curve.low).any() for curve in curves.values()), width)
-    return figure
+    _legend(canvas, bool(facts.interval))
+    return canvas.finish(facts, "training step")
 
 
 _EMPTY = Curve(*(np.empty(0) for _ in range(4)))
@@ -234,8 +286,8 @@ def _limits(curves: list[Curve], scale: Scale) -> tuple[float, float]:
     return low / 1.3, high * 1.3
 
 
-def _scale_axis(ax: Axes, q: Quantity, limits: tuple[float, float], scale: Scale, numbers: bool) -> float:
-    """Set limits, ticks and label; return the unit that the numbers are in."""
+def _scale_axis(ax: Axes, q: Quantity, limits: tuple[float, float], scale: Scale, numbers: bool) -> None:
+    """Set limits, ticks and label, which names the unit that the numbers are in."""
     unit = 1.0
     label = q.symbol
     if scale == "log":
@@ -254,19 +306,19 @@ def _scale_axis(ax: Axes, q: Quantity, limits: tuple[float, float], scale: Scale
     ax.tick_params(axis="y", labelright=numbers and q is QUANTITIES[1])
     if numbers:
         ax.set_ylabel(label, color=q.color)
-    return unit
 
 
-def _write_end(ax: Axes, q: Quantity, curve: Curve, unit: float) -> None:
-    """Mark the last point and write its value above the panel, ΔM left and ΔD right, where no curve is in the way."""
+def _write_end(ax: Axes, q: Quantity, curve: Curve) -> None:
+    """Mark the last point and write its value above the panel, ΔM left and ΔD right, where no curve is in the way.
+
+    The value is the whole one, not in the unit of the axis, whose label stands at another panel perhaps.
+    """
     if not len(curve.steps):
         return
-    end = curve.mean[-1] / unit
-    digits = 3 if ax.get_yscale() == "linear" and end >= 0.01 else 2  # what two values side by side have room for
     ax.plot(curve.steps[-1:], curve.mean[-1:], "o", color=q.color, clip_on=False, label=f"{q.symbol} at the end")
     x, side = (0, "left") if q is QUANTITIES[0] else (1, "right")
     ax.annotate(
-        f"{q.symbol} {end:.{digits}g}",
+        f"{q.symbol} {short_number(float(curve.mean[-1]), digits=2)}",
         (x, 1),
         xycoords="axes fraction",
         xytext=(0, 2),
@@ -274,7 +326,7 @@ def _write_end(ax: Axes, q: Quantity, curve: Curve, unit: float) -> None:
         ha=side,
         va="bottom",
         color=q.color,
-        fontsize=SMALLEST,
+        fontsize=small(),
     )
 
 
@@ -293,11 +345,13 @@ def _name_row(ax: Axes, axis: Axis) -> None:
     )
 
 
-def _legend(figure: Figure, band: bool, width: float) -> None:
+def _legend(canvas: Canvas[Any], band: bool) -> None:
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=q.color, linestyle=q.line, label=f"{q.symbol}, {q.word} ({side} axis)")
         for q, side in zip(QUANTITIES, ("left", "right"), strict=True)
     ]
     if band:
-        handles.append(Patch(color="0.5", alpha=0.3, linewidth=0, label="± one standard deviation over the matrices"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if width > 6 else 1)
+        handles.append(Patch(color=ink(), alpha=0.2, linewidth=0, label="± one standard deviation over the matrices"))
+    entries = [(handle, str(handle.get_label())) for handle in handles]
+    wide = canvas.width * 8 / rcParams["font.size"] > 6
+    canvas.legend([entries] if wide else [[entry] for entry in entries], handlelength=2.2)

@@ -9,7 +9,9 @@ from typing import Any, Literal
 import matplotlib.style
 import numpy as np
 import seaborn as sns
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib import rcParams
+from matplotlib.colors import to_hex, to_rgb, to_rgba
+from matplotlib.font_manager import FontProperties
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.methods.registry import METHODS, look
@@ -20,6 +22,7 @@ BLUE, GREEN = "#0072B2", "#009E73"  # Okabe and Ito's; the papers' two colours: 
 
 _MARKERS = "XdhpP8*v^<>Dso"
 _CANDIDATES = 24
+_LEAST_APART = 0.25  # of colours, in a cube of side 1
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -39,7 +42,12 @@ def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     free = {
         name: (colors[number % len(colors)], _MARKERS[number % len(_MARKERS)]) for number, name in enumerate(others)
     }
-    return {name: (own | free)[name] for name in methods}
+    return {name: _seen(*(own | free)[name]) for name in methods}
+
+
+def _seen(color: str, marker: str) -> tuple[str, str]:
+    """Return a look that is seen: a black line on a dark ground takes the colour of the letters."""
+    return (ink() if dist(to_rgb(color), to_rgb(ground())) < _LEAST_APART else color), marker
 
 
 @cache
@@ -57,16 +65,15 @@ def _colors_apart(taken: tuple[str, ...]) -> list[str]:
 
 
 PAPER_WIDTH = 7.0  # inches
-SMALLEST = 7.0  # points
-
+PAPER_SIZE = 8.0  # points, the letters at which the figures' sizes in inches are meant
 _STYLE: dict[str, Any] = {
-    "font.size": 8,
+    "font.size": PAPER_SIZE,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
     "figure.labelsize": 8,
     "legend.fontsize": 7.5,
-    "xtick.labelsize": SMALLEST,
-    "ytick.labelsize": SMALLEST,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
@@ -89,9 +96,57 @@ _STYLE: dict[str, Any] = {
 
 @contextmanager
 def paper_style() -> Iterator[None]:
-    """Draw in the figures' style, whatever style the caller has set; the caller's is back afterwards."""
+    """Draw in the style of the papers: small letters and thin lines for a page 7 inches wide, all else as matplotlib's.
+
+    It is what ``deltaw plot`` draws with. Without it a figure function draws in the caller's style: the ``rcParams``,
+    seaborn's themes and contexts. Whatever style the caller has set is back afterwards.
+
+    Example:
+        >>> with paper_style():
+        ...     matplotlib.rcParams["font.size"]
+        8.0
+    """
     with matplotlib.style.context(_STYLE, after_reset=True):
         yield
+
+
+def ink() -> str:
+    """Return the colour of what is neither a method's nor a quantity's, as a line of chance."""
+    return str(to_hex(rcParams["text.color"]))
+
+
+def ground() -> str:
+    """Return the colour behind the data, of the edges that keep points apart."""
+    for name in ("axes.facecolor", "figure.facecolor"):
+        *_, alpha = to_rgba(rcParams[name])
+        if alpha > 0:
+            return str(to_hex(rcParams[name]))
+    return "#ffffff"
+
+
+def pale() -> str:
+    """Return the colour of reference lines, as full rank: the ink's on its way to the ground's."""
+    return str(to_hex(0.65 * np.array(to_rgb(ink())) + 0.35 * np.array(to_rgb(ground()))))
+
+
+def small() -> float:
+    """Return the size in points of the smallest letters: those at the ticks."""
+    return float(FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points())
+
+
+def thin(share: float = 0.75) -> float:
+    """Return the width of a thin line: a share of the usual one."""
+    return float(share * rcParams["lines.linewidth"])
+
+
+def mark(share: float = 0.85) -> float:
+    """Return the size of a marker: a share of the usual one."""
+    return float(share * rcParams["lines.markersize"])
+
+
+def area(share: float = 1.2) -> float:
+    """Return a scattered point's size: the square of a share of a marker's."""
+    return mark(share) ** 2
 
 
 def inches(width: float | None, otherwise: float) -> float:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import get_args
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from deltaw.analysis.figures.drawing.curves import draw_curves
+from deltaw.analysis.figures.drawing.canvas import Target
+from deltaw.analysis.figures.drawing.curves import Over, draw_curves
 from deltaw.analysis.figures.drawing.rows import one_value
 from deltaw.analysis.figures.drawing.style import Scale, check_choice
 from deltaw.analysis.tables.tidy import require_columns, select
@@ -22,8 +22,10 @@ def amplification(
     rank: int | None = None,
     methods: Sequence[str] | None = None,
     scale: Scale = "log",
+    over: Over | None = None,
     width: float | None = None,
-) -> Figure:
+    ax: Target | None = None,
+) -> Target:
     """Draw the amplification factor ‖ΔW‖ / ‖UᵀW₀V‖ over training and by layer at the last step, a line per method.
 
     U and V are the first singular vectors of ΔW, ``rank`` of them. Step 0, where ΔW is zero, is left out.
@@ -34,10 +36,12 @@ def amplification(
         rank: How many singular vectors; it must be named where the table has several.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
         scale: "log" or "linear".
-        width: In inches; ``None`` for 7, a paper's width.
+        over: "training" or "layers" for one of the two panels; ``None`` for both.
+        width: Of a new figure, in inches; ``None`` for 7, a paper's width, or more with larger letters.
+        ax: Where to draw: an Axes with ``over``, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
-        The figure; nothing is shown or written.
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
 
     Raises:
         OptionError: There is no such kind, rank, method or choice, or the table is of another form.
@@ -59,6 +63,9 @@ def amplification(
         rows if moved.empty else moved,
         chosen,
         {"amplification": "amplification factor"},
+        what=f"LoRA's amplification factor of the first {int(rows['rank'].iloc[0])} directions of ΔW",
         scale=scale,
         width=width,
+        over=over,
+        ax=ax,
     )

@@ -1,33 +1,35 @@
 """The ΔM, ΔD cloud of DoRA's Figure 2 as it moves over training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PathCollection
-from matplotlib.figure import Figure
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure, SubFigure
 
 from deltaw.analysis.figures.drawing.axes import (
+    correlation_text,
     grid_of_panels,
     letter,
     number_axis,
     padded,
-    row_legend,
-    signed,
     width_of,
 )
-from deltaw.analysis.figures.drawing.layer_positions import layer_entries, position_colors, positions_of
+from deltaw.analysis.figures.drawing.canvas import Canvas
+from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
+from deltaw.analysis.figures.drawing.layer_positions import Position, positions_of
 from deltaw.analysis.figures.drawing.saving import Movie
-from deltaw.analysis.figures.drawing.style import check_choice, inches, paper_style
-from deltaw.analysis.figures.kinds.cloud import COLUMNS, EDGE, SOURCE, clean, start_note
+from deltaw.analysis.figures.drawing.style import area, check_choice, thin
+from deltaw.analysis.figures.kinds.cloud import COLUMNS, SOURCE, clean, edge, layer_look, start_note
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.measures.correlation import correlation
-from deltaw.analysis.tables.tidy import display_name, require_columns, require_one_start, select
+from deltaw.analysis.tables.tidy import require_columns, require_one_start, select
 from deltaw.analysis.tables.walk import spread_out
 
-MOST_FRAMES = 120
+MOST_FRAMES = 40
 
 
 def animation(
@@ -37,11 +39,12 @@ def animation(
     axis: Axis = "column",
     methods: Sequence[str] | None = None,
     width: float | None = None,
+    ax: Axes | SubFigure | Figure | None = None,
 ) -> Movie:
     """Draw ΔM against ΔD as in `cloud`, a frame per recorded step: each matrix a point that leaves its trail.
 
     The scales are those of the whole training, so that nothing but the points moves. Above each panel stands
-    Pearson's r over the points of that step. Of more than 120 steps so many are shown, evenly spread. A run that did
+    Pearson's r over the points of that step. Of more than 40 steps so many are shown, evenly spread. A run that did
     not record a step stays where it last was.
 
     Arguments:
@@ -49,14 +52,15 @@ def animation(
         kind: The kind of matrix, "query"; ``None`` for all kinds together.
         axis: "column" for DoRA's equations 3 and 4, "row" for what its authors' code normalises.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
-        width: In inches; ``None`` for up to 7. More than three methods go into further rows.
+        width: Of a new figure, in inches; ``None`` for up to 7, or more with larger letters. More than three methods go
+            into further rows.
+        ax: Where to draw: an Axes for a single method, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
-        The movie, for `save`; nothing is shown or written.
+        The movie, for `save`, with its figure; nothing is shown or written.
 
     Raises:
-        OptionError: There is no such kind, method or axis, no matrix has a layer number, or the table is of another
-            form.
+        OptionError: There is no such kind, method or axis, or the table is of another form.
 
     Example:
         >>> columns = ["run", "method", "module", "layer", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d"]
@@ -74,46 +78,64 @@ def animation(
     require_columns(frame, COLUMNS, SOURCE)
     require_one_start(frame, SOURCE)
     rows, chosen = select(frame, kind, methods)
-    rows, notes = clean(rows, axis)
+    rows, notes = clean(rows, axis, layers=False)
     steps = spread_out(sorted(int(step) for step in rows["step_to"].unique()), MOST_FRAMES)
     positions = positions_of(rows)
-    colors = position_colors(positions)
-    panels: list[tuple[Axes, pd.DataFrame, LineCollection, PathCollection]] = []
-    with paper_style():
-        blocks, across = grid_of_panels(len(chosen))
-        legend = layer_entries(positions, colors)
-        height = 0.55 + 0.17 * len(legend) + 0.14 * len(notes) + 1.95 * blocks
-        figure = Figure(figsize=(inches(width, width_of(across)), height), layout="constrained")
-        for index, method in enumerate(chosen):
-            ax = figure.add_subplot(blocks, across, index + 1)
-            found = rows[rows["method"] == method].sort_values("step_to", kind="stable")
-            matrices = found.drop_duplicates(["run", "module"])
-            shades = [colors[position] for position in zip(matrices["stack"], matrices["layer"], strict=True)]
-            trails = LineCollection([], colors=shades, linewidths=0.8, alpha=0.5, zorder=2)
-            ax.add_collection(trails)
-            points = ax.scatter(np.zeros(len(shades)), np.zeros(len(shades)), s=18, c=shades, **EDGE, zorder=3)
-            number_axis(ax, "x", padded(found["delta_d"].min(), found["delta_d"].max()), "ΔD")
-            number_axis(ax, "y", padded(found["delta_m"].min(), found["delta_m"].max()), "ΔM")
-            ax.set_title(f"({letter(index)}) {display_name(method)}", loc="left")
-            panels.append((ax, found, trails, points))
-        row_legend(figure, legend)
-        below = [f"{start_note(rows, axis)}; r: of the points at the step", *notes]
+    colors, legend = layer_look(positions, notes)
+    blocks, across = grid_of_panels(len(chosen))
+    height = 0.25 + 1.95 * blocks
+    canvas = Canvas(ax, width, (width_of(across), height), panels=len(chosen), choose="choose one with methods=")
+    panels = [
+        _Panel(panel, rows[rows["method"] == method], colors)
+        for method, panel in zip(chosen, canvas.grid(across), strict=True)
+    ]
+    for index, (method, panel) in enumerate(zip(chosen, panels, strict=True)):
+        canvas.title(panel.ax, method_name(method), letter(index))
+    if legend:
+        canvas.legend(legend)
+    what = f"ΔM against ΔD for {methods_named(rows)} as they move over training, a point per matrix"
+    notes = ["Pearson's r of the points at the step", *notes]
+    canvas.finish(facts_of(what, rows, "step_to", pairs=start_note(rows, axis), notes=notes, averaged=False))
+    label = canvas.label
+    below = label.get_text()
 
     def show(step: int) -> None:
-        with paper_style():
-            for ax, found, trails, points in panels:
-                seen = found[found["step_to"] <= step]
-                paths = [
-                    one[["delta_d", "delta_m"]].to_numpy() for _, one in seen.groupby(["run", "module"], sort=False)
-                ]
-                trails.set_segments(paths)
-                # A run that begins later is not there yet.
-                ends = [path[-1] for path in paths]
-                points.set_offsets(ends or np.empty((0, 2)))
-                now = pd.DataFrame(ends or np.empty((0, 2)), columns=["delta_d", "delta_m"])
-                (row,) = correlation(now, by=[]).to_dict("records")
-                ax.set_title(f"r = {signed(row['pearson'])}", loc="right")
-            figure.supxlabel("\n".join([f"step {step}", *below]))
+        for panel in panels:
+            panel.show(step)
+        label.set_text(f"step {step:,}\n{below}" if ax is None else f"{below}\nstep {step:,}")
 
     show(steps[-1])
-    return Movie(figure, steps, show)
+    moving = [label, *(artist for panel in panels for artist in panel.moving)]
+    return Movie(canvas.root, steps, show, moving)
+
+
+class _Panel:
+    """The points of a method, each with its trail, and r above them."""
+
+    def __init__(self, ax: Axes, rows: pd.DataFrame, colors: Mapping[Position, str]) -> None:
+        self.ax = ax
+        rows = rows.sort_values("step_to", kind="stable")
+        groups = rows.groupby(["run", "module"], sort=False)
+        self._paths = [
+            (one["step_to"].to_numpy(dtype=float), one[["delta_d", "delta_m"]].to_numpy()) for _, one in groups
+        ]
+        matrices = rows.drop_duplicates(["run", "module"])
+        shades = [colors[position] for position in zip(matrices["stack"], matrices["layer"], strict=True)]
+        self._trails = LineCollection([], colors=shades, linewidths=thin(), alpha=0.5, zorder=2)
+        ax.add_collection(self._trails)
+        nowhere = np.zeros(len(shades))
+        self._points = ax.scatter(nowhere, nowhere, s=area(), c=shades, **edge(), zorder=3)
+        number_axis(ax, "x", padded(rows["delta_d"].min(), rows["delta_d"].max()), "ΔD")
+        number_axis(ax, "y", padded(rows["delta_m"].min(), rows["delta_m"].max()), "ΔM")
+        self._title = ax.set_title("", loc="right")
+        self.moving: list[Artist] = [self._trails, self._points, self._title]
+
+    def show(self, step: int) -> None:
+        """Move every point to where it was at a step, or last was before it; a run that begins later is not there."""
+        seen = [points[: np.searchsorted(steps, step, side="right")] for steps, points in self._paths]
+        seen = [points for points in seen if len(points)]
+        self._trails.set_segments(seen)
+        ends = np.array([points[-1] for points in seen]) if seen else np.empty((0, 2))
+        self._points.set_offsets(ends)
+        (row,) = correlation(pd.DataFrame(ends, columns=["delta_d", "delta_m"]), by=[]).to_dict("records")
+        self._title.set_text(f"r = {correlation_text(row['pearson'])}")

@@ -15,26 +15,34 @@ from matplotlib.transforms import Affine2D
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import (
+    correlation_text,
     grid_of_panels,
     letter,
     number_axis,
     padded,
-    row_legend,
-    signed,
     width_of,
 )
-from deltaw.analysis.figures.drawing.layer_positions import layer_entries, position_colors, positions_of, with_positions
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
+from deltaw.analysis.figures.drawing.layer_positions import (
+    Position,
+    layer_entries,
+    position_colors,
+    positions_of,
+    with_positions,
+)
 from deltaw.analysis.figures.drawing.rows import finite
-from deltaw.analysis.figures.drawing.style import check_choice, inches, paper_style
+from deltaw.analysis.figures.drawing.style import BLUE, area, check_choice, ground, ink, pale, thin
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.measures.correlation import correlation
-from deltaw.analysis.tables.tidy import display_name, require_columns, require_one_start, select
+from deltaw.analysis.tables.tidy import require_columns, require_one_start, select
 from deltaw.analysis.tables.walk import spread_out
 
 SOURCE = 'Trajectory.changes("base")'
 COLUMNS = ("run", "method", "module", "layer", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d")
 FEWEST_MATRICES = 3  # fewer say nothing of how the line would be with others
 RESAMPLES = 300
+NO_LAYERS = "no matrix has a layer number, so all have one colour"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # more steps than these are told apart by size
 
 
@@ -46,14 +54,15 @@ def cloud(
     methods: Sequence[str] | None = None,
     steps: int | Sequence[int] | None = 4,
     width: float | None = None,
-) -> Figure:
+    ax: Target | None = None,
+) -> Target:
     """Draw ΔM against ΔD, a panel per method, a point per matrix and step, with the regression line and Pearson's r.
 
-    The colour is the layer, the marker the step. Where a model has an encoder and a decoder, each has colours of its
-    own, and so has the decoder's attention to the encoder. Every panel has its own scales, as in the paper. Points of
-    several runs of a method lie in one panel. Pearson's r and the line are those of the points that are shown.
-    The band holds 95 % of the lines that come out when matrices, and steps of each, are drawn anew; fewer than three
-    matrices have none.
+    The colour is the layer, the marker the step; matrices without layer numbers have one colour. Where a model has an
+    encoder and a decoder, each has colours of its own, and so has the decoder's attention to the encoder. Every panel
+    has its own scales, as in the paper. Points of several runs of a method lie in one panel. Pearson's r and the line
+    are those of the points that are shown. The band holds 95 % of the lines that come out when matrices, and steps of
+    each, are drawn anew; fewer than three matrices have none.
 
     Arguments:
         frame: The changes from the base (or from the first step) of one or several runs, concatenated, columns as in
@@ -63,14 +72,15 @@ def cloud(
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
         steps: How many steps, evenly spread with the last among them, 4 as in the paper; or the steps themselves; or
             ``None`` for all. Step 0, where nothing has moved, is left out unless it is named.
-        width: In inches; ``None`` for up to 7, a paper's width. More than three methods go into further rows.
+        width: Of a new figure, in inches; ``None`` for up to 7, or more with larger letters. More than three methods go
+            into further rows.
+        ax: Where to draw: an Axes for a single method, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
-        The figure; nothing is shown or written.
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
 
     Raises:
-        OptionError: There is no such kind, method, axis or step, no matrix has a layer number, or the table is of
-            another form.
+        OptionError: There is no such kind, method, axis or step, or the table is of another form.
 
     Source:
         DoRA, section 3.2, equations 3 and 4, Figures 2 and 7.
@@ -89,43 +99,70 @@ def cloud(
     require_columns(frame, COLUMNS, SOURCE)
     require_one_start(frame, SOURCE)
     rows, chosen = select(frame, kind, methods)
-    rows, notes = clean(rows, axis)
+    rows, notes = clean(rows, axis, layers=False)
     rows = _shown(rows, steps)
     positions = positions_of(rows)
-    colors = position_colors(positions)
+    colors, layer_rows = layer_look(positions, notes)
     looks = _markers(int(rows["turn"].max()) + 1)
+    blocks, across = grid_of_panels(len(chosen))
+    legend = [*layer_rows, *_step_entries(rows, looks)]
+    height = 0.1 + 1.95 * blocks
+    canvas = Canvas(ax, width, (width_of(across), height), panels=len(chosen), choose="choose one with methods=")
     banded = False
-    with paper_style():
-        blocks, across = grid_of_panels(len(chosen))
-        legend = [*layer_entries(positions, colors), *_step_entries(rows, looks)]
-        height = 0.5 + 0.17 * len(legend) + 0.14 * len(notes) + 1.95 * blocks
-        figure = Figure(figsize=(inches(width, width_of(across)), height), layout="constrained")
-        for index, method in enumerate(chosen):
-            ax = figure.add_subplot(blocks, across, index + 1)
-            found = rows[rows["method"] == method]
-            for turn, (marker, size) in enumerate(looks):
-                points = found[found["turn"] == turn]
-                shades = [colors[position] for position in zip(points["stack"], points["layer"], strict=True)]
-                ax.scatter(points["delta_d"], points["delta_m"], s=size, c=shades, marker=marker, **EDGE, zorder=3)
-            number_axis(ax, "x", padded(found["delta_d"].min(), found["delta_d"].max()), "ΔD")
-            number_axis(ax, "y", padded(found["delta_m"].min(), found["delta_m"].max()), "ΔM")
-            banded |= _regression(ax, found)
-            ax.set_title(f"({letter(index)}) {display_name(method)}", loc="left")
-        row_legend(figure, legend)
-        notes = [*(["band: 95 % of lines, bootstrapped over the matrices"] if banded else []), *notes]
-        figure.supxlabel("\n".join([start_note(rows, axis), *_counted(rows), *notes]))
-    return figure
+    for index, (method, panel) in enumerate(zip(chosen, canvas.grid(across), strict=True)):
+        found = rows[rows["method"] == method]
+        for turn, (marker, size) in enumerate(looks):
+            points = found[found["turn"] == turn]
+            shades = [colors[position] for position in zip(points["stack"], points["layer"], strict=True)]
+            panel.scatter(points["delta_d"], points["delta_m"], s=size, c=shades, marker=marker, **edge(), zorder=3)
+        line, band = _regression(panel, found)
+        banded |= band
+        heights = pd.concat([found["delta_m"], pd.Series(line)])  # the line is not cut by the frame
+        number_axis(panel, "x", padded(found["delta_d"].min(), found["delta_d"].max()), "ΔD")
+        number_axis(panel, "y", padded(heights.min(), heights.max()), "ΔM")
+        canvas.title(panel, method_name(method), letter(index))
+    canvas.legend(legend)
+    band = "band: 95 % of lines, bootstrapped over the matrices" if banded else ""
+    what = f"ΔM against ΔD for {methods_named(rows)}, a point per matrix and step, with the line of least squares"
+    facts = facts_of(
+        what,
+        rows,
+        "step_to",
+        pairs=start_note(rows, axis),
+        interval=band,
+        notes=[_counted(rows), *notes],
+        averaged=False,
+    )
+    return canvas.finish(facts)
 
 
-EDGE: dict[str, Any] = {"linewidths": 0.3, "edgecolors": "white"}
+def layer_look(
+    positions: Sequence[Position], notes: Sequence[str]
+) -> tuple[dict[Position, str], list[list[tuple[Artist, str]]]]:
+    """Return the colours of the positions and their rows of the legend; one colour and no row without layers."""
+    if NO_LAYERS in notes:
+        return dict.fromkeys(positions, BLUE), []
+    colors = position_colors(positions)
+    return colors, layer_entries(positions, colors)
 
 
-def clean(rows: pd.DataFrame, axis: Axis) -> tuple[pd.DataFrame, list[str]]:
-    """Return the finite points along an axis with their positions in the model, and what was left out."""
+def edge() -> dict[str, Any]:
+    """Return the edge of a point, which keeps it apart from those it lies on."""
+    return {"linewidths": thin(0.25), "edgecolors": ground()}
+
+
+def clean(rows: pd.DataFrame, axis: Axis, *, layers: bool = True) -> tuple[pd.DataFrame, list[str]]:
+    """Return the finite points along an axis with their positions in the model, and what was left out.
+
+    Without ``layers`` matrices may have no layer number: where none has one, all have the same position.
+    """
     along = rows[rows["axis"] == axis]
     if along.empty:
         raise OptionError(f"the table has no rows of axis {axis!r}; make it with axes=({axis!r},)")
-    along, unnumbered = with_positions(along)
+    if not layers and along["layer"].isna().all():
+        along, unnumbered = along.assign(stack="", layer=0), [NO_LAYERS]
+    else:
+        along, unnumbered = with_positions(along)
     along, undefined = finite(along, ("delta_m", "delta_d"))
     return along, [*unnumbered, *undefined]
 
@@ -165,8 +202,8 @@ def _wanted(there: list[int], steps: int | Sequence[int] | None) -> list[int]:
 def _markers(count: int) -> list[tuple[str, float]]:
     """Return marker and size of each step; many steps are circles that grow."""
     if count <= len(MARKERS):
-        return [(marker, 18.0) for marker in MARKERS[:count]]
-    return [("o", float(size)) for size in np.linspace(3, 26, count)]
+        return [(marker, area()) for marker in MARKERS[:count]]
+    return [("o", float(size)) for size in np.linspace(0.17 * area(), 1.45 * area(), count)]
 
 
 def _step_entries(rows: pd.DataFrame, looks: list[tuple[str, float]]) -> list[list[tuple[Artist, str]]]:
@@ -179,36 +216,38 @@ def _step_entries(rows: pd.DataFrame, looks: list[tuple[str, float]]) -> list[li
     entries: list[tuple[Artist, str]] = [(Line2D([], [], linestyle=""), "step")]
     for turn in spread_out(range(len(looks)), len(MARKERS)):
         marker, size = looks[turn]
-        entries.append((Line2D([], [], linestyle="", marker=marker, color="0.35", markersize=size**0.5), names[turn]))
+        entries.append((Line2D([], [], linestyle="", marker=marker, color=pale(), markersize=size**0.5), names[turn]))
     return [entries]
 
 
-def _regression(ax: Axes, points: pd.DataFrame) -> bool:
-    """Draw the line through the points over the panel, and write r above it; return whether there is a band."""
+def _regression(ax: Axes, points: pd.DataFrame) -> tuple[list[float], bool]:
+    """Draw the line through the points over the panel, and write r above it; return its ends' heights, and whether
+    there is a band."""
     (row,) = correlation(points, by=[]).to_dict("records")
-    ax.set_title(f"r = {signed(row['pearson'])}", loc="right")
+    ax.set_title(f"r = {correlation_text(row['pearson'])}", loc="right")
     if not np.isfinite(row["slope"]):
-        return False
+        return [], False
     ends = np.array([points["delta_d"].min(), points["delta_d"].max()])
-    ax.plot(ends, row["intercept"] + row["slope"] * ends, "--", color="0.2", linewidth=0.9, zorder=2)
+    heights = row["intercept"] + row["slope"] * ends
+    ax.plot(ends, heights, "--", color=ink(), linewidth=thin(), zorder=2)
     # The steps of a matrix are no independent points, so they are drawn together.
     matrices = points["run"].astype(str) + " " + points["module"].astype(str)
     if matrices.nunique() < FEWEST_MATRICES:
-        return False
+        return list(heights), False
     # Seaborn's least squares lose a slope where ΔD is far below 1, so it sees both as shares of their largest.
     sizes = points["delta_d"].abs().max(), points["delta_m"].abs().max()
     shares = {"x": points["delta_d"] / sizes[0], "y": points["delta_m"] / sizes[1]}
-    aside = Figure().add_subplot()
-    sns.regplot(**shares, units=matrices, n_boot=RESAMPLES, seed=0, scatter=False, ax=aside)
-    band = aside.collections[0].get_paths()[0].transformed(Affine2D().scale(*sizes))
-    ax.add_patch(PathPatch(band, color="0.2", alpha=0.1, linewidth=0, zorder=1))
-    return True
+    beside = Figure().add_subplot()
+    sns.regplot(**shares, units=matrices, n_boot=RESAMPLES, seed=0, scatter=False, ax=beside)
+    band = beside.collections[0].get_paths()[0].transformed(Affine2D().scale(*sizes))
+    ax.add_patch(PathPatch(band, color=ink(), alpha=0.1, linewidth=0, zorder=1))
+    return list(heights), True
 
 
-def _counted(rows: pd.DataFrame) -> list[str]:
+def _counted(rows: pd.DataFrame) -> str:
     """Say how many points r is of, and of how many runs."""
     counts = rows.groupby("method").size()
     low, high = counts.min(), counts.max()
     runs = rows.groupby("method")["run"].nunique().max()
-    text = f"r: Pearson's, of {low if low == high else f'{low} to {high}'} points per panel"
-    return [text if runs == 1 else f"{text}, from up to {runs} runs"]
+    text = f"Pearson's r of {low if low == high else f'{low} to {high}'} points per panel"
+    return text if runs == 1 else f"{text}, from up to {runs} runs"

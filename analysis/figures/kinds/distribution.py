@@ -5,21 +5,23 @@ from typing import get_args
 
 import pandas as pd
 from matplotlib.artist import Artist
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.axes import in_rows, letter, log_axis, method_columns, row_legend, step_axis
-from deltaw.analysis.figures.drawing.panels import QUANTITIES
-from deltaw.analysis.figures.drawing.rows import finite, runs_note
-from deltaw.analysis.figures.drawing.style import check_choice, paper_style
+from deltaw.analysis.figures.drawing.axes import columns_size, in_rows, letter, log_axis, method_columns, step_axis
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
+from deltaw.analysis.figures.drawing.quantities import Measure, quantities
+from deltaw.analysis.figures.drawing.rows import finite
+from deltaw.analysis.figures.drawing.style import check_choice, ink
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tables.tidy import display_name, require_columns, select
+from deltaw.analysis.tables.tidy import require_columns, select
 
 SOURCE = "vector_changes"
 COLUMNS = ("run", "method", "module", "layer", "kind", "axis", "step_to", "quantile", "delta_m", "delta_d")
 
+CHOOSE = "choose one with methods= and measure="
 _DECADES = 5  # what is smaller than this below the largest is left out
 
 
@@ -29,8 +31,10 @@ def distribution(
     kind: str | None = "query",
     axis: Axis = "column",
     methods: Sequence[str] | None = None,
+    measure: Measure | None = None,
     width: float | None = None,
-) -> Figure:
+    ax: Target | None = None,
+) -> Target:
     """Draw the spread of ΔM (above) and ΔD (below) over the vectors of a matrix against the step, a column per method.
 
     The line is the median, a band goes from one quantile to that of the other side, as 5 % to 95 %. Each quantile is
@@ -42,10 +46,13 @@ def distribution(
         kind: The kind of matrix, "query"; ``None`` for all together.
         axis: "column" for one vector per input feature, "row" for one per output feature.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
-        width: In inches; ``None`` for up to 7, a paper's width. More than five methods go into further rows.
+        measure: "delta_m" or "delta_d" for one of the two; ``None`` for both.
+        width: Of a new figure, in inches; ``None`` for up to 7, or more with larger letters. More than five methods go
+            into further rows.
+        ax: Where to draw: an Axes for one method and one measure, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
-        The figure; nothing is shown or written.
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
 
     Raises:
         OptionError: There is no such kind, method or axis, no median, nothing has moved, or the table is of another
@@ -68,32 +75,37 @@ def distribution(
         raise OptionError(f"the table has no quantile 0.5, only {', '.join(f'{value:g}' for value in there)}")
     bands = [(low, high) for low, high in zip(there, reversed(there), strict=True) if low < high]
     shades = {band: 0.12 + 0.25 * number / max(len(bands) - 1, 1) for number, band in enumerate(bands)}
-    with paper_style():
-        legend: list[tuple[Artist, str]] = [(Line2D([], [], color="0.3"), "median")]
-        for (low, high), alpha in reversed(shades.items()):
-            name = "all" if low == 0 else f"{100 * low:g} to {100 * high:g} %"
-            legend.append((Patch(color="0.3", alpha=alpha, linewidth=0), name))
-        columns = method_columns(len(chosen), width, 0.45 + 0.14 * len(notes))
-        figure, across = columns.figure, columns.across
-        for level, q in enumerate(QUANTITIES):
-            limits = limits_of(means[q.column], q.symbol)
-            for number, method in enumerate(chosen):
-                ax = columns.panels[number][level]
-                table = means[q.column].xs(method).unstack("quantile")
-                steps = table.index.to_numpy(dtype=float)
-                for (low, high), alpha in shades.items():
-                    low_edge, high_edge = (table[end].clip(lower=limits[0]) for end in (low, high))
-                    ax.fill_between(steps, low_edge, high_edge, color=q.color, alpha=alpha, linewidth=0)
-                marker = "o" if len(table) == 1 else ""
-                ax.plot(steps, table[0.5], q.line, color=q.color, marker=marker, label=f"{q.symbol}, median")
-                log_axis(ax, "y", *limits, q.symbol if number % across == 0 else "")
-                ax.tick_params(labelleft=number % across == 0, labelbottom=level == 1)
-                step_axis(ax, [float(step) for step in rows["step_to"].unique()], label="")
-                if level == 0:
-                    ax.set_title(f"({letter(number)}) {display_name(method)}", loc="left")
-        row_legend(figure, in_rows(legend, 4 if across > 1 else 2))
-        figure.supxlabel("\n".join(["training step", f"bands: shares of a matrix's {axis}s", *notes]))
-    return figure
+    legend: list[tuple[Artist, str]] = [(Line2D([], [], color=ink()), "median")]
+    for (low, high), alpha in reversed(shades.items()):
+        name = "all" if low == 0 else f"{100 * low:g} to {100 * high:g} %"
+        legend.append((Patch(color=ink(), alpha=alpha, linewidth=0), name))
+    drawn = quantities(measure)
+    panels = len(chosen) * len(drawn)
+    canvas = Canvas(ax, width, columns_size(len(chosen), len(drawn), 0.1), panels=panels, choose=CHOOSE)
+    columns = method_columns(canvas, len(chosen), len(drawn))
+    across = columns.across
+    for level, q in enumerate(drawn):
+        limits = limits_of(means[q.column], q.symbol)
+        for number, method in enumerate(chosen):
+            panel = columns.panels[number][level]
+            table = means[q.column].xs(method).unstack("quantile")
+            steps = table.index.to_numpy(dtype=float)
+            for (low, high), alpha in shades.items():
+                low_edge, high_edge = (table[end].clip(lower=limits[0]) for end in (low, high))
+                panel.fill_between(steps, low_edge, high_edge, color=q.color, alpha=alpha, linewidth=0)
+            marker = "o" if len(table) == 1 else ""
+            panel.plot(steps, table[0.5], q.line, color=q.color, marker=marker, label=f"{q.symbol}, median")
+            log_axis(panel, "y", *limits, q.symbol if number % across == 0 else "")
+            panel.tick_params(labelleft=number % across == 0, labelbottom=level == len(drawn) - 1)
+            step_axis(panel, [float(step) for step in rows["step_to"].unique()], label="")
+            if level == 0:
+                canvas.title(panel, method_name(method), letter(number))
+    canvas.legend(in_rows(legend, 4 if across > 1 else 2))
+    symbols = " and ".join(q.symbol for q in drawn)
+    what = f"How {symbols} are spread over the {axis}s of a matrix, for {methods_named(rows)}"
+    band = f"bands: shares of a matrix's {axis}s"
+    facts = facts_of(what, rows, "step_to", pairs="changes since the base weights", interval=band, notes=notes)
+    return canvas.finish(facts, "training step")
 
 
 def vector_rows(
@@ -108,7 +120,7 @@ def vector_rows(
         raise OptionError(f"the table has no rows of axis {axis!r}; make it with axes=({axis!r},)")
     moved = rows[rows["step_to"] > 0]
     rows, notes = finite(rows if moved.empty else moved, ("delta_m", "delta_d"))
-    return rows, chosen, [*runs_note(rows), *notes]
+    return rows, chosen, notes
 
 
 def limits_of(values: "pd.Series[float]", symbol: str) -> tuple[float, float]:

@@ -1,17 +1,20 @@
 """How many directions the update uses in effect, over training and by layer."""
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Literal, get_args
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from deltaw.analysis.figures.drawing.curves import draw_curves
+from deltaw.analysis.figures.drawing.canvas import Target
+from deltaw.analysis.figures.drawing.curves import Over, draw_curves
 from deltaw.analysis.figures.drawing.style import Scale, check_choice
 from deltaw.analysis.tables.tidy import require_columns, select
 
 SOURCE = "Trajectory.spectra()"
 COLUMNS = ("run", "method", "module", "layer", "kind", "step", "effective_rank", "stable_rank")
+Measure = Literal["effective_rank", "stable_rank"]
+
+_MEASURES = {"effective_rank": "effective rank of ΔW", "stable_rank": "stable rank of ΔW"}
 
 
 def effective_rank(
@@ -20,8 +23,11 @@ def effective_rank(
     kind: str | None = "query",
     methods: Sequence[str] | None = None,
     scale: Scale = "log",
+    measure: Measure | None = None,
+    over: Over | None = None,
     width: float | None = None,
-) -> Figure:
+    ax: Target | None = None,
+) -> Target:
     """Draw the effective rank (above) and the stable rank (below) of ΔW over training and by layer at the last step.
 
     With p_i = σ_i / Σ σ the effective rank is exp(−Σ p_i log p_i), and the stable rank Σ σ_i² / σ_1². A line is a
@@ -33,10 +39,13 @@ def effective_rank(
         kind: The kind of matrix, "query"; ``None`` for all together.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
         scale: "log" or "linear".
-        width: In inches; ``None`` for 7, a paper's width.
+        measure: "effective_rank" or "stable_rank" for one of the two rows; ``None`` for both.
+        over: "training" or "layers" for one of the two panels; ``None`` for both.
+        width: Of a new figure, in inches; ``None`` for 7, a paper's width, or more with larger letters.
+        ax: Where to draw: an Axes with ``over`` and ``measure``, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
-        The figure; nothing is shown or written.
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
 
     Raises:
         OptionError: There is no such kind, method or choice, or the table is of another form.
@@ -50,10 +59,21 @@ def effective_rank(
         ['effective rank of ΔW', '', 'stable rank of ΔW', '']
     """
     check_choice("scale", scale, get_args(Scale))
+    if measure is not None:
+        check_choice("measure", measure, get_args(Measure))
     require_columns(frame, COLUMNS, SOURCE)
     rows, chosen = select(frame, kind, methods)
     if "group" in rows:
         rows = rows[rows["group"] == "update"]
-    measures = {"effective_rank": "effective rank of ΔW", "stable_rank": "stable rank of ΔW"}
+    shown = {name: label for name, label in _MEASURES.items() if measure in (None, name)}
     moved = rows[rows["step"] > 0]
-    return draw_curves(rows if moved.empty else moved, chosen, measures, scale=scale, width=width)
+    return draw_curves(
+        rows if moved.empty else moved,
+        chosen,
+        shown,
+        what=" and ".join(shown.values()),
+        scale=scale,
+        width=width,
+        over=over,
+        ax=ax,
+    )

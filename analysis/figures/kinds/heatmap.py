@@ -5,17 +5,22 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import colormaps
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.axes import letter, method_columns, step_name
+from deltaw.analysis.figures.drawing.axes import columns_size, hatch, letter, method_columns, step_name
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
 from deltaw.analysis.figures.drawing.layer_positions import axis_coordinates, positions_of, with_positions
-from deltaw.analysis.figures.drawing.panels import QUANTITIES
-from deltaw.analysis.figures.drawing.style import check_range, paper_style
-from deltaw.analysis.figures.kinds.distribution import limits_of, vector_rows
+from deltaw.analysis.figures.drawing.quantities import Measure, quantities
+from deltaw.analysis.figures.drawing.style import check_range
+from deltaw.analysis.figures.kinds.distribution import CHOOSE, limits_of, vector_rows
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tables.tidy import display_name
+
+_COLORS = colormaps["viridis"].with_extremes(under="#1b0033")
+_STILL = "white"
+_NO_MOVE, _BELOW, _MISSING = "white: exactly 0", "darkest: below the scale", "hatched: not recorded"
 
 
 def heatmap(
@@ -25,13 +30,15 @@ def heatmap(
     axis: Axis = "column",
     quantile: float = 0.5,
     methods: Sequence[str] | None = None,
+    measure: Measure | None = None,
     width: float | None = None,
-) -> Figure:
+    ax: Target | None = None,
+) -> Target:
     """Draw a quantile of ΔM (above) and ΔD (below) over the vectors as a map: layers up, steps to the right.
 
     A column of panels is a method; the methods share one logarithmic scale of colours for ΔM and one for ΔD. Recorded
-    steps stand side by side, equally wide. White is 0, or what lies below the
-    scale. A point is the mean over a layer's matrices of the kind and over the runs.
+    steps stand side by side, equally wide. White is exactly 0, the darkest colour is below the scale, and hatched cells
+    were not recorded. A point is the mean over a layer's matrices of the kind and over the runs.
 
     Arguments:
         frame: What ``vector_changes`` returns, with quantiles.
@@ -39,10 +46,13 @@ def heatmap(
         axis: "column" for one vector per input feature, "row" for one per output feature.
         quantile: Which, 0.5 for the median.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
-        width: In inches; ``None`` for up to 7, a paper's width. More than five methods go into further rows.
+        measure: "delta_m" or "delta_d" for one of the two; ``None`` for both.
+        width: Of a new figure, in inches; ``None`` for up to 7, or more with larger letters. More than five methods go
+            into further rows.
+        ax: Where to draw: an Axes for one method and one measure, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
-        The figure; nothing is shown or written.
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
 
     Raises:
         OptionError: There is no such kind, method, axis or quantile, no matrix has a layer number, nothing has moved,
@@ -71,41 +81,50 @@ def heatmap(
     means = rows.groupby(["method", "height", "step_to"])[["delta_m", "delta_d"]].mean()
     names = {height: f"{stack} {layer}".lstrip() for (stack, layer), height in coordinates.items()}
     heights = np.arange(min(names), max(names) + 1)  # with the gaps between stacks, and layers that were not recorded
-    faint = False
     word = "median" if quantile == 0.5 else f"{100 * quantile:g} % quantile of"
-    with paper_style():
-        columns = method_columns(len(chosen), width, 0.45 + 0.14 * len(notes), bars=True)
-        figure, across = columns.figure, columns.across
-        for level, q in enumerate(QUANTITIES):
-            norm = LogNorm(*limits_of(means[q.column], q.symbol))
-            for number, method in enumerate(chosen):
-                ax, bar = columns.panels[number][level], columns.bars[number // across][level]
-                table = means[q.column].xs(method).unstack("step_to").reindex(heights).rename(columns=step_name)
-                table.index = pd.Index([names.get(height, "") for height in heights])
-                below = ~(table >= norm.vmin)
-                faint |= bool(below.to_numpy().any())
-                sns.heatmap(
-                    table,
-                    mask=below,
-                    norm=norm,
-                    vmin=norm.vmin,  # else seaborn looks for the least of a map that may be all white
-                    vmax=norm.vmax,
-                    cmap="viridis",
-                    xticklabels=1 + (table.shape[1] - 1) // 3,
-                    yticklabels=1 + len(heights) // 19,
-                    cbar=number % across == 0,
-                    cbar_ax=bar,
-                    cbar_kws={"label": f"{word} {q.symbol}"},
-                    rasterized=True,
-                    ax=ax,
-                )
-                ax.invert_yaxis()
-                ax.set(xlabel="", ylabel="layer" if number % across == 0 else "")
-                ax.tick_params(rotation=0, labelleft=number % across == 0, labelbottom=level == 1)
-                ax.spines[:].set_visible(True)
-                if level == 0:
-                    ax.set_title(f"({letter(number)}) {display_name(method)}", loc="left")
-        if faint:
-            notes = ["white: 0, below the scale, or not recorded", *notes]
-        figure.supxlabel("\n".join(["training step", f"over a matrix's {axis}s", *notes]))
-    return figure
+    seen: set[str] = set()
+    drawn = quantities(measure)
+    panels = len(chosen) * len(drawn)
+    canvas = Canvas(ax, width, columns_size(len(chosen), len(drawn), 0.1), panels=panels, choose=CHOOSE)
+    columns = method_columns(canvas, len(chosen), len(drawn), bars=True)
+    across = columns.across
+    for level, q in enumerate(drawn):
+        norm = LogNorm(*limits_of(means[q.column], q.symbol))
+        low = bool(((means[q.column] > 0) & (means[q.column] < norm.vmin)).any())
+        for number, method in enumerate(chosen):
+            panel = columns.panels[number][level]
+            bar = columns.bars[number // across][level] if columns.bars else None
+            table = means[q.column].xs(method).unstack("step_to").reindex(heights).rename(columns=step_name)
+            table.index = pd.Index([names.get(height, "") for height in heights])
+            still, missing = (table == 0).to_numpy(), table.isna().to_numpy()
+            sns.heatmap(
+                table,
+                mask=still | missing,
+                norm=norm,
+                vmin=norm.vmin,  # else seaborn looks for the least of a map that may be all white
+                vmax=norm.vmax,
+                cmap=_COLORS,
+                xticklabels=1 + (table.shape[1] - 1) // 3,
+                yticklabels=1 + len(heights) // 19,
+                cbar=number % across == 0,
+                cbar_ax=bar,
+                cbar_kws={"label": f"{word} {q.symbol}", "extend": "min" if low else "neither"},
+                rasterized=True,
+                ax=panel,
+            )
+            panel.grid(False)
+            panel.set_facecolor(_STILL)
+            hatch(panel, missing)
+            seen |= {name for name, there in ((_NO_MOVE, still), (_MISSING, missing)) if there.any()}
+            seen |= {_BELOW} if low else set()
+            panel.invert_yaxis()
+            panel.set(xlabel="", ylabel="layer" if number % across == 0 else "")
+            panel.tick_params(rotation=0, labelleft=number % across == 0, labelbottom=level == len(drawn) - 1)
+            panel.spines[:].set_visible(True)
+            if level == 0:
+                canvas.title(panel, method_name(method), letter(number))
+    looks = "; ".join(name for name in (_NO_MOVE, _BELOW, _MISSING) if name in seen)
+    notes = [*([looks] if looks else []), *notes]
+    what = f"The {word} {' and '.join(q.symbol for q in drawn)} by layer and step for {methods_named(rows)}"
+    pairs = f"changes since the base weights, over a matrix's {axis}s"
+    return canvas.finish(facts_of(what, rows, "step_to", pairs=pairs, notes=notes), "training step")

@@ -3,20 +3,30 @@
 from collections.abc import Sequence
 from typing import get_args
 
+import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.axes import in_rows, letter, method_entries, row_legend, value_axis
+from deltaw.analysis.figures.drawing.axes import aside, in_rows, letter, method_entries, value_axis
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named, plain
 from deltaw.analysis.figures.drawing.layer_positions import axis_coordinates, layer_axis, line_over_layers, positions_of
-from deltaw.analysis.figures.drawing.rows import last_steps, runs_note
-from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, check_choice, inches, method_styles, paper_style
+from deltaw.analysis.figures.drawing.quantities import Measure, quantities
+from deltaw.analysis.figures.drawing.rows import last_steps
+from deltaw.analysis.figures.drawing.style import (
+    PAPER_WIDTH,
+    Scale,
+    check_choice,
+    ground,
+    mark,
+    method_styles,
+    thin,
+)
 from deltaw.analysis.figures.kinds.cloud import COLUMNS, SOURCE, clean, start_note
 from deltaw.analysis.measures.change import Axis
-from deltaw.analysis.tables.tidy import display_name, listed, of_methods, require_columns, require_one_start
+from deltaw.analysis.tables.tidy import listed, of_methods, require_columns, require_one_start
 
 KINDS = ("query", "key", "value")
-_SYMBOLS = {"delta_m": "ΔM", "delta_d": "ΔD"}
 
 
 def layers(
@@ -26,12 +36,15 @@ def layers(
     axis: Axis = "column",
     methods: Sequence[str] | None = None,
     scale: Scale = "linear",
+    measure: Measure | None = None,
     width: float | None = None,
-) -> Figure:
+    ax: Target | None = None,
+) -> Target:
     """Draw ΔM (left) and ΔD (right) by layer at the last step, a row of panels per kind, a line per method.
 
     The panels of a column share their scale. A point is the mean over a layer's matrices of the kind and over the runs
-    of a method. An encoder, a decoder and its attention to the encoder stand one after the other.
+    of a method; the methods' points stand side by side, so that none hides another. An encoder, a decoder and its
+    attention to the encoder stand one after the other.
 
     Arguments:
         frame: The changes from the base of one or several runs, concatenated, columns as in `Trajectory.changes`.
@@ -39,10 +52,12 @@ def layers(
         axis: "column" for the paper's equations 3 and 4, "row" for what its authors' code normalises.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
         scale: "linear", from 0, as in the paper, or "log", where methods are far apart.
-        width: In inches; ``None`` for 7, a paper's width.
+        measure: "delta_m" or "delta_d" for one of the two; ``None`` for both.
+        width: Of a new figure, in inches; ``None`` for 7, a paper's width, or more with larger letters.
+        ax: Where to draw: an Axes for one kind and one measure, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
-        The figure; nothing is shown or written.
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
 
     Raises:
         OptionError: There is no such kind, method or choice, no matrix has a layer number, or the table is of another
@@ -62,6 +77,7 @@ def layers(
     """
     check_choice("axis", axis, get_args(Axis))
     check_choice("scale", scale, get_args(Scale))
+    symbols = {q.column: q.symbol for q in quantities(measure)}
     require_columns(frame, COLUMNS, SOURCE)
     require_one_start(frame, SOURCE)
     chosen = of_methods(frame, methods)
@@ -70,30 +86,45 @@ def layers(
     rows, notes = clean(last_steps(rows[rows["kind"].isin(shown)], "step_to"), axis)
     coordinates = axis_coordinates(positions_of(rows))
     styles = method_styles(chosen)
-    means = rows.groupby(["kind", "method", "stack", "layer"])[list(_SYMBOLS)].mean()
+    means = rows.groupby(["kind", "method", "stack", "layer"])[list(symbols)].mean()
     found = {(kind, method) for kind, method, *_ in means.index}
-    with paper_style():
-        legend = in_rows(method_entries(chosen), 5)
-        size = (inches(width, PAPER_WIDTH), 0.45 + 0.17 * len(legend) + 0.14 * len(notes) + 1.5 * len(shown))
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(len(shown), 2, squeeze=False, sharex=True)
-        for column, (name, symbol) in enumerate(_SYMBOLS.items()):
-            for row, kind in enumerate(shown):
-                ax = panels[row, column]
-                for method in chosen:
-                    if (kind, method) not in found:
-                        continue
-                    xs, ys = line_over_layers(means[name].xs((kind, method)), coordinates)
-                    color, marker = styles[method]
-                    ax.plot(xs, ys, color=color, marker=marker, markersize=3, linewidth=0.9, label=display_name(method))
-                value_axis(ax, means[name], symbol, scale)
-                ax.set_title(f"({letter(2 * row + column)}) {kind}, {symbol}", loc="left")
-                lowest = row == len(shown) - 1
-                layer_axis(ax, list(coordinates), label="layer" if lowest else "", names=lowest)
-                ax.tick_params(labelbottom=lowest)
-        row_legend(figure, legend)
-        figure.supxlabel("\n".join(["; ".join([start_note(rows, axis), *runs_note(rows)]), *notes]))
-    return figure
+    legend = in_rows(method_entries(chosen), 5)
+    size = (PAPER_WIDTH, 0.2 + 1.5 * len(shown))
+    choose = "choose one with kinds= and measure="
+    canvas = Canvas(ax, width, size, panels=len(shown) * len(symbols), choose=choose)
+    panels = (
+        np.array([[canvas.ax]])
+        if canvas.ax is not None
+        else canvas.figure.subplots(len(shown), len(symbols), squeeze=False, sharex=True)
+    )
+    for column, (name, symbol) in enumerate(symbols.items()):
+        for row, kind in enumerate(shown):
+            panel = panels[row, column]
+            for number, method in enumerate(chosen):
+                if (kind, method) not in found:
+                    continue
+                xs, ys = line_over_layers(means[name].xs((kind, method)), coordinates)
+                color, marker = styles[method]
+                panel.plot(
+                    xs,
+                    ys,
+                    color=color,
+                    marker=marker,
+                    markersize=mark(1.1),
+                    markeredgecolor=ground(),
+                    markeredgewidth=thin(0.25),
+                    linewidth=thin(),
+                    label=method_name(method),
+                    transform=aside(panel, number, len(chosen), max(coordinates.values()) + 1),
+                )
+            value_axis(panel, means[name], symbol, scale)
+            canvas.title(panel, f"{plain(kind)}, {symbol}", letter(len(symbols) * row + column))
+            lowest = row == len(shown) - 1
+            layer_axis(panel, list(coordinates), label="layer" if lowest else "", names=lowest)
+            panel.tick_params(labelbottom=lowest)
+    canvas.legend(legend)
+    what = f"{' and '.join(symbols.values())} by layer for {methods_named(rows)}"
+    return canvas.finish(facts_of(what, rows, "step_to", pairs=start_note(rows, axis), notes=notes, at_end=True))
 
 
 def _kinds(rows: pd.DataFrame, kinds: Sequence[str] | None) -> list[str]:

@@ -1,15 +1,17 @@
 """Do two updates use the same directions? LoRA's Figures 3 and 4, and the principal angles."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.axes import grid_of_panels, letter, row_legend, width_of
+from deltaw.analysis.figures.drawing.axes import grid_of_panels, hatch, letter, width_of
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.facts import Facts, facts_of, plain, with_notes
 from deltaw.analysis.figures.drawing.layer_positions import (
     Position,
     layer_entries,
@@ -19,7 +21,7 @@ from deltaw.analysis.figures.drawing.layer_positions import (
     with_positions,
 )
 from deltaw.analysis.figures.drawing.rows import finite
-from deltaw.analysis.figures.drawing.style import inches, paper_style
+from deltaw.analysis.figures.drawing.style import area, ink, mark, pale, thin
 from deltaw.analysis.tables.tidy import of_kind, require_columns
 from deltaw.analysis.tables.walk import spread_out
 
@@ -31,26 +33,34 @@ _MOST = 6  # panels of an overlap
 
 
 def overlap(
-    frame: pd.DataFrame, *, kind: str | None = "query", layers: Sequence[int] | None = None, width: float | None = None
-) -> Figure:
+    frame: pd.DataFrame,
+    *,
+    kind: str | None = "query",
+    layers: Sequence[int] | None = None,
+    width: float | None = None,
+    ax: Target | None = None,
+) -> Target:
     """Draw φ(i, j), how much of the first i directions of one update lies in the first j of another, a panel per layer.
 
-    Dark is 0, nothing in common, bright is 1, one inside the other. White is where an update has no such direction.
+    Dark is 0, nothing in common, bright is 1, one inside the other. Hatched is where an update has no such direction.
+    Random directions in n dimensions have max(i, j)/n on average: the mark at the colour bar goes up to the largest,
+    and a dot is where two updates have no more than that.
 
     Arguments:
-        frame: What ``subspace_overlap`` returns.
+        frame: What ``subspace_overlap`` returns; without its column ``expected`` no level of chance is drawn.
         kind: The kind of matrix, "query"; ``None`` for all, which is the mean over a layer's matrices.
         layers: The layers; ``None`` for up to six, evenly spread over the model.
-        width: In inches; ``None`` for up to 7, a paper's width.
+        width: Of a new figure, in inches; ``None`` for up to 7, or more with larger letters.
+        ax: Where to draw: an Axes for a single layer, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
-        The figure; nothing is shown or written.
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
 
     Raises:
         OptionError: There is no such kind or layer, no update has directions, or the table is of another form.
 
     Source:
-        LoRA, section 7.2, equation 4, Figures 3 and 4.
+        LoRA, section 7.2, equation 4, Figures 3 and 4; Absil, Edelman, Koev 2006, section 2 for the level of chance.
 
     Example:
         >>> head = ("a", "b", 9, 9, "0.query", 0, "query", "right")
@@ -64,52 +74,75 @@ def overlap(
     shown = (
         [positions[position] for position in spread_out(range(len(positions)), _MOST)] if layers is None else positions
     )
-    with paper_style():
-        blocks, across = grid_of_panels(len(shown))
-        wide = inches(width, width_of(across, 2.0))
-        height = 0.5 + 0.14 * len(notes) + blocks * ((wide - 0.9) / across + 0.33)
-        figure = Figure(figsize=(wide, height), layout="constrained")
-        panels = []
-        for number, position in enumerate(shown):
-            ax = figure.add_subplot(blocks, across, number + 1)
-            found = rows[(rows["stack"] == position[0]) & (rows["layer"] == position[1])]
-            table = found.pivot_table(index="i", columns="j", values="overlap", dropna=False)
-            image = ax.imshow(
-                np.ma.masked_invalid(table.to_numpy()), cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto"
-            )
-            for axis, values in ((ax.xaxis, table.columns), (ax.yaxis, table.index)):
-                ticks = range(0, len(values), ceil(len(values) / 5))
-                axis.set_ticks(ticks, [f"{values[tick]:g}" for tick in ticks])
-            ax.set_xlabel("j" if number + across >= len(shown) else "")
-            ax.set_ylabel("i" if number % across == 0 else "")
-            ax.set_title(f"({letter(number)}) {position_name(position)}", loc="left")
-            panels.append(ax)
-        figure.colorbar(image, ax=panels, pad=0.02, aspect=20 * blocks, label="overlap φ(i, j)")
-        figure.supxlabel("\n".join([_pair(rows), *notes]))
-    return figure
+    blocks, across = grid_of_panels(len(shown))
+    wide = width_of(across, 2.0)
+    size = (wide, 0.3 + blocks * ((wide - 0.9) / across + 0.33))
+    canvas = Canvas(ax, width, size, panels=len(shown), choose="choose one layer with layers=")
+    panels = canvas.grid(across)
+    rows = rows.assign(overlap=rows["overlap"].astype("float64"))
+    for number, (position, panel) in enumerate(zip(shown, panels, strict=True)):
+        found = rows[(rows["stack"] == position[0]) & (rows["layer"] == position[1])]
+        table = found.pivot_table(index="i", columns="j", values="overlap", dropna=False)
+        values = np.ma.masked_invalid(table.to_numpy())
+        image = panel.imshow(values, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
+        hatch(panel, np.ma.getmaskarray(values), offset=-0.5)
+        if "expected" in found:
+            chance = found.pivot_table(index="i", columns="j", values="expected", dropna=False)
+            at_i, at_j = np.nonzero((values <= chance.to_numpy()).filled(False))
+            panel.scatter(at_j, at_i, s=area(0.4), color="white", linewidths=0)
+        panel.grid(False)
+        for axis, marks in ((panel.xaxis, table.columns), (panel.yaxis, table.index)):
+            ticks = range(0, len(marks), ceil(len(marks) / 5))
+            axis.set_ticks(ticks, [f"{marks[tick]:g}" for tick in ticks])
+        panel.set_xlabel("j")
+        panel.set_ylabel("i" if number % across == 0 else "")
+        canvas.title(panel, position_name(position), letter(number))
+    bar = canvas.figure.colorbar(image, ax=panels, pad=0.02, aspect=20 * blocks, label="overlap φ(i, j)")
+    facts = _facts("How much two updates share, φ(i, j)", rows, notes)
+    if "expected" in rows:
+        low, high = float(rows["expected"].min()), float(rows["expected"].max())
+        bar.ax.plot(
+            [0, 0],
+            [0, high],
+            color="tab:red",
+            linewidth=thin(2.5),
+            clip_on=False,
+            transform=bar.ax.get_yaxis_transform(),
+        )
+        facts = with_notes(facts, f"red: chance, max(i, j)/n, {low:.2g} to {high:.2g}; a dot is no more than that")
+    return canvas.finish(facts)
 
 
 def angles(
-    frame: pd.DataFrame, *, kind: str | None = "query", layers: Sequence[int] | None = None, width: float | None = None
-) -> Figure:
+    frame: pd.DataFrame,
+    *,
+    kind: str | None = "query",
+    layers: Sequence[int] | None = None,
+    width: float | None = None,
+    ax: Target | None = None,
+) -> Target:
     """Draw the principal angles between the directions of two updates in degrees, smallest first, a line per layer.
 
-    0° is a direction that both have, 90° one that the other has nothing of.
+    0° is a direction that both have, 90° one that the other has nothing of. The dashed line is the level of chance, the
+    angles of random directions: arccos √x of the zeros of the mean characteristic polynomial
+    Σ_l (−1)^l C(k, l) [m]_l / [n]_l x^(k−l) of k and m directions in n dimensions
+    (`deltaw.analysis.measures.chance.expected_angles`).
 
     Arguments:
-        frame: What ``subspace_angles`` returns.
+        frame: What ``subspace_angles`` returns; without its column ``expected`` no level of chance is drawn.
         kind: The kind of matrix, "query"; ``None`` for all, which is the mean over a layer's matrices.
         layers: The layers; ``None`` for all.
-        width: In inches; ``None`` for 4.5.
+        width: Of a new figure, in inches; ``None`` for 4.5, or more with larger letters.
+        ax: Where to draw: an Axes for a single layer, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
-        The figure; nothing is shown or written.
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
 
     Raises:
         OptionError: There is no such kind or layer, no update has directions, or the table is of another form.
 
     Source:
-        Björck and Golub 1973.
+        Björck and Golub 1973; Absil, Edelman, Koev 2006 for the level of chance.
 
     Example:
         >>> rows = [("a", "b", 9, 9, "0.query", 0, "query", "right", i, np.pi / 4 * i) for i in (1, 2)]
@@ -121,28 +154,34 @@ def angles(
     notes = [*notes, *undefined]
     positions: list[Position] = positions_of(rows)
     colors = position_colors(positions)
-    with paper_style():
-        legend = layer_entries(positions, colors)
-        figure = Figure(
-            figsize=(inches(width, 4.5), 2.5 + 0.17 * len(legend) + 0.14 * len(notes)), layout="constrained"
+    canvas = Canvas(ax, width, (4.5, 2.2))
+    panel = canvas.panel()
+    for position in positions:
+        found = rows[(rows["stack"] == position[0]) & (rows["layer"] == position[1])]
+        line = np.rad2deg(found.groupby("index")["angle"].mean())
+        marker = "o" if len(line) <= 32 else ""
+        panel.plot(
+            line.index, line, marker=marker, markersize=mark(), color=colors[position], label=position_name(position)
         )
-        ax = figure.add_subplot()
-        for position in positions:
-            found = rows[(rows["stack"] == position[0]) & (rows["layer"] == position[1])]
-            line = np.rad2deg(found.groupby("index")["angle"].mean())
-            marker = "o" if len(line) <= 32 else ""
-            ax.plot(
-                line.index, line, marker=marker, markersize=3, color=colors[position], label=position_name(position)
-            )
-        ax.axhline(90, color="0.35", linestyle=":", linewidth=0.9, label="_orthogonal", zorder=1)
-        ax.set_ylim(0, 94)
-        ax.set_yticks([0, 30, 60, 90], ["0°", "30°", "60°", "90°"])
-        ax.set_ylabel("principal angle")
-        ax.set_xlabel("index")
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-        row_legend(figure, legend)
-        figure.supxlabel("\n".join([_pair(rows), *notes]))
-    return figure
+    legend = layer_entries(positions, colors)
+    if "expected" in rows and rows["expected"].notna().any():
+        chance = np.rad2deg(rows.groupby("index")["expected"].mean())
+        panel.plot(chance.index, chance, "--", color=ink(), linewidth=thin(), label="random directions", zorder=1)
+        panel.annotate(
+            "random directions",
+            (chance.index[0], chance.iloc[0]),
+            xytext=(6, -4),
+            textcoords="offset points",
+            va="top",
+        )
+    panel.axhline(90, color=pale(), linestyle=":", linewidth=thin(), label="_orthogonal", zorder=1)
+    panel.set_ylim(0, 94)
+    panel.set_yticks([0, 30, 60, 90], ["0°", "30°", "60°", "90°"])
+    panel.set_ylabel("principal angle")
+    panel.set_xlabel("index")
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    canvas.legend(legend)
+    return canvas.finish(_facts("The principal angles between two updates", rows, notes))
 
 
 def _rows(
@@ -161,9 +200,11 @@ def _rows(
     return rows, notes
 
 
-def _pair(rows: pd.DataFrame) -> str:
-    """Say which two updates are held against each other."""
+def _facts(what: str, rows: pd.DataFrame, notes: Sequence[str]) -> Facts:
+    """Return the facts of two updates that are held against each other."""
     first = rows.iloc[0]
-    names = [f"{first[f'run_{one}']}, step {first[f'step_{one}']}" for one in ("first", "second")]
-    where = {"right": "input space", "left": "output space"}.get(first["side"], first["side"])
-    return f"{names[0]} (i) and {names[1]} (j), {where}"
+    names = [f"{plain(str(first[f'run_{one}']))}, step {first[f'step_{one}']}" for one in ("first", "second")]
+    where = {"right": "input space", "left": "output space"}.get(first["side"], plain(str(first["side"])))
+    facts = facts_of(what, rows, pairs=f"{names[0]} (i) and {names[1]} (j), {where}", notes=notes)
+    apart = rows.attrs.get("spacing")
+    return replace(facts, steps=f"checkpoints {apart}") if isinstance(apart, str) and apart else facts

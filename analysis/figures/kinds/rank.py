@@ -2,26 +2,29 @@
 
 from collections.abc import Sequence
 from math import floor, log2
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from deltaw.analysis.figures.drawing.axes import aside
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
 from deltaw.analysis.figures.drawing.layer_positions import with_positions
 from deltaw.analysis.figures.drawing.rows import last_steps
-from deltaw.analysis.figures.drawing.style import Scale, check_choice, inches, method_styles, paper_style
-from deltaw.analysis.tables.tidy import display_name, require_columns, select
+from deltaw.analysis.figures.drawing.style import Scale, check_choice, ground, mark, method_styles, pale, thin
+from deltaw.analysis.tables.tidy import require_columns, select
 
 SOURCE = "Trajectory.spectra(groups=True)"
 COLUMNS = ("run", "method", "module", "layer", "kind", "step", "group", "rank", "full_rank")
 
 _GROUPS = {"magnitude": "magnitude group", "direction": "direction group", "update": "overall"}
-_GROUP_MARKERS = {"magnitude": "+", "direction": "x"}
-_NEAR = 0.03  # relative: points as near as this lie on each other
+_GROUP_MARKERS = {"magnitude": "^", "direction": "v"}
+_GROUP_SHADES = {"magnitude": 0.45, "direction": -0.45}  # lighter and darker than the whole
 _DASH = 4  # in line widths
 
 
@@ -32,23 +35,25 @@ def rank(
     methods: Sequence[str] | None = None,
     scale: Scale = "log",
     width: float | None = None,
-) -> Figure:
+    ax: Target | None = None,
+) -> Target:
     """Draw the rank of ΔW by layer at the last recorded step, a line per method, and full rank dashed.
 
-    Dual LoRA has three lines where the table has its groups: the magnitude group ReLU(B A), the direction group
-    Sign(D C), and the whole. A point is the mean over a layer's matrices and over the runs of a method. Lines that lie
-    on each other take turns, in dashes and markers, so that all are seen. Matrices without a layer number and undefined
-    ranks are left out, and the figure says how many.
+    Dual LoRA has three lines where the table has its groups: the magnitude group ReLU(B A), lighter, the direction
+    group Sign(D C), darker, and the whole. A point is the mean over a layer's matrices and over the runs of a method.
+    The lines' markers stand side by side, and lines that lie on each other take turns in dashes, so that all are seen.
+    Matrices without a layer number and undefined ranks are left out, and the figure says how many.
 
     Arguments:
         frame: The spectra of one or several runs, concatenated, columns as in `Trajectory.spectra`.
         kind: The kind of matrix, such as "query"; ``None`` for all together, as in the paper.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
         scale: "log", in powers of two, where rank 8 and full rank are both readable, or "linear", as in the paper.
-        width: In inches; ``None`` for 5.5.
+        width: Of a new figure, in inches; ``None`` for 5.5, or more with larger letters.
+        ax: Where to draw: an Axes, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
-        The figure; nothing is shown or written.
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
 
     Raises:
         OptionError: There is no such kind, method or choice, no matrix has a layer number, or the table is of another
@@ -73,10 +78,11 @@ def rank(
         for group in _GROUPS
         if not (found := rows[(rows["method"] == method) & (rows["group"] == group)]).empty
     }
-    with paper_style():
-        figure = Figure(figsize=(inches(width, 5.5), 2.9), layout="constrained")
-        _draw(figure.add_subplot(), rows, lines, notes, scale)
-    return figure
+    canvas = Canvas(ax, width, (5.5, 2.8))
+    panel = canvas.panel()
+    _draw(panel, rows, lines, scale)
+    facts = facts_of(f"The rank of ΔW by layer for {methods_named(rows)}", rows, "step", notes=notes, at_end=True)
+    return canvas.finish(facts, under=panel)
 
 
 def _clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -89,9 +95,7 @@ def _clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return rows[~undefined].astype({"rank": float}), notes
 
 
-def _draw(
-    ax: Axes, rows: pd.DataFrame, lines: "dict[tuple[str, str], pd.Series[float]]", notes: list[str], scale: Scale
-) -> None:
+def _draw(ax: Axes, rows: pd.DataFrame, lines: "dict[tuple[str, str], pd.Series[float]]", scale: Scale) -> None:
     full = rows.groupby("layer")["full_rank"].mean()
     sizes = " to ".join(f"{value:,.0f}" for value in sorted({rows["full_rank"].min(), rows["full_rank"].max()}))
     labels = [f"full rank ({sizes})"]
@@ -99,36 +103,45 @@ def _draw(
         ends, level = [full.index.min() - 0.5, full.index.max() + 0.5], [full.iloc[0]] * 2
     else:
         ends, level = list(full.index), list(full)
-    handles = ax.plot(ends, level, "--", color="0.35", linewidth=0.9, zorder=1, label=labels[0])
+    handles = ax.plot(ends, level, "--", color=pale(), linewidth=thin(), zorder=1, label=labels[0])
     _rank_axis(ax, list(lines.values()), float(full.max()), scale)
     styles = method_styles(list(dict.fromkeys(method for method, _ in lines)))
-    for ((method, group), line), (turn, turns) in zip(lines.items(), _turns(ax, list(lines.values())), strict=True):
+    turns = _turns(ax, list(lines.values()))
+    for number, ((method, group), line) in enumerate(lines.items()):
+        turn, of = turns[number]
         color, marker = styles[method]
-        name = display_name(method)
+        name = method_name(method)
         if any((method, part) in lines for part in _GROUP_MARKERS):
             name += f", {_GROUPS[group]}"
-            marker = _GROUP_MARKERS.get(group, marker)
+            color, marker = _shade(color, _GROUP_SHADES.get(group, 0.0)), _GROUP_MARKERS.get(group, marker)
         mean = line.mean()
         labels.append(f"{name} ({mean:,.0f})" if mean >= 1000 else f"{name} ({mean:.3g})")
-        handles.append(Line2D([], [], color=color, marker=marker))
+        look: dict[str, Any] = {"color": color, "marker": marker, "markersize": mark(1.2), "markeredgecolor": ground()}
+        look |= {"markeredgewidth": thin(0.25)}
+        handles.append(Line2D([], [], **look))
         ax.plot(
             line.index,
             line,
-            color=color,
-            marker=marker,
-            markevery=_marked(line, [other for key, other in lines.items() if key != (method, group)], turn, turns),
-            linestyle="-" if turns == 1 else (turn * _DASH, (_DASH, (turns - 1) * _DASH)),
+            linestyle="-" if of == 1 else (turn * _DASH, (_DASH, (of - 1) * _DASH)),
             dash_capstyle="butt",
             label=labels[-1],
             zorder=2,
+            transform=aside(ax, number, len(lines), len(full)),
+            **look,
         )
     ax.set_xlim(full.index.min() - 0.5, full.index.max() + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.set_xlabel("\n".join(["layer", *notes]))
+    ax.set_xlabel("layer")
     ax.set_ylabel("rank of ΔW")
     ax.legend(
         handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), title="mean rank in brackets", alignment="left"
     )
+
+
+def _shade(color: str, share: float) -> str:
+    """Return a colour lighter by a share of the way to white, or darker by one to black where it is below 0."""
+    end = np.ones(3) if share > 0 else np.zeros(3)
+    return str(to_hex((1 - abs(share)) * np.array(to_rgb(color)) + abs(share) * end))
 
 
 def _turns(ax: Axes, lines: "list[pd.Series[float]]") -> list[tuple[int, int]]:
@@ -168,11 +181,3 @@ def _rank_axis(ax: Axes, lines: "list[pd.Series[float]]", full: float, scale: Sc
     ax.yaxis.set_major_locator(FixedLocator([*shown[:: 1 + len(shown) // 12], full]))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _marked(line: "pd.Series[float]", others: "list[pd.Series[float]]", turn: int, turns: int) -> list[int]:
-    """Return which points of a line get a marker: those by themselves, and every so many of those on another line."""
-    if not others:
-        return list(range(len(line)))
-    near = pd.concat([(other.reindex(line.index) / line - 1).abs() < _NEAR for other in others], axis=1).any(axis=1)
-    return [at for at, covered in enumerate(near) if not covered or at % turns == turn or turns > len(line)]

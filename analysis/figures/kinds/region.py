@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import letter
-from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, inches, paper_style
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.facts import Facts, plain
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH
 
 POINTS = 256  # more than this many rows or columns are drawn in blocks: a point is above a pixel in a saved file
 UNTOUCHED = "0.78"  # no colour of the map, whose middle is white
@@ -22,7 +23,14 @@ UNTOUCHED = "0.78"  # no colour of the map, whose middle is white
 Array = NDArray[np.float64]
 
 
-def region(updates: Mapping[str, ArrayLike], *, width: float | None = None) -> Figure:
+def region(
+    updates: Mapping[str, ArrayLike],
+    *,
+    module: str | None = None,
+    step: int | None = None,
+    width: float | None = None,
+    ax: Target | None = None,
+) -> Target:
     """Draw the update ΔW of one matrix for several methods side by side.
 
     Red is above 0, blue below, white is near 0, and grey a row or column of ΔW that is exactly zero: those weights are
@@ -31,8 +39,13 @@ def region(updates: Mapping[str, ArrayLike], *, width: float | None = None) -> F
     which it shows the largest by |ΔW|.
 
     Arguments:
-        updates: ΔW (out, in) by the panel's title, in the order of the panels.
-        width: In inches; ``None`` for up to 7, a paper's width. More than four panels go into further rows.
+        updates: ΔW (out, in) by the panel's title, in the order of the panels. `deltaw.analysis.figure_tables.updates`
+            makes them, and then module and step need not be named.
+        module: The matrix' name, which stands beneath the picture.
+        step: The step, which stands there too.
+        width: Of a new figure, in inches; ``None`` for up to 7, or more with larger letters. More than four panels go
+            into further rows.
+        ax: Where to draw: an Axes for a single matrix, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
         The figure; nothing is shown or written. The title of a panel says how many rows and columns are untouched.
@@ -58,30 +71,38 @@ def region(updates: Mapping[str, ArrayLike], *, width: float | None = None) -> F
     matrices = {name: _matrix(name, update) for name, update in updates.items()}
     blocks = ceil(len(matrices) / 4)
     across = ceil(len(matrices) / blocks)
-    with paper_style():
-        wide = inches(width, min(PAPER_WIDTH, 0.5 + 1.65 * across))
-        panel = wide / across - 0.36  # about as wide as a panel comes out
-        tallest = max(_aspect(matrix) for matrix in matrices.values())
-        size = (wide, 0.3 + blocks * (1.3 + panel * tallest))
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(blocks, across, squeeze=False)
-        for index, (name, matrix) in enumerate(matrices.items()):
-            ax = panels.flat[index]
-            _draw(figure, ax, matrix)
-            rows, columns = untouched(matrix)
-            ax.set_title(
-                f"({letter(index)}) {name}\nuntouched rows {_percent(rows)},\ncolumns {_percent(columns)}",
-                loc="left",
-            )
-            ax.set_xlabel("column (input)")
-            if index % across == 0:
-                ax.set_ylabel("row (output)")
-        for ax in panels.flat[len(matrices) :]:
-            ax.remove()
-        if any(max(untouched(matrix)) > 0 for matrix in matrices.values()):
-            patch = Patch(color=UNTOUCHED, label="row or column of ΔW that is exactly zero")
-            figure.legend(handles=[patch], loc="outside lower center")
-    return figure
+    wide = min(PAPER_WIDTH, 0.5 + 1.65 * across)
+    tall = (wide / across - 0.36) * max(_aspect(matrix) for matrix in matrices.values())  # about as panels come out
+    touched = all(max(untouched(matrix)) == 0 for matrix in matrices.values())
+    size = (wide, 0.2 + blocks * (1.3 + tall) - (0.0 if touched else 0.1))
+    canvas = Canvas(ax, width, size, panels=len(matrices), choose="choose one matrix")
+    for index, ((name, matrix), panel) in enumerate(zip(matrices.items(), canvas.grid(across), strict=True)):
+        _draw(panel, matrix)
+        rows, columns = untouched(matrix)
+        canvas.title(
+            panel, f"{plain(name)}\nuntouched rows {_percent(rows)},\ncolumns {_percent(columns)}", letter(index)
+        )
+        panel.set_xlabel("column (input)")
+        if index % across == 0:
+            panel.set_ylabel("row (output)")
+    if not touched:
+        patch = Patch(color=UNTOUCHED, label="row or column of ΔW that is exactly zero")
+        canvas.legend([[(patch, str(patch.get_label()))]])
+    return canvas.finish(_facts(updates, module, step))
+
+
+def _facts(updates: Mapping[str, ArrayLike], module: str | None, step: int | None) -> Facts:
+    """Return which matrix at which step: what the updates themselves know, else what the caller says."""
+    names = list(dict.fromkeys(getattr(updates, "modules", ()))) or [name for name in (module,) if name is not None]
+    steps = sorted(set(getattr(updates, "steps", ()))) or [at for at in (step,) if at is not None]
+    apart = getattr(updates, "spacing", "")
+    at = f"at step {steps[0]:,}" if len(steps) == 1 else f"at steps {steps[0]:,} to {steps[-1]:,}" if steps else ""
+    return Facts(
+        "Where the update ΔW of a matrix is not zero",
+        kind=" and ".join(plain(name) for name in names),
+        steps=", ".join(part for part in (at, f"checkpoints {apart}" if apart else "") if part),
+        notes=("each panel has a scale of its own, up to the 99th percentile of |ΔW|",) if len(updates) > 1 else (),
+    )
 
 
 def untouched(update: ArrayLike) -> tuple[float, float]:
@@ -104,7 +125,7 @@ def _matrix(name: str, update: ArrayLike) -> Array:
     return matrix
 
 
-def _draw(figure: Figure, ax: Axes, matrix: Array) -> None:
+def _draw(ax: Axes, matrix: Array) -> None:
     zero = matrix == 0
     still = zero.all(axis=1)[:, None] | zero.all(axis=0)[None, :]  # (out, in)
     shown = np.ma.masked_array(_reduced(matrix), _reduced(~still) == 0)
@@ -123,7 +144,8 @@ def _draw(figure: Figure, ax: Axes, matrix: Array) -> None:
     )
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=4, integer=True, steps=[1, 2, 4, 5, 8, 10]))
-    bar = figure.colorbar(
+    ax.grid(False)
+    bar = ax.figure.colorbar(
         image,
         ax=ax,
         orientation="horizontal",

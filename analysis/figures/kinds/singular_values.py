@@ -7,14 +7,15 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import grid_of_panels, letter, log_axis, step_axis, width_of
-from deltaw.analysis.figures.drawing.rows import finite, runs_note
-from deltaw.analysis.figures.drawing.style import inches, paper_style
-from deltaw.analysis.tables.tidy import display_name, require_columns, select
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
+from deltaw.analysis.figures.drawing.rows import finite
+from deltaw.analysis.figures.drawing.style import thin
+from deltaw.analysis.tables.tidy import require_columns, select
 
 SOURCE = "singular_values"
 COLUMNS = ("run", "method", "module", "layer", "kind", "step", "index", "singular_value")
@@ -29,7 +30,8 @@ def singular_values(
     kind: str | None = "query",
     methods: Sequence[str] | None = None,
     width: float | None = None,
-) -> Figure:
+    ax: Target | None = None,
+) -> Target:
     """Draw the singular values σ_i of ΔW against the training step, a panel per method, a line per index i.
 
     Lines are 1 to 8, then 16, 32, 64, … as far as there are any, dark for the largest. Each is the mean over the
@@ -40,10 +42,12 @@ def singular_values(
         frame: What `deltaw.analysis.singular_values` returns.
         kind: The kind of matrix, "query"; ``None`` for all together.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
-        width: In inches; ``None`` for up to 7, a paper's width. More than three methods go into further rows.
+        width: Of a new figure, in inches; ``None`` for up to 7, or more with larger letters. More than three methods go
+            into further rows.
+        ax: Where to draw: an Axes for a single method, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
-        The figure; nothing is shown or written.
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
 
     Raises:
         OptionError: There is no such kind or method, nothing has moved, or the table is of another form.
@@ -58,7 +62,6 @@ def singular_values(
     rows, chosen = select(frame, kind, methods)
     rows, notes = finite(rows, ["singular_value"])
     rows = rows[(rows["step"] > 0) | (rows["step"].max() == 0)]
-    notes = [*runs_note(rows), *notes]
     last = int(rows["index"].max())
     shown = [index for index in (*range(1, 9), *(2**power for power in range(4, 20))) if index <= last]
     rows = rows[rows["index"].isin(shown)]
@@ -71,29 +74,29 @@ def singular_values(
         notes.append("values below $10^{-6}$ of the largest left out")
     there = set(seen.index.droplevel("step"))
     norm = LogNorm(1, max(2, *(index for _, index in there)))
-    with paper_style():
-        blocks, across = grid_of_panels(len(chosen))
-        height = 0.45 + 0.14 * len(notes) + 1.75 * blocks
-        figure = Figure(figsize=(inches(width, width_of(across)), height), layout="constrained")
-        panels = []
-        for number, method in enumerate(chosen):
-            ax = figure.add_subplot(blocks, across, number + 1)
-            for index in shown:
-                if (method, index) not in there:
-                    continue
-                line = seen[method, index]
-                marker = "o" if len(line) == 1 else ""
-                ax.plot(line.index, line, marker=marker, color=_COLORS(norm(index)), linewidth=1, label=f"σ_{index}")
-            log_axis(ax, "y", float(seen.min()) / 1.5, high * 1.5, r"$\sigma_i$ of ΔW" if number % across == 0 else "")
-            ax.tick_params(labelleft=number % across == 0)
-            step_axis(ax, list(rows["step"].unique()), label="training step" if number + across >= len(chosen) else "")
-            ax.set_title(f"({letter(number)}) {display_name(method)}", loc="left")
-            panels.append(ax)
-        bar = figure.colorbar(ScalarMappable(norm, _COLORS), ax=panels, pad=0.02, aspect=25 * blocks, label="index i")
-        bar.ax.yaxis.set_major_locator(FixedLocator([2.0**power for power in range(20) if 2**power <= norm.vmax]))
-        bar.ax.yaxis.set_minor_locator(NullLocator())
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda index, _: f"{index:g}"))
-        bar.ax.invert_yaxis()
-        if notes:
-            figure.supxlabel("\n".join(notes))
-    return figure
+    blocks, across = grid_of_panels(len(chosen))
+    size = (width_of(across), 0.15 + 1.75 * blocks)
+    canvas = Canvas(ax, width, size, panels=len(chosen), choose="choose one with methods=")
+    panels = canvas.grid(across)
+    for number, (method, panel) in enumerate(zip(chosen, panels, strict=True)):
+        for index in shown:
+            if (method, index) not in there:
+                continue
+            line = seen[method, index]
+            marker = "o" if len(line) == 1 else ""
+            panel.plot(
+                line.index, line, marker=marker, color=_COLORS(norm(index)), linewidth=thin(), label=f"σ_{index}"
+            )
+        log_axis(panel, "y", float(seen.min()) / 1.5, high * 1.5, r"$\sigma_i$ of ΔW" if number % across == 0 else "")
+        panel.tick_params(labelleft=number % across == 0)
+        step_axis(panel, list(rows["step"].unique()), label="")
+        canvas.title(panel, method_name(method), letter(number))
+    bar = canvas.figure.colorbar(
+        ScalarMappable(norm, _COLORS), ax=panels, pad=0.02, aspect=25 * blocks, label="index i"
+    )
+    bar.ax.yaxis.set_major_locator(FixedLocator([2.0**power for power in range(20) if 2**power <= norm.vmax]))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda index, _: f"{index:g}"))
+    bar.ax.invert_yaxis()
+    what = f"The singular values of ΔW over training for {methods_named(rows)}, a line per index"
+    return canvas.finish(facts_of(what, rows, "step", notes=notes), "training step")

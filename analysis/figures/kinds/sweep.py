@@ -4,13 +4,14 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.style import inches, method_styles, paper_style
-from deltaw.analysis.tables.tidy import display_name, in_order, require_columns
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.facts import Facts, method_name
+from deltaw.analysis.figures.drawing.style import mark, method_styles, thin
+from deltaw.analysis.tables.tidy import in_order, require_columns
 
 SOURCE = "the results of reproduce_dual_lora"
 COLUMNS = ("method", "rank", "direction_rank", "seed")
@@ -25,7 +26,8 @@ def sweep(
     score: str = "best_mcc",
     label: str = "best Matthews correlation",
     width: float | None = None,
-) -> Figure:
+    ax: Target | None = None,
+) -> Target:
     """Draw Dual LoRA's score against r₁ with r₁ + r₂ fixed, and the other methods as horizontal lines.
 
     A point is the mean over the seeds; with several, bars and bands are one standard deviation of them up and down.
@@ -36,10 +38,11 @@ def sweep(
             and the score.
         score: The column of the score.
         label: What the score's axis is called.
-        width: In inches; ``None`` for 5.5.
+        width: Of a new figure, in inches; ``None`` for 5.5, or more with larger letters.
+        ax: Where to draw: an Axes, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
-        The figure; nothing is shown or written.
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
 
     Raises:
         OptionError: There is no run of Dual LoRA with a score, r₁ + r₂ is not the same in all of them, or the table is
@@ -68,17 +71,17 @@ def sweep(
     notes = ["one seed" if seeds.max() == 1 else f"mean of {_span(seeds)} seeds, ± one standard deviation"]
     if undefined.any():
         notes.append(f"{undefined.sum()} undefined scores left out")
-    with paper_style():
-        figure = Figure(figsize=(inches(width, 5.5), 2.7), layout="constrained")
-        ax = figure.add_subplot()
-        _draw(ax, rows, dual, score, totals[0])
-        ax.set_ylabel(label)
-        ax.set_xlabel("\n".join([f"$r_1 : r_2$ with $r_1 + r_2 = {totals[0]}$", "; ".join(notes)]))
-        # Whole lines in the legend: of a dashed one its short handle may show a gap.
-        lines = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
-        handles = [Line2D([], [], color=line.get_color(), marker=line.get_marker()) for line in lines]
-        ax.legend(handles, [str(line.get_label()) for line in lines], loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return figure
+    canvas = Canvas(ax, width, (5.5, 2.5))
+    panel = canvas.panel()
+    _draw(panel, rows, dual, score, totals[0])
+    panel.set_ylabel(label)
+    panel.set_xlabel(f"$r_1 : r_2$ with $r_1 + r_2 = {totals[0]}$")
+    # Whole lines in the legend: of a dashed one its short handle may show a gap.
+    lines = [line for line in panel.lines if not str(line.get_label()).startswith("_")]
+    handles = [Line2D([], [], color=line.get_color(), marker=line.get_marker()) for line in lines]
+    panel.legend(handles, [str(line.get_label()) for line in lines], loc="center left", bbox_to_anchor=(1.01, 0.5))
+    what = f"The {label} of Dual LoRA by the share of its magnitude group's rank"
+    return canvas.finish(Facts(what, notes=("; ".join(notes),)), under=panel)
 
 
 def _draw(ax: Axes, rows: pd.DataFrame, dual: pd.DataFrame, score: str, total: int) -> None:
@@ -94,7 +97,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, dual: pd.DataFrame, score: str, total: i
     ]
     for turn, (method, rank, mean, deviation) in enumerate(levels):
         color, _ = styles[method]
-        name = display_name(method) + ("" if pd.isna(rank) else f", rank {rank}")  # type: ignore[call-overload]
+        name = method_name(method) + ("" if pd.isna(rank) else f", rank {rank}")  # type: ignore[call-overload]
         # In turns, so that lines on each other are all seen.
         dashes = (_DASH * turn, (_DASH, _DASH * max(len(levels) - 1, 0.5)))
         ax.axhline(mean, color=color, linestyle=dashes, dash_capstyle="butt", label=name, zorder=1)
@@ -107,12 +110,12 @@ def _draw(ax: Axes, rows: pd.DataFrame, dual: pd.DataFrame, score: str, total: i
         y=score,
         errorbar="sd" if dual["rank"].duplicated().any() else None,
         err_style="bars",
-        err_kws={"capsize": 2, "elinewidth": 0.8},
+        err_kws={"capsize": 2, "elinewidth": thin()},
         color=color,
         marker=marker,
-        markersize=5,
+        markersize=mark(1.4),
         markeredgecolor=color,
-        label=display_name(SWEPT),
+        label=method_name(SWEPT),
         legend=False,
         zorder=3,
         ax=ax,

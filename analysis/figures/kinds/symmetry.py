@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import pandas as pd
-from matplotlib.figure import Figure
 
+from deltaw.analysis.figures.drawing.canvas import Target
 from deltaw.analysis.figures.drawing.panels import COLUMNS, Share, draw_panels
 from deltaw.analysis.figures.drawing.style import Scale
+from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import require_columns, require_several_starts
 
 SOURCE = 'Trajectory.changes("consecutive")'
@@ -17,11 +18,13 @@ def symmetry(
     *,
     kind: str | None = "query",
     methods: Sequence[str] | None = None,
-    share: Share = "all",
+    axis: Axis | None = None,
+    share: Share = "near",
     scale: Scale = "linear",
     band: bool = True,
     width: float | None = None,
-) -> Figure:
+    ax: Target | None = None,
+) -> Target:
     """Draw ΔM(t, t−1) and ΔD(t, t−1) of every method, columns above rows.
 
     A curve is the mean over the matrices of the kind, one per layer; the band is one standard deviation of them up and
@@ -33,14 +36,18 @@ def symmetry(
         frame: The consecutive changes of one or several runs, concatenated, columns as in `Trajectory.changes`.
         kind: The kind of matrix, "query" as in the paper; ``None`` for all kinds together.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
-        share: What shares one scale for ΔM and one for ΔD: "all" panels, so that methods compare; "adapters", which
-            gives full fine-tuning its own; "none", where only a method's two panels share theirs.
+        axis: "column" or "row" for one of the two rows of panels; ``None`` for both.
+        share: What shares one scale for ΔM and one for ΔD: "near", the methods within a factor of five of the largest
+            among them, so that none is a flat line; "all" panels; "adapters", which gives full fine-tuning its own;
+            "none", where only a method's two panels share theirs. On a log scale "near" is "all".
         scale: "linear", from 0, or "log".
         band: Draw the band.
-        width: In inches; ``None`` for up to 7, a paper's width. More than five methods go into further rows.
+        width: Of a new figure, in inches; ``None`` for up to 7, or more with larger letters. More than five methods go
+            into further rows.
+        ax: Where to draw: an Axes for one method and one axis, a SubFigure or a Figure; ``None`` for a new Figure.
 
     Returns:
-        The figure; nothing is shown or written.
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
 
     Raises:
         OptionError: There is no such kind, method or choice, or the table is of another form.
@@ -63,11 +70,15 @@ def symmetry(
     require_several_starts(frame, SOURCE)
     return draw_panels(
         frame,
+        what="ΔM and ΔD from checkpoint to checkpoint,",
+        pairs="changes between consecutive checkpoints",
         kind=kind,
         methods=methods,
+        axis=axis,
         share=share,
         scale=scale,
         band=band,
         width=width,
+        ax=ax,
         end_values=False,
     )

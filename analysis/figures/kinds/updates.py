@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from deltaw.analysis.figures.drawing.panels import COLUMNS, Share, draw_panels
+from deltaw.analysis.figures.drawing.canvas import Target
+from deltaw.analysis.figures.drawing.panels import COLUMNS, Share, draw_panels, start_of
 from deltaw.analysis.figures.drawing.style import Scale
+from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import require_columns, require_one_start
 
 SOURCE = 'Trajectory.changes("initial")'
@@ -17,22 +18,24 @@ def updates(
     *,
     kind: str | None = "query",
     methods: Sequence[str] | None = None,
-    share: Share = "all",
+    axis: Axis | None = None,
+    share: Share = "near",
     scale: Scale = "linear",
     band: bool = True,
     width: float | None = None,
-) -> Figure:
+    ax: Target | None = None,
+) -> Target:
     """Draw ΔM(t, t₀) and ΔD(t, t₀) of every method up to the end, columns above rows.
 
-    The last point of every curve, ΔM(T, t₀) and ΔD(T, t₀), is marked, and its value written above the panel in the unit
-    of the axis. All else is as in `symmetry`.
+    The last point of every curve, ΔM(T, t₀) and ΔD(T, t₀), is marked, and its value written above the panel. All else
+    is as in `symmetry`.
 
     Arguments:
         frame: The changes from the first recorded step, or from the base, of one or several runs, concatenated.
-        kind, methods, share, scale, band, width: As in `symmetry`.
+        kind, methods, axis, share, scale, band, width, ax: As in `symmetry`.
 
     Returns:
-        The figure; nothing is shown or written.
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
 
     Raises:
         OptionError: There is no such kind, method or choice, or the table is of another form.
@@ -55,11 +58,15 @@ def updates(
     require_one_start(frame, SOURCE)
     return draw_panels(
         frame,
+        what="ΔM and ΔD since the start of training,",
+        pairs=start_of(frame),
         kind=kind,
         methods=methods,
+        axis=axis,
         share=share,
         scale=scale,
         band=band,
         width=width,
+        ax=ax,
         end_values=True,
     )

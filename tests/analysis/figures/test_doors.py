@@ -1,7 +1,6 @@
 """Every wrong table or option of a figure is one clear error that says what to pass."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -12,30 +11,9 @@ from deltaw.analysis.figures import FIGURES, check_path, save
 OF_TABLES = [name for name in FIGURES if name != "region"]
 
 
-def table() -> pd.DataFrame:
-    """Columns of every figure, for two methods, three layers and two steps."""
-    rows = [
-        {
-            "run": method, "method": method, "module": f"m.layer.{layer}.query", "layer": layer, "kind": "query",
-            "axis": axis, "step": step, "step_from": pd.NA, "step_to": step, "delta_m": step * 1e-3,
-            "delta_d": 1e-5 * (layer + 1),
-            "index": 1, "singular_value": 1.0, "similarity": 0.4, "dissimilarity": 0.6, "rank": 4, "direction_rank": 4,
-            "full_rank": 8, "group": "update", "effective_rank": 2.0, "stable_rank": 1.5, "amplification": 3.0,
-            "quantile": 0.5, "seed": 0, "best_mcc": 0.5, "seconds_per_epoch": 1.0, "peak_megabytes": 9.0,
-            "run_first": "a", "run_second": "b", "step_first": 1, "step_second": 1, "side": "right", "i": 1, "j": 1,
-            "overlap": 0.5, "angle": 0.5,
-        }
-        for method in ("lora", "dual-lora")
-        for layer in range(3)
-        for axis in ("row", "column")
-        for step in (10, 20)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
 @pytest.mark.parametrize("name", OF_TABLES)
-def test_what_is_no_table_is_named(name) -> None:
-    for wrong in ("runs/lora", None, 3, {"a": 1}, [table()]):
+def test_what_is_no_table_is_named(name, whole) -> None:
+    for wrong in ("runs/lora", None, 3, {"a": 1}, [whole("rank")]):
         with pytest.raises(OptionError, match=f"the table is {type(wrong).__name__}; pass what .* returns"):
             FIGURES[name].draw(wrong)
 
@@ -54,19 +32,20 @@ WRONG = {
     "epsilon": ["0.5", 0, None, True],
     "quantile": ["0.5", None, 2, [0.5]],
     "layers": [0, "0", [7]],
+    "measure": [3, "delta", ["delta_m"]],
+    "over": [3, "steps", ["layers"]],
+    "ax": [3, "ax", [], np.zeros(2)],
 }
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_wrong_option_is_named(name) -> None:
-    entry, frame = FIGURES[name], table()
-    if name == "region":
-        frame = {"LoRA": np.eye(3)}
-    elif name == "symmetry":
-        frame["step_from"] = frame["step_to"] - 10
+def test_a_wrong_option_is_named(name, whole) -> None:
+    entry, frame = FIGURES[name], whole(name)
     assert entry.draw(frame) is not None
     for option in entry.draw_defaults.keys() & WRONG.keys():
         for wrong in WRONG[option]:
+            if wrong is None and entry.draw_defaults[option] is None:
+                continue
             with pytest.raises(DeltawError, match=option.removesuffix("s")):
                 entry.draw(frame, **{option: wrong})
 

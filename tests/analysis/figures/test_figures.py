@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from deltaw.adapters import METHODS, OptionError, WriteError
 from deltaw.analysis.figures import FIGURES, check_path, rank, save, symmetry, updates
 from deltaw.analysis.figures.drawing.axes import letter
+from deltaw.analysis.figures.drawing.style import paper_style
 from deltaw.analysis.tables.tidy import display_name, in_order
 
 FIVE = ["ft", "lora", "dora", "dora-row", "bora"]
@@ -130,6 +131,40 @@ def test_scales_are_shared_as_asked(share) -> None:
     assert len({ax.get_xlim() for ax in figure.axes}) == 1
 
 
+def test_no_method_is_a_flat_line_unless_that_is_asked_for() -> None:
+    frame = changes(FIVE)
+    frame.loc[frame["method"] == "ft", ["delta_m", "delta_d"]] /= 40  # as with a learning rate that is 40 times smaller
+    figure = symmetry(frame)
+    for method in FIVE:
+        for column in ("delta_m", "delta_d"):
+            panels = [panel(figure, method, axis, column) for axis in ("column", "row")]
+            highest = max(float(np.max(ax.lines[0].get_ydata())) for ax in panels)
+            assert highest > panels[0].get_ylim()[1] / 6
+            assert panels[0].get_ylim() == panels[1].get_ylim()
+    limits = {method: panel(figure, method, "row").get_ylim() for method in FIVE}
+    assert limits["lora"] == limits["bora"] != limits["ft"]
+    assert panel(figure, "ft", "row").get_ylabel()
+    assert panel(figure, "lora", "row").get_ylabel()  # another scale begins
+    assert "within a factor of 5 share a scale" in figure.get_supxlabel()
+    assert "factor" not in symmetry(changes(FIVE)).get_supxlabel()
+    flat = symmetry(frame, share="all")
+    assert panel(flat, "ft", "row").get_ylim() == panel(flat, "bora", "row").get_ylim()
+
+
+def test_one_axis_of_one_method_is_one_panel() -> None:
+    figure = symmetry(changes(FIVE), methods=["bora"], axis="row")
+    assert titles(figure) == ["(a) BoRA"]
+    np.testing.assert_allclose(panel(figure, "bora", "row").lines[0].get_ydata(), 1e-3 * 10 * 5 * 2 * np.arange(1, 7))
+    with pytest.raises(OptionError, match="axis is 'matrix'; choose one of 'column', 'row'"):
+        symmetry(changes(FIVE), axis="matrix")
+
+
+def test_the_groups_of_dual_lora_have_colours_and_markers_of_their_own() -> None:
+    (ax,) = rank(spectra(["lora", "dual-lora"])).axes
+    assert len({to_hex(line.get_color()) for line in ax.lines}) == 5
+    assert len({line.get_marker() for line in ax.lines[1:]}) == 4
+
+
 def test_numbers_stand_only_at_the_outer_panels_of_a_shared_scale() -> None:
     def numbered(figure: Figure, column: str) -> list[str]:
         return [method for method in FIVE if panel(figure, method, "row", column).get_ylabel()]
@@ -179,13 +214,13 @@ def test_one_point_has_a_marker() -> None:
 
 def test_updates_marks_and_writes_the_end() -> None:
     figure = updates(changes(FIVE, pairs="initial"))
-    for column, unit, end in (("delta_m", 1e-1, 0.6), ("delta_d", 1e-5, 6e-5)):
+    for column, end in (("delta_m", 0.6), ("delta_d", 6e-5)):
         ax = panel(figure, "bora", "row", column)  # (1 + 4) · 2 · 6 · 10 of 1e-3 and 1e-7
         marked = ax.lines[-1]
         assert (list(marked.get_xdata()), marked.get_marker()) == ([300], "o")
         assert marked.get_ydata()[0] == pytest.approx(end)
-        written = float(ax.texts[0].get_text().split()[1])
-        assert written == pytest.approx(end if column == "delta_m" else end / unit)
+        # The whole value, not one in the unit of an axis that has its label elsewhere.
+        assert ax.texts[0].get_text().split()[1] == {"delta_m": "0.6", "delta_d": "6×10⁻⁵"}[column]
         assert to_hex(ax.texts[0].get_color()) == {"delta_m": BLUE, "delta_d": GREEN}[column]
 
 
@@ -313,7 +348,10 @@ def test_lines_on_each_other_take_turns() -> None:
     (ax,) = rank(spectra(["ft", "lora", "dora", "bora"])).axes
     lines = {line.get_label(): line for line in ax.lines}
     stacked = [lines[name] for name in ("Full FT (64)", "DoRA (column) (64)", "BoRA (64)")]
-    assert [line.get_markevery() for line in stacked] == [[0, 3], [1], [2]]
+    assert all(line.get_markevery() is None for line in stacked)  # every point is marked, beside those of the others
+    ax.figure.draw_without_rendering()
+    places = [line.get_transform().transform(line.get_xydata())[:, 0] for line in ax.lines[1:]]
+    assert all((np.diff(found) > 2).all() for found in np.array(places).T)
     assert lines["LoRA (8)"].get_linestyle() == "-"
     assert all(line.get_linestyle() == "--" for line in stacked)
     assert len({to_hex(line.get_color()) for line in ax.lines}) == 5
@@ -371,10 +409,13 @@ def test_an_unknown_suffix_is_refused_and_a_failure_leaves_the_old_file(tmp_path
 
 def test_nothing_global_is_touched(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
-    with matplotlib.rc_context({"font.size": 30, "figure.figsize": (1, 1)}):
+    with matplotlib.rc_context({"font.size": 30, "figure.figsize": (1, 1)}), paper_style():
         figure = symmetry(changes(["lora"]))
         dressed = save(figure, tmp_path / "a.png").read_bytes()
     assert save(symmetry(changes(["lora"])), tmp_path / "b.png").read_bytes() == dressed
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):  # written later, in another style
+        assert save(figure, tmp_path / "c.png").read_bytes() == dressed
+        matplotlib.rcParams.update(before)
     rank(spectra(["lora"]))
     assert dict(matplotlib.rcParams) == before
     pyplot = __import__("sys").modules.get("matplotlib.pyplot")

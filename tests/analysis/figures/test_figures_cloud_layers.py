@@ -1,5 +1,8 @@
 """DoRA's figures, the animation, and where a matrix stands in its model: what the artists hold."""
 
+import time
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -12,6 +15,7 @@ from PIL import Image
 from deltaw.adapters import METHODS, OptionError, WriteError
 from deltaw.analysis import correlation
 from deltaw.analysis.figures import animation, check_path, cloud, layers, save
+from deltaw.analysis.figures.drawing import saving
 from deltaw.analysis.figures.drawing.layer_positions import position_colors, positions_of, with_positions
 from deltaw.analysis.names import stack_of
 
@@ -115,6 +119,37 @@ def test_cloud_has_a_band_around_the_line_that_is_the_same_every_time(size) -> N
     assert "band: 95 %" in cloud(frame).get_supxlabel()
 
 
+def test_the_line_of_a_cloud_is_not_cut_by_the_frame() -> None:
+    """One matrix far to the right and low, so that the line ends above every point."""
+    frame = changes(["lora"], number=3, kinds=("query",))
+    frame.loc[frame["layer"] == 2, "delta_d"] *= 6
+    frame.loc[(frame["layer"] == 2) & (frame["step_to"] == 400), "delta_m"] /= 3
+    (ax,) = cloud(frame).axes
+    low, high = ax.get_ylim()
+    assert all(low < height < high for height in ax.lines[0].get_ydata())
+
+
+def test_a_correlation_close_to_one_keeps_its_digits() -> None:
+    frame = changes(["lora"])
+    frame["delta_m"] = frame["delta_d"] + 0.02 * frame["delta_m"]
+    expected = correlation(
+        frame[(frame["kind"] == "query") & (frame["axis"] == "column") & (frame["step_to"] > 0)], by=[]
+    )
+    assert 0.9995 < expected.pearson.item() < 1
+    shown = cloud(frame).axes[0].get_title("right").removeprefix("r = ")
+    assert float(shown) < 1
+    assert float(shown) == pytest.approx(expected.pearson.item(), abs=10.0 ** (2 - len(shown)))
+
+
+def test_the_last_row_of_a_cloud_is_in_the_middle() -> None:
+    figure = cloud(changes(list(METHODS)[:5]))
+    figure.draw_without_rendering()
+    upper, lower = ([ax.get_position() for ax in axes] for axes in (figure.axes[:3], figure.axes[3:]))
+    middles = [(row[0].x0 + row[-1].x1) / 2 for row in (upper, lower)]
+    assert middles[0] == pytest.approx(middles[1], abs=0.02)
+    assert lower[0].x0 > upper[0].x0 + 0.05
+
+
 def test_cloud_of_few_matrices_has_no_band() -> None:
     figure = cloud(changes(["lora"], number=2))
     assert not figure.axes[0].patches
@@ -138,6 +173,18 @@ def test_cloud_tells_encoder_decoder_and_cross_attention_apart() -> None:
     assert len(points(ax)) == 4 * 2 * 3
     assert len({to_hex(color) for color in ax.collections[0].get_facecolors()}) == 6
     assert [name for name in legend(figure) if name.isalpha()] == ["encoder", "decoder", "cross", "step"]
+
+
+def test_a_cloud_of_matrices_without_layer_numbers_has_one_colour() -> None:
+    frame = changes(["lora"]).assign(layer=pd.NA)
+    figure = cloud(frame)
+    (ax,) = figure.axes
+    assert len(points(ax)) == 16
+    assert len({to_hex(color) for found in ax.collections for color in found.get_facecolors()}) == 1
+    assert "layer" not in legend(figure)
+    assert "no matrix has a layer number" in figure.get_supxlabel()
+    movie = animation(frame)
+    assert len(movie.figure.axes[0].collections[1].get_offsets()) == 4
 
 
 def test_cloud_chooses_steps() -> None:
@@ -210,6 +257,27 @@ def test_layers_breaks_the_line_between_stacks() -> None:
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1"] * 3
 
 
+def test_no_method_of_layers_hides_another() -> None:
+    frame = changes(["ft", "lora", "dora", "bora"], number=12)
+    frame["delta_m"] = frame["delta_d"] = 1.0  # the same in all
+    figure = layers(frame, kinds=["query"])
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        places = np.array([line.get_transform().transform(line.get_xydata())[:, 0] for line in ax.lines])
+        gaps = np.diff(np.sort(places.ravel()))
+        assert gaps.min() > 1.5  # pixels at 100 per inch: no two markers in one place
+        assert all(list(line.get_xdata()) == list(range(12)) for line in ax.lines)
+
+
+def test_an_axis_of_layers_never_begins_below_zero_and_a_line_along_it_is_seen() -> None:
+    frame = changes(["lora", "dora"])
+    frame.loc[frame["method"] == "dora", "delta_d"] *= 1e-6
+    ax = layers(frame, kinds=["query"]).axes[1]
+    assert ax.get_ylim()[0] == 0
+    lora, dora = ax.lines
+    assert (lora.get_clip_on(), dora.get_clip_on()) == (True, False)
+
+
 def test_layers_scales() -> None:
     frame = changes()
     assert layers(frame).axes[0].get_ylim()[0] == 0
@@ -259,8 +327,8 @@ def test_wrong_calls_name_the_choices() -> None:
             draw(frame, methods=["bora"])
         with pytest.raises(OptionError, match="no rows of axis 'column'"):
             draw(frame[frame["axis"] == "row"])
-        with pytest.raises(OptionError, match="no matrix has a layer number"):
-            draw(frame.assign(layer=pd.NA))
+    with pytest.raises(OptionError, match="no matrix has a layer number"):
+        layers(frame.assign(layer=pd.NA))
     with pytest.raises(OptionError, match="kind 'key'; there are query, value"):
         cloud(frame, kind="key")
     with pytest.raises(OptionError, match="kind 'key'; there are query, value"):
@@ -302,6 +370,35 @@ def test_a_movie_moves_its_points_and_nothing_else() -> None:
     assert [(ax.get_xlim(), ax.get_ylim()) for ax in movie.figure.axes] == limits
 
 
+def test_a_long_run_is_a_short_movie(tmp_path) -> None:
+    """Eighty-one checkpoints were 81 frames and 80 s."""
+    movie = animation(changes(list(METHODS)[:5], number=12, kinds=("query",), steps=range(0, 1601, 20)))
+    assert len(movie.steps) == 40
+    assert (movie.steps[0], movie.steps[-1]) == (0, 1600)
+    begun = time.process_time()
+    with Image.open(save(movie, tmp_path / "a.gif")) as film:
+        assert film.n_frames <= 48
+        lasts = sum(_duration(film, frame) for frame in range(film.n_frames))
+    assert time.process_time() - begun < 10
+    assert 4000 <= lasts <= 9000
+
+
+def _duration(film, frame) -> int:
+    film.seek(frame)
+    return film.info["duration"]
+
+
+def test_frames_are_those_that_are_drawn_whole() -> None:
+    """What stands still is drawn once: the same pixels as with everything drawn anew."""
+    movie = animation(changes(["lora", "dora"], number=3))
+    quick = list(saving._frames(movie))
+    slow = list(saving._frames(replace(movie, moving=())))
+    for one, other in zip(quick, slow, strict=True):
+        different = (np.abs(one.astype(int) - other.astype(int)).max(axis=2) > 8).mean()
+        assert different < 0.002  # lines over a frame that was drawn before them
+    assert (quick[1] != quick[-1]).any()
+
+
 def test_a_run_without_a_step_stays_where_it_was() -> None:
     frame = pd.concat([changes(["lora"]), changes(["dora"], steps=(0, 150))])
     movie = animation(frame)
@@ -328,7 +425,7 @@ def test_a_movie_is_written_whole_and_the_same_every_time(tmp_path, monkeypatch)
 
     old = path.read_bytes()
     movie = animation(frame)
-    monkeypatch.setattr(Figure, "savefig", fail)
+    monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(WriteError, match="disk full"):
         save(movie, path)
     assert path.read_bytes() == old

@@ -1,14 +1,14 @@
 """The figures of SBoRA's regions and costs and of Dual LoRA's sweep: what the artists hold."""
 
-from itertools import pairwise
-
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from deltaw.adapters import OptionError
+from deltaw.analysis.figure_tables import Updates
 from deltaw.analysis.figures import costs, region, save, sweep
 from deltaw.analysis.figures.drawing.style import method_styles
 from deltaw.analysis.figures.kinds.region import POINTS, untouched
@@ -45,6 +45,17 @@ def test_region_draws_the_update_itself_and_masks_what_is_untouched() -> None:
     ]
     assert figure.legends[0].get_texts()[0].get_text() == "row or column of ΔW that is exactly zero"
     assert not region({"LoRA": full}).legends
+
+
+def test_region_names_its_matrix_and_step() -> None:
+    figure = region({"LoRA": sparse(columns=(2,))}, module="h.1.attn$", step=1200)
+    assert figure.get_supxlabel() == "h.1.attn\\$; at step 1,200"
+    updates = Updates()
+    updates["LoRA"], updates["FA"] = sparse(columns=(2,)), sparse(columns=(3,))
+    updates.modules, updates.steps, updates.spacing = ["h.1.attn", "h.1.attn"], [90, 100], "every 10 steps"
+    lines = region(updates).get_supxlabel().replace(",\n", ", ").split("\n")
+    assert lines[0] == "h.1.attn; at steps 90 to 100, checkpoints every 10 steps"
+    figure.draw_without_rendering()
 
 
 def test_region_is_centred_at_zero_with_a_scale_a_panel() -> None:
@@ -97,35 +108,59 @@ def table(rows) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "rank", "seconds_per_epoch", "peak_megabytes"])
 
 
-def test_costs_has_a_bar_a_method_and_rank_from_zero() -> None:
+def test_costs_has_a_point_a_method_and_rank_memory_against_time() -> None:
     rows = [
         ("sbora-fa", 8, 1.0, 100.0),
         ("lora", 8, 2.0, 200.0),
         ("sbora-fa", 16, 3.0, 300.0),
         ("ft", None, 4.0, 400.0),
     ]
-    figure = costs(table(rows))
-    time, memory = figure.axes
-    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in time.containers}
-    assert heights == {"Full FT": [4.0], "LoRA": [2.0], "SBoRA-FA": [1.0, 3.0]}
-    assert [bar.get_height() for bar in memory.patches] == [400.0, 200.0, 100.0, 300.0]
-    assert all(bar.get_y() == 0 for bar in (*time.patches, *memory.patches))
-    assert time.get_ylim()[0] == 0
-    assert [label.get_text() for label in time.get_xticklabels()] == ["rank 8", "rank 16", "no rank"]
-    assert [text.get_text() for text in memory.texts] == ["400", "200", "100", "300"]
-    assert to_hex(time.containers[1][0].get_facecolor()) == method_styles(["lora"])["lora"][0].lower()
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Full FT", "LoRA", "SBoRA-FA"]
-    spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in sorted(time.patches, key=lambda b: b.get_x())]
-    assert all(one[1] < two[0] for one, two in pairwise(spans))
+    (ax,) = costs(table(rows)).axes
+    found = {points.get_label(): points.get_offsets().tolist() for points in ax.collections}
+    assert found == {"Full FT": [[4.0, 400.0]], "LoRA": [[2.0, 200.0]], "SBoRA-FA": [[1.0, 100.0], [3.0, 300.0]]}
+    assert ax.get_xlabel().startswith("training time per epoch (s)")
+    assert ax.get_ylabel() == "peak memory (MB)"
+    labels = {text.get_text(): text.xy for text in ax.texts}
+    assert labels["SBoRA-FA, r = 16"] == (3.0, 300.0)
+    assert list(labels) == ["Full FT", "LoRA, r = 8", "SBoRA-FA, r = 8", "SBoRA-FA, r = 16"]
+    assert to_hex(ax.collections[1].get_facecolors()[0]) == method_styles(["lora"])["lora"][0].lower()
+    sizes = ax.collections[2].get_sizes()
+    assert sizes[0] < sizes[1]  # the higher rank is larger
+
+
+@pytest.mark.parametrize("width", [4.0, None])
+def test_no_label_of_costs_lies_on_another_or_outside(width) -> None:
+    """SBoRA's ten points: five methods, two ranks, most of them close together."""
+    rows = [
+        (method, rank, time + 0.05 * rank, memory + 40 * rank)
+        for method, time, memory in (
+            ("lora", 90, 20_800), ("dora", 180, 24_000), ("lora-fa", 84, 19_900),
+            ("sbora-fa", 81, 19_600), ("sbora-fb", 82, 19_650),
+        )
+        for rank in (32, 64)
+    ]  # fmt: skip
+    figure = costs(table(rows), width=width)
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    assert len(ax.texts) == 10
+    boxes = [Text.get_window_extent(text) for text in ax.texts]  # without the lines to the points
+    assert not [1 for i, one in enumerate(boxes) for other in boxes[:i] if one.overlaps(other)]
+    dots = ax.transData.transform([row[2:] for row in rows])
+    assert not [1 for box in boxes for x, y in dots if box.contains(x, y)]
+    frame = ax.get_window_extent()
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+    assert all(frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
 
 
 def test_costs_chooses_methods_and_says_what_is_missing() -> None:
     rows = [("lora", 8, np.nan, 200.0), ("lora", 16, 1.0, 2000.0), ("dora", 8, 3.0, 200.0), ("dora", 8, 5.0, 400.0)]
-    time, memory = costs(table(rows), methods=["dora", "lora"], memory="peak GPU memory (MB)").axes
-    assert [bar.get_height() for bar in time.patches] == [4.0, 0.0, 1.0]
-    assert [text.get_text() for text in time.texts] == ["4", "none", "1"]
-    assert [text.get_text() for text in memory.texts] == ["300", "200", "2,000"]
-    assert memory.get_ylabel() == "peak GPU memory (MB)"
+    figure = costs(table(rows), methods=["dora", "lora"], memory="peak GPU memory (MB)")
+    (ax,) = figure.axes
+    assert [points.get_offsets().tolist() for points in ax.collections] == [[[4.0, 300.0]], [[1.0, 2000.0]]]
+    assert "without time or memory: LoRA, r = 8" in figure.get_supxlabel()
+    assert ax.get_ylabel() == "peak GPU memory (MB)"
+    with pytest.raises(OptionError, match="no row has a finite"):
+        costs(table(rows[:1]))
     with pytest.raises(OptionError, match="no method 'bora'; there are lora, dora"):
         costs(table(rows), methods=["bora"])
     with pytest.raises(OptionError, match="no column rank"):

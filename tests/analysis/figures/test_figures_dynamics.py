@@ -4,6 +4,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from deltaw.adapters import METHODS, OptionError
@@ -19,6 +21,7 @@ from deltaw.analysis.figures import (
     similarity,
     singular_values,
 )
+from deltaw.analysis.measures.chance import expected_angles
 
 STEPS = (0, 50, 100)
 TWO = ["ft", "lora"]
@@ -161,6 +164,28 @@ def test_courses_average_runs_and_count_what_is_undefined() -> None:
         amplification(one.assign(amplification=np.nan))
 
 
+def test_three_to_five_methods_have_bars_side_by_side_in_place_of_bands() -> None:
+    """Five bands on each other are mud."""
+    methods = list(METHODS)[:5]
+    figure = amplification(amplified(methods, steps=range(0, 401, 10)))
+    ax = figure.axes[0]
+    assert len(ax.collections) == 5
+    assert all(isinstance(bars, LineCollection) for bars in ax.collections)
+    places = [[segment[0][0] for segment in bars.get_segments()] for bars in ax.collections]
+    assert not set.intersection(*map(set, places))  # each method's at steps of its own
+    for number, (bars, line) in enumerate(zip(ax.collections, ax.lines, strict=True)):
+        step, low = bars.get_segments()[0][0]
+        at = list(line.get_xdata()).index(step)
+        assert low == pytest.approx((1 + number) * (1 + step))  # layers 1, 2, 3: one deviation is as far as they reach
+        assert (at - line.get_markevery()[0]) % line.get_markevery()[1] == 0  # at a marker
+    assert "bars: one standard deviation" in figure.get_supxlabel()
+    assert "bands: one standard deviation" in amplification(amplified(methods[:2])).get_supxlabel()
+    few = amplification(amplified(methods, steps=(0, 50, 100))).axes[0]
+    few.figure.draw_without_rendering()
+    ends = [bars.get_transform().transform(bars.get_segments()[-1])[0, 0] for bars in few.collections]
+    assert np.diff(ends).min() > 1
+
+
 def test_many_methods_have_no_bands() -> None:
     figure = amplification(amplified(list(METHODS)[:9]))
     assert not figure.axes[0].collections
@@ -181,6 +206,18 @@ def test_similarity_is_one_minus_on_the_log_scale() -> None:
     linear = similarity(alike(), scale="linear")
     assert linear.axes[0].get_ylabel() == "CKA of W′ and W₀"
     np.testing.assert_allclose(lines(linear.axes[1])["Full FT"].get_ydata(), [1 - 101e-6, 1 - 202e-6, 1 - 303e-6])
+
+
+def test_similarity_has_a_level_of_chance() -> None:
+    frame = alike().assign(expected=0.75)
+    for scale, level in (("log", 0.25), ("linear", 0.75)):
+        figure = similarity(frame, scale=scale)
+        for ax in figure.axes:
+            assert set(lines(ax)["unrelated weights"].get_ydata()) == {level}
+            low, high = ax.get_ylim()
+            assert low < level < high
+        assert "unrelated weights" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "unrelated weights" not in lines(similarity(alike()).axes[0])
 
 
 @pytest.mark.parametrize(
@@ -237,6 +274,21 @@ def test_overlap_is_the_table_itself() -> None:
     assert len(overlap(shared(), layers=[1]).axes) == 2
     with pytest.raises(OptionError, match="no layer 7; there are 0, 1, 2"):
         overlap(shared(), layers=[7])
+
+
+def test_overlap_and_angles_have_a_level_of_chance() -> None:
+    frame = shared().assign(expected=lambda table: np.maximum(table["i"], table["j"]) / 12)
+    figure = overlap(frame)
+    *panels, bar = figure.axes
+    assert list(bar.lines[-1].get_ydata()) == [0, 0.5]  # up to 6/12
+    assert "max(i, j)/n, 0.083 to 0.5" in figure.get_supxlabel().replace("\n", " ")
+    found = {(int(x) + 1, int(y) + 1) for x, y in panels[0].collections[0].get_offsets()}
+    assert found == {(j, i) for i in range(1, 5) for j in range(1, 7) if 1 / (i + j) <= max(i, j) / 12}
+    expected = expected_angles(4, 4, 64)
+    frame = turned().assign(expected=lambda table: expected[table["index"] - 1])
+    (ax,) = angles(frame).axes
+    np.testing.assert_allclose(lines(ax)["random directions"].get_ydata(), np.rad2deg(expected))
+    assert "random directions" not in lines(angles(turned()).axes[0])
 
 
 def test_overlap_shows_missing_directions_as_holes() -> None:
@@ -308,6 +360,25 @@ def test_heatmap_leaves_white_what_did_not_move() -> None:
     assert "white" not in heatmap(spread()).get_supxlabel()
     frame.loc[frame["method"] == "lora", ["delta_m", "delta_d"]] = 0.0
     assert np.ma.getmaskarray(heatmap(frame).axes[2].collections[0].get_array()).all()
+
+
+def test_heatmap_tells_zero_below_the_scale_and_not_recorded_apart() -> None:
+    frame = spread(["lora"], steps=(0, 50, 100, 150), number=4)
+    frame.loc[(frame["layer"] == 1) & (frame["step_to"] == 50), "delta_m"] = 0.0
+    frame.loc[(frame["layer"] == 2) & (frame["step_to"] == 50), "delta_m"] *= 1e-9
+    frame = frame[~((frame["layer"] == 3) & (frame["step_to"] == 100))]
+    figure = heatmap(frame)
+    ax = figure.axes[0]
+    (mesh,) = ax.collections
+    drawn = mesh.get_array()
+    assert np.argwhere(np.ma.getmaskarray(drawn)).tolist() == [[1, 0], [3, 1]]  # zero and missing: no colour of the map
+    assert drawn[2, 0] < mesh.norm.vmin  # below the scale: the map's colour for it
+    assert to_hex(mesh.cmap.get_under()) not in (to_hex(mesh.cmap(0.0)), "#ffffff")
+    assert [(patch.get_xy(), patch.get_hatch()) for patch in ax.patches] == [((1, 3), "////")]
+    assert to_hex(ax.get_facecolor()) == "#ffffff"
+    note = figure.get_supxlabel().replace("\n", " ")
+    assert "white: exactly 0; darkest: below the scale; hatched: not recorded" in note
+    assert "hatched" not in heatmap(spread()).get_supxlabel()
 
 
 def test_heatmap_names_layers_of_an_encoder_and_a_decoder_and_the_steps() -> None:
