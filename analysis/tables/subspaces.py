@@ -1,6 +1,8 @@
 """How far the directions of two updates agree: overlaps and principal angles, of two runs or two steps of one."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from deltaw.analysis.measures.chance import expected_angles
 from deltaw.analysis.measures.subspace import SIDES, Directions, Side, directions, overlap, principal_angles
 from deltaw.analysis.tables.device import placed
 from deltaw.analysis.tables.run import Run, update_of
-from deltaw.analysis.tables.stop import located
+from deltaw.analysis.tables.stop import Stop, located
 from deltaw.analysis.tables.walk import Walk, chosen_steps, common_modules, some
 from deltaw.analysis.tables.work import HERE, Work
 
@@ -43,7 +45,7 @@ def subspace_overlap(
         ranks_second: The numbers j of the second; ``None`` for ``ranks``.
         side: "right" for directions in the input space, as in LoRA's figures, "left" for the output space.
         progress: Show a progress bar.
-        work: Only its device counts: there is one decomposition of each update.
+        work: Where and how it is done.
 
     Returns:
         One row each: run_first, run_second, step_first, step_second, module, layer, kind, side, i, j, overlap,
@@ -59,21 +61,9 @@ def subspace_overlap(
         Hu et al. 2022 (LoRA), section 7.2, equation 4, figures 3 and 4. See `deltaw.analysis.overlap`.
     """
     seconds = ranks if ranks_second is None else ranks_second
-    blocks = []
-    both = Both(first, second, step_first, step_second, modules, side, progress, work)
-    for labels, one, two in both:
-        i, j = (checked_ranks(given, found, labels["module"]) for given, found in ((ranks, one), (seconds, two)))
-        table = torch.full((max(i), max(j)), torch.nan, dtype=torch.float64)
-        a, b = (found.basis(side)[:, : max(wanted)] for found, wanted in ((one, i), (two, j)))
-        if a.shape[1] and b.shape[1]:
-            table[: a.shape[1], : b.shape[1]] = overlap(a, b)
-        rows, columns = (grid.ravel() for grid in np.meshgrid(i, j, indexing="ij"))
-        blocks.append(
-            labels
-            | {"i": rows, "j": columns, "overlap": table.numpy()[rows - 1, columns - 1]}
-            | {"expected": np.maximum(rows, columns) / len(a)}
-        )
-    return both.frame(blocks, [*_PAIR, "i", "j", "overlap", "expected"])
+    walk, both = _walk(first, second, step_first, step_second, modules, side, progress, work)
+    rows = walk.rows(partial(_overlap, both=both, ranks=ranks, seconds=seconds))
+    return walk.frame(rows, [*_PAIR, "i", "j", "overlap", "expected"])
 
 
 def subspace_angles(
@@ -107,72 +97,93 @@ def subspace_angles(
     Source:
         Björck, Golub 1973. See `deltaw.analysis.principal_angles`.
     """
-    blocks = []
-    both = Both(first, second, step_first, step_second, modules, side, progress, work)
-    for labels, one, two in both:
-        if rank is not None:
-            checked_ranks([rank], one, labels["module"])
-        a, b = (found.basis(side)[:, :rank] for found in (one, two))
-        count = min(a.shape[1], b.shape[1])
-        angles = np.full(max(count, 1) if rank is None else rank, np.nan)
-        expected = angles.copy()
-        if count:
-            angles[:count] = principal_angles(a, b).numpy()
-            expected[:count] = expected_angles(a.shape[1], b.shape[1], len(a))
-        blocks.append(labels | {"index": np.arange(1, len(angles) + 1), "angle": angles, "expected": expected})
-    return both.frame(blocks, [*_PAIR, "index", "angle", "expected"])
+    walk, both = _walk(first, second, step_first, step_second, modules, side, progress, work)
+    rows = walk.rows(partial(_angles, both=both, rank=rank))
+    return walk.frame(rows, [*_PAIR, "index", "angle", "expected"])
 
 
-class Both:
-    """The labels and the two updates' directions of every module that two runs have."""
+@dataclass(frozen=True, eq=False)
+class _Both:
+    """What the updates of the first run, at the stops of a walk, are compared with."""
 
-    def __init__(
-        self,
-        first: Run,
-        second: Run,
-        step_first: int | None,
-        step_second: int | None,
-        modules: Sequence[str] | None,
-        side: Side,
-        progress: bool,
-        work: Work,
-    ) -> None:
-        if side not in SIDES:
-            raise OptionError(f"side is {side!r}; choose one of {', '.join(map(repr, SIDES))}")
-        self._first, self._second = (placed(run, work.device) for run in some([first, second]))
-        self._side = side
-        chosen = common_modules(first, second, modules)
-        for module in chosen:
-            if first.shape(module) != second.shape(module):
-                one, two = (f"{run.shape(module)} in {run.source.where}" for run in (first, second))
-                raise ShapeError(f"{module} is {one} and {two}; pass runs of one model")
-        self._steps = [
-            chosen_steps(run, "last" if step is None else [step])[0]
-            for run, step in ((first, step_first), (second, step_second))
-        ]
-        at = (self._steps[1], self._steps[0])
-        what = f"{second.name} against the directions"
-        self._walk = Walk([first], what, lambda _: [at], lambda _: chosen, unit="module", progress=progress)
-        self.frame = self._walk.frame
+    second: Run
+    steps: tuple[int, int]
+    side: Side
+    device: str
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Any], Directions, Directions]]:
-        for stop in self._walk:
-            found = []
-            with stop:
-                for run, step in zip((self._first, self._second), self._steps, strict=True):
-                    with located(run, stop.module, f"at step {step}"):
-                        found.append(directions(**update_of(run, stop.module, step)))
-            if len(found) < 2:  # left out: its W₀ is not known
-                continue
-            labels = {
-                "run_first": self._first.name,
-                "run_second": self._second.name,
-                "step_first": self._steps[0],
-                "step_second": self._steps[1],
-                **{name: value for name, value in stop.labels.items() if name not in ("run", "method")},
-                "side": self._side,
-            }
-            yield labels, found[0], found[1]
+    def directions(self, stop: Stop) -> Iterator[Directions]:
+        """Yield the directions of the first run's update, and of the second's."""
+        for run, step in zip((stop.run, placed(self.second, self.device)), self.steps, strict=True):
+            with located(run, stop.module, f"at step {step}"):
+                yield directions(**update_of(run, stop.module, step))
+
+    def labels(self, stop: Stop) -> dict[str, Any]:
+        """Return the first columns."""
+        return {
+            "run_first": stop.run.name,
+            "run_second": self.second.name,
+            "step_first": self.steps[0],
+            "step_second": self.steps[1],
+            **{name: value for name, value in stop.labels.items() if name not in ("run", "method")},
+            "side": self.side,
+        }
+
+
+def _walk(
+    first: Run,
+    second: Run,
+    step_first: int | None,
+    step_second: int | None,
+    modules: Sequence[str] | None,
+    side: Side,
+    progress: bool,
+    work: Work,
+) -> tuple[Walk, _Both]:
+    """Return a walk over the modules that two runs have, and what their updates are compared with."""
+    if side not in SIDES:
+        raise OptionError(f"side is {side!r}; choose one of {', '.join(map(repr, SIDES))}")
+    some([first, second])
+    chosen = common_modules(first, second, modules)
+    for module in chosen:
+        if first.shape(module) != second.shape(module):
+            one, two = (f"{run.shape(module)} in {run.source.where}" for run in (first, second))
+            raise ShapeError(f"{module} is {one} and {two}; pass runs of one model")
+    at, beside = (
+        chosen_steps(run, "last" if step is None else [step])[0]
+        for run, step in ((first, step_first), (second, step_second))
+    )
+    what = f"{second.name} against the directions"
+    walk = Walk([first], what, lambda _: [(beside, at)], lambda _: chosen, unit="module", progress=progress, work=work)
+    return walk, _Both(second, (at, beside), side, work.device)
+
+
+def _overlap(stop: Stop, both: _Both, ranks: Sequence[int], seconds: Sequence[int]) -> list[dict[str, Any]]:
+    one, two = both.directions(stop)
+    i, j = (checked_ranks(given, found, stop.module) for given, found in ((ranks, one), (seconds, two)))
+    table = torch.full((max(i), max(j)), torch.nan, dtype=torch.float64)
+    a, b = (found.basis(both.side)[:, : max(wanted)] for found, wanted in ((one, i), (two, j)))
+    if a.shape[1] and b.shape[1]:
+        table[: a.shape[1], : b.shape[1]] = overlap(a, b)
+    rows, columns = (grid.ravel() for grid in np.meshgrid(i, j, indexing="ij"))
+    return [
+        both.labels(stop)
+        | {"i": rows, "j": columns, "overlap": table.numpy()[rows - 1, columns - 1]}
+        | {"expected": np.maximum(rows, columns) / len(a)}
+    ]
+
+
+def _angles(stop: Stop, both: _Both, rank: int | None) -> list[dict[str, Any]]:
+    one, two = both.directions(stop)
+    if rank is not None:
+        checked_ranks([rank], one, stop.module)
+    a, b = (found.basis(both.side)[:, :rank] for found in (one, two))
+    count = min(a.shape[1], b.shape[1])
+    angles = np.full(max(count, 1) if rank is None else rank, np.nan)
+    expected = angles.copy()
+    if count:
+        angles[:count] = principal_angles(a, b).numpy()
+        expected[:count] = expected_angles(a.shape[1], b.shape[1], len(a))
+    return [both.labels(stop) | {"index": np.arange(1, len(angles) + 1), "angle": angles, "expected": expected}]
 
 
 def checked_ranks(ranks: Sequence[int], found: Directions, module: str) -> np.ndarray[Any, np.dtype[np.int64]]:

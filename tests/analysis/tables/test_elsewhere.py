@@ -1,6 +1,11 @@
 """Tables measured by other processes: equal to the bit, the same errors and notes, and what happens to a lost one."""
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from functools import partial
 
 import pandas as pd
@@ -15,6 +20,7 @@ from deltaw.analysis.records.foreign.pair import PairSource
 from deltaw.analysis.tables import units
 from deltaw.analysis.tables.changes import _of_pair, changes_table
 from deltaw.analysis.tables.stop import Plan
+from deltaw.analysis.tables.subspaces import subspace_angles, subspace_overlap
 from deltaw.analysis.tables.units import Shared, Unit, measured_unit, units_of
 from deltaw.analysis.tables.walk import Walk, at_pairs, at_steps
 from deltaw.analysis.tables.work import Work
@@ -52,6 +58,13 @@ def test_spans_do_not_change_a_bit(tmp_path, method):
 def test_two_jobs_give_the_same_table_to_the_bit(run, small_units, name):
     alone = table(run, name, cache=False)
     pd.testing.assert_frame_equal(table(run, name, jobs=2, cache=False), alone, check_exact=True)
+
+
+def test_two_updates_are_compared_by_two_jobs(run):
+    pair = {"step_first": 5, "step_second": 13}
+    for compare in (subspace_overlap, subspace_angles):
+        one, two = (compare(run, run, **pair, work=work) for work in (Work(), TWO))
+        pd.testing.assert_frame_equal(one, two, check_exact=True)
 
 
 def test_the_order_of_the_walk_stays_over_several_runs(run, tmp_path, small_units):
@@ -161,3 +174,48 @@ def test_what_cannot_be_handed_over_is_named(tmp_path, run):
 def test_a_lost_error_is_pickled_with_how_it_was():
     again = pickle.loads(pickle.dumps(LostError("was killed by SIGKILL")))
     assert (again.how, str(again)) == ("was killed by SIGKILL", "its process was killed by SIGKILL")
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from deltaw.analysis import Trajectory
+from deltaw.analysis.tables.walk import Walk, at_steps
+from deltaw.analysis.tables.work import Work
+
+def slow(stop):
+    (Path(sys.argv[2]) / stop.module).touch()
+    time.sleep(300)
+
+if __name__ == "__main__":
+    Walk([Trajectory.open(sys.argv[1])], "norms", at_steps("last"), work=Work(jobs=2)).rows(slow)
+"""
+
+
+def is_there(group):
+    """Whether a process is left of a group."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups of POSIX")
+def test_ctrl_c_ends_all(run, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "marks").mkdir()
+    call = [sys.executable, str(tmp_path / "program.py"), str(run.path), str(tmp_path / "marks")]
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        end = time.monotonic() + 120
+        while len(list((tmp_path / "marks").iterdir())) < 2:
+            assert running.poll() is None, running.stderr.read()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to all of them
+        _, said = running.communicate(timeout=60)
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert said.count("Traceback") == 1
+    while is_there(running.pid):  # multiprocessing's own helper goes last
+        assert time.monotonic() < end
+        time.sleep(0.05)
