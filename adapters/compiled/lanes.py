@@ -79,14 +79,24 @@ def zeros(_: Any, like: Any) -> Any:
 
 @_intrinsic  # type: ignore[untyped-decorator]
 def load(_: Any, row: Any, j: Any, like: Any) -> Any:
-    """Return row[j], row[j + 1], … in the dtype of another array, which is the row's own or wider."""
+    """Return row[j], row[j + 1], … in the dtype of another array, which is the row's own or wider.
+
+    The bits of bfloat16 come as an array of uint16, and those of float16 as one of int16: numba has neither.
+    """
     kind = Lanes(like.dtype)
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         place, vector = _place(context, builder, row, *arguments[:2]), _vector(kind)
         stored = ir.VectorType(context.get_data_type(row.dtype), kind.count)
         found = builder.load(builder.bitcast(place, stored.as_pointer()), align=row.dtype.bitwidth // 8)
-        return found if stored == vector else builder.fpext(found, vector)
+        if row.dtype == numba.types.uint16:  # the first half of a float32
+            whole = ir.VectorType(ir.IntType(32), kind.count)
+            found = builder.shl(builder.zext(found, whole), ir.Constant(whole, [16] * kind.count))
+            found = builder.bitcast(found, ir.VectorType(ir.FloatType(), kind.count))
+        elif row.dtype == numba.types.int16:
+            found = builder.bitcast(found, ir.VectorType(ir.HalfType(), kind.count))
+            found = builder.fpext(found, ir.VectorType(ir.FloatType(), kind.count))
+        return found if found.type == vector else builder.fpext(found, vector)
 
     return kind(row, numba.types.intp, like), code
 

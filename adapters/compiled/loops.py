@@ -170,6 +170,7 @@ def _address_of(_: Any, pointer: Any) -> Any:
 def _reader(kinds: tuple[tuple[torch.dtype, int], ...]) -> Any:
     """Return the function that reads the arrays of a job, in numba's own form, from an address."""
     types_of = {torch.float32: numba.types.float32, torch.float64: numba.types.float64, torch.int64: numba.types.int64}
+    types_of |= {torch.bfloat16: numba.types.uint16, torch.float16: numba.types.int16}  # their bits; see ``lanes.load``
     arrays: Any = numba.types.Tuple([numba.types.Array(types_of[dtype], ndim, "C") for dtype, ndim in kinds])  # type: ignore[no-untyped-call]
 
     @_intrinsic  # type: ignore[untyped-decorator]

@@ -36,7 +36,8 @@ def add_sums(matrix: Tensor, addresses: Tensor, work: Tensor, step: int, rows: T
     """Write the sums over rows into ``rows`` and add those over columns to ``columns``, for every line of ``work``.
 
     Arguments:
-        matrix: One of the matrices, (n, m), on the CPU and contiguous, float32 or float64.
+        matrix: One of the matrices, (n, m), on the CPU and contiguous, float32 or float64; or bfloat16 or float16 with
+            m a multiple of 8.
         addresses: Where each matrix begins, (matrices,) in int64: all are like the one given.
         work: (lines, 3) in int64: the matrix a, the matrix b and a place. With b = −1, Σ a² goes to this place. Else
             Σ a·d goes to this place and Σ d² to the one as many places on as there are pairs, with d = b − a.

@@ -16,7 +16,8 @@ Axis = Literal["row", "column"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 
 _DEVICE_BLOCK = 2**22  # elements in a block on an accelerator, where only the launches count
-_READ_AS_THEY_ARE = (torch.float32, torch.float64)
+_HALF = (torch.bfloat16, torch.float16)  # are widened in the loop, eight at a time
+_READ_AS_THEY_ARE = (torch.float32, torch.float64, *_HALF)
 
 
 class Sums(NamedTuple):
@@ -99,7 +100,9 @@ class PairSums:
             matrices: These rows of every matrix, (rows, in), any floating dtypes, on the CPU.
             start: Which row is the first. The groups come in order.
         """
-        if not all(t.dtype == matrices[0].dtype in _READ_AS_THEY_ARE and t.is_contiguous() for t in matrices):
+        dtype = matrices[0].dtype
+        by_eight = dtype not in _HALF or self._width % 8 == 0
+        if not by_eight or not all(t.dtype == dtype in _READ_AS_THEY_ARE and t.is_contiguous() for t in matrices):
             self._add_widened(matrices, start)
             return
         rows = self._rows.new_empty(len(self._rows), len(matrices[0]))
@@ -115,10 +118,9 @@ class PairSums:
     def found(self) -> dict[Axis, Sums]:
         """Return the sums along both axes, (pairs, vectors), when all rows were added."""
         pairs, first = len(self._pairs), len(self._rows) - 2 * len(self._pairs)
-        return {
-            axis: Sums(of[self._of_before], of[first : first + pairs], of[first + pairs :])
-            for axis, of in (("row", self._rows), ("column", self._columns[:, : self._width]))
-        }
+        both = self._rows, self._columns[:, : self._width]
+        row, column = (Sums(of[self._of_before], of[first : first + pairs], of[first + pairs :]) for of in both)
+        return {"row": row, "column": column}
 
 
 def _on_device(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,10 @@ class Storage(ABC):
     def size(self, name: str) -> int:
         """Return a file's bytes."""
 
+    def stamp(self, name: str) -> tuple[int, ...]:
+        """Return what is another where another file has taken a file's place: its bytes, and what else is known."""
+        return (self.size(name),)
+
     @abstractmethod
     def _bytes(self, name: str, start: int, length: int) -> Buffer:
         """Return a range that is known to lie in the file."""
@@ -173,11 +177,15 @@ class LocalStorage(Storage):
 
     @override
     def size(self, name: str) -> int:
+        return self.stamp(name)[0]
+
+    @override
+    def stamp(self, name: str) -> tuple[int, ...]:
         with self._errors(self.file(name)):
             found = os.stat(f"{self.where}/{plain_name(name, self.where)}")
         if not stat.S_ISREG(found.st_mode):
             raise RecordError(f"{self.file(name)}: is no plain file")
-        return found.st_size
+        return found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns
 
     @override
     def sizes(self, names: Collection[str]) -> dict[str, int | None]:

@@ -69,6 +69,7 @@ class SafeTensors(Tensors):
     def __init__(self, storage: Storage, files: str | Mapping[str, str]) -> None:
         self._storage = storage
         self._headers: dict[str, dict[str, Entry]] = {}
+        self._stamps: dict[str, tuple[int, ...]] = {}
         if isinstance(files, str):
             self.where = storage.file(files)
             found = dict.fromkeys(self._header(files), files)
@@ -83,6 +84,7 @@ class SafeTensors(Tensors):
 
     def _header(self, file: str) -> dict[str, Entry]:
         if file not in self._headers:
+            self._stamps[file] = self._storage.stamp(file)
             self._headers[file] = read_header(self._storage, file)
         return self._headers[file]
 
@@ -108,8 +110,11 @@ class SafeTensors(Tensors):
 
     @override
     def read(self, name: str, index: int | None = None) -> Tensor:
-        entry = self._entry(name)
-        return read_tensor(self._storage, self._files[name], entry, index)
+        entry, file = self._entry(name), self._files[name]
+        stamp = self._storage.stamp(file)
+        if stamp != self._stamps[file]:
+            raise RecordError(f"{self._storage.file(file)}: was written again since it was opened; open the run again")
+        return read_tensor(self._storage, file, entry, index, size=stamp[0])
 
 
 class SavedTensors(Tensors):

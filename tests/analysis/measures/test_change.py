@@ -329,3 +329,16 @@ def test_arrays_are_taken_and_other_things_named():
             change(wrong, b, axis="row")
     with pytest.raises(OptionError, match="axes is 3; choose one or both of 'row', 'column'"):
         changes(a, b, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(5, 8), (9, 40), (600, 264), (7, 13)], ids=str)
+def test_16_bits_are_widened_in_the_loop_to_what_they_are(dtype, shape):
+    """Those of every exponent, subnormal ones too; shapes that the loop reads as they are, and one that it does not."""
+    draw = torch.Generator().manual_seed(0)
+    before = (torch.randn(shape, generator=draw) * 2.0 ** torch.randint(-30, 8, shape, generator=draw)).to(dtype)
+    after = (before + 0.01 * torch.randn(shape, generator=draw)).to(dtype)
+    have, want = changes(before, after), changes(before.float(), after.float())
+    for axis in AXES:
+        assert torch.equal(have[axis].magnitude, want[axis].magnitude)
+        assert torch.equal(have[axis].direction, want[axis].direction)

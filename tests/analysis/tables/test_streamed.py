@@ -43,7 +43,7 @@ def test_the_table_is_that_of_the_pairs_alone_to_the_bit(dtype, threads, tmp_pat
     saved(tmp_path, dtype)
     run = opened(tmp_path)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    frame = run.changes(KINDS)
+    frame = run.changes(KINDS, cache=False)
     assert len(frame) == 2 * 2 * (STEPS + STEPS - 1)
     for row in frame.iloc[::7].to_dict("records"):
         start = None if pd.isna(row["step_from"]) else row["step_from"]
@@ -60,7 +60,7 @@ def test_matrices_stored_transposed_are_streamed_by_their_own_rows(tmp_path):
         save_file({"h.0.attn.c_attn.weight": weight}, tmp_path / f"checkpoint-{step}" / "model.safetensors")
     run = Trajectory.open(tmp_path, split=False)
     assert run.shape("h.0.attn.c_attn") == (900, 300)
-    for row in run.changes("consecutive").to_dict("records"):
+    for row in run.changes("consecutive", cache=False).to_dict("records"):
         before, after = (run.weight(row["module"], row[key]).clone() for key in ("step_from", "step_to"))
         assert row["delta_d"] == changes(before, after)[row["axis"]].delta_d
 
@@ -76,7 +76,7 @@ def test_every_matrix_is_mapped_once_and_the_mappings_go(tmp_path, monkeypatch):
         return bytes_of(self, name, start, length)
 
     monkeypatch.setattr(LocalStorage, "_mapped_bytes", counted)
-    run.changes(KINDS)
+    run.changes(KINDS, cache=False)
     assert len(read) == 2 * (STEPS + 1)
     assert set(read.values()) == {1}
     gc.collect()
@@ -117,6 +117,24 @@ def test_a_file_that_was_cut_is_an_error_of_its_own_stop(tmp_path, monkeypatch):
     assert str(cut) in message
 
 
+@pytest.mark.parametrize("how", ["in its place", "in another's place"])
+def test_a_file_that_was_written_again_is_noticed(how, tmp_path):
+    saved(tmp_path, torch.float32, steps=3)
+    run = opened(tmp_path)
+    run.changes(KINDS, cache=False)
+    path = tmp_path / "run" / "checkpoint-2" / "model.safetensors"
+    data = path.read_bytes()
+    if how == "in its place":
+        path.write_bytes(data)
+        os.utime(path, ns=(1, 1))
+    else:
+        path.with_suffix(".new").write_bytes(data)
+        path.with_suffix(".new").rename(path)
+    with pytest.raises(RecordError, match=r"checkpoint-2/model\.safetensors: was written again since it was opened"):
+        run.changes(KINDS, cache=False)
+    assert len(opened(tmp_path).changes("consecutive", cache=False)) == 2 * 2 * 2
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs madvise of Linux")
 def test_a_file_that_was_cut_after_it_was_mapped_is_an_error_and_no_signal(tmp_path):
     saved(tmp_path, torch.float32, steps=1)
@@ -133,7 +151,7 @@ def test_what_a_user_wrote_into_a_matrix_of_a_file_stays(tmp_path):
     saved(tmp_path, torch.float32)
     run = opened(tmp_path)
     base = {f"{module}.weight": run.weight(module, 1).mul_(2) for module in run.modules}
-    frame = opened(tmp_path, base=base).changes("base", axes="row", modules=["layers.0.query"])
+    frame = opened(tmp_path, base=base).changes("base", axes="row", modules=["layers.0.query"], cache=False)
     doubled = changes(2 * run.weight("layers.0.query", 1), run.weight("layers.0.query", 1), "row")["row"]
     assert frame["delta_m"][0] == doubled.delta_m
     assert torch.equal(base["layers.0.query.weight"], 2 * run.weight("layers.0.query", 1))
@@ -150,11 +168,11 @@ def watch():
     while not done:
         seen.append(resident())
         time.sleep(0.0005)
-small.changes(("consecutive", "base"))
+small.changes(("consecutive", "base"), cache=False)
 before = resident()
 thread = threading.Thread(target=watch)
 thread.start()
-whole.changes(("consecutive", "base"))
+whole.changes(("consecutive", "base"), cache=False)
 done = True
 thread.join()
 print(max(seen) - before)
