@@ -212,7 +212,15 @@ class OnDevice:
         return copied(found, self._device)
 
     def state(self, module: str, step: int) -> State:
-        """Return the recorded tensors, perhaps copied ahead."""
+        """Return the recorded tensors."""
+        if self.method_of(module) is not None:
+            return self._saved(module, step)
+        with self.reading:
+            found = self._run.state(module, step)
+        return {name: copied(value, self._device) for name, value in found.items()}
+
+    def _saved(self, module: str, step: int) -> State:
+        """Return what W' follows from, perhaps copied ahead: the method's tensors, or W' itself in its own dtype."""
         if self._last is not None and self._last[:2] == (module, step):
             return dict(self._last[2])  # a measure may ask for W' and for ΔW
         self._last = None
@@ -228,7 +236,10 @@ class OnDevice:
 
     def _copied(self, module: str, step: int) -> tuple[State, Any]:
         with self.reading:
-            found = self._run.state(module, step)
+            if self.method_of(module) is None:
+                found = {"weight": self._run.weight(module, step)}
+            else:
+                found = self._run.state(module, step)
         with self._lane.beside():
             state = {name: copied(value, self._device) for name, value in found.items()}
         return state, self._lane.mark()
@@ -244,7 +255,7 @@ class OnDevice:
         if self.source.rebuilt(module):  # by the formulas of another library, which are computed where the files are
             with self.reading:
                 return copied(self._run.weight(module, step, dtype), self._device)
-        weight = self.state(module, step)["weight"]
+        weight = self._saved(module, step)["weight"]
         return weight if dtype is None else weight.to(dtype)
 
     def update(self, module: str, step: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils import backend_registration
 
 from deltaw.adapters import METHODS, inject
 from deltaw.adapters.errors import DeltawWarning, OptionError
 from deltaw.adapters.method import ScaledLowRank
+from deltaw.adapters.peft.write import save_peft
 from deltaw.analysis import Trajectory
 from deltaw.analysis.measures.built import built_sums
 from deltaw.analysis.measures.built_on_device import sums_on_device
@@ -107,11 +109,42 @@ def test_the_sums_on_a_device_are_those_of_the_compiled_loop(monkeypatch) -> Non
             torch.testing.assert_close(x, y, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("method", METHODS_THERE)
-def test_through_the_same_code_on_the_processor_the_numbers_are_the_same(runs, method) -> None:
-    run = Trajectory.open(runs / method)
-    there = device.OnDevice(run, torch.device("cpu"), run.modules[0], run.steps)
+def whole_models(folder: Path) -> Trajectory:
+    """Checkpoints of a model with a matrix that holds three: query, key and value."""
+    torch.manual_seed(0)
+    base = {"layers.0.attn.qkv_proj.weight": torch.randn(12, 4), "layers.0.mlp.up.weight": torch.randn(8, 4)}
+    for step in (1, 2, 3):
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        model = {name: value + 0.1 * step * torch.randn(value.shape) for name, value in base.items()}
+        save_file(model, folder / f"checkpoint-{step}" / "model.safetensors")
+        config = {"model_type": "phi3", "num_attention_heads": 2, "num_key_value_heads": 2}
+        (folder / f"checkpoint-{step}" / "config.json").write_text(json.dumps(config))
+    save_file(base, folder / "base.safetensors")
+    run = Trajectory.open(folder, base=folder / "base.safetensors")
+    assert "layers.0.attn.qkv_proj.key" in run.modules
+    return run
+
+
+def adapters(folder: Path) -> Trajectory:
+    """Adapters of PEFT on a base."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 9), nn.Linear(9, 12))
+    save_file({name: value.clone() for name, value in net.state_dict().items()}, folder.with_suffix(".safetensors"))
+    inject(net, METHODS["dora-row"](rank=2), targets=["*"])
+    for step in (1, 2):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape) * parameter.requires_grad
+        save_peft(net, folder / f"checkpoint-{step}")
+    return Trajectory.open(folder, base=folder.with_suffix(".safetensors"))
+
+
+@pytest.mark.parametrize("method", [*METHODS_THERE, "models", "peft"])
+def test_through_the_same_code_on_the_processor_the_numbers_are_the_same(runs, tmp_path, method) -> None:
+    foreign = {"models": whole_models, "peft": adapters}
+    run = foreign[method](tmp_path / "run") if method in foreign else Trajectory.open(runs / method)
     for module in run.modules:
+        there = device.OnDevice(run, torch.device("cpu"), module, run.steps)
         assert torch.equal(there.base(module), run.base(module))
         for step in run.steps:
             for dtype in (None, torch.float64):
@@ -136,13 +169,13 @@ def test_the_next_step_is_read_ahead(runs, monkeypatch) -> None:
     monkeypatch.setattr(RecordedSource, "state", noted)
     run = Trajectory.open(runs / "ft")
     there = device.OnDevice(run, torch.device("cpu"), run.modules[0], [0, None, 1, 2])
-    there.state(run.modules[0], 0)
+    there.weight(run.modules[0], 0)
     there._ahead[1].result()
     assert read == [0, 1]
     there.weight(run.modules[0], 0)
     assert 2 not in read
-    there.state(run.modules[0], 1)
-    there.state(run.modules[0], 2)
+    there.weight(run.modules[0], 1)
+    there.update(run.modules[0], 2)
     assert sorted(read) == [0, 1, 2]
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from deltaw.adapters import BoRA, inject
+from deltaw.adapters import BoRA, LoRA, inject
 from deltaw.adapters.errors import DeltawWarning
+from deltaw.adapters.peft.write import save_peft
 from deltaw.analysis import Trajectory
 from deltaw.analysis.inspection.inspect import inspect_run
 from deltaw.analysis.records.recorded import RecordedSource
@@ -134,11 +136,11 @@ def test_without_the_option_nothing_is_kept(folder) -> None:
 def overwrite(path: Path, scale: float) -> None:
     """Change the numbers of a file in its place: as many bytes, the same inode, and the time of the last writing."""
     before = path.stat()
-    tensors = {name: value * scale for name, value in load_file(path).items()}
-    save_file(tensors, path.with_suffix(".new"))
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")  # behind the header
     with path.open("r+b") as file:
-        file.write(path.with_suffix(".new").read_bytes())
-    path.with_suffix(".new").unlink()
+        file.seek(start)
+        file.write((np.frombuffer(data[start:], np.float32) * np.float32(scale)).tobytes())
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = path.stat()
     assert (after.st_size, after.st_ino, after.st_mtime_ns) == (before.st_size, before.st_ino, before.st_mtime_ns)
@@ -167,6 +169,7 @@ def test_of_a_changed_checkpoint_the_others_stay_kept(folder, measured) -> None:
 
 def test_a_file_that_changes_after_the_run_was_opened_is_not_kept(folder) -> None:
     run = Trajectory.open(folder)
+    time.sleep(0.05)  # the clock of files is that of the last tick; SETTLED is 0 here
     overwrite(folder / "checkpoints/0000000001.safetensors", 1.5)
     changes_table([run], ("consecutive", "base"), work=KEPT)
     kept = {key for path in rows_of(folder) for key in files.rows_in(path.read_bytes())}
@@ -379,6 +382,55 @@ def test_of_a_whole_model_a_changed_file_or_another_base_is_measured_anew(tmp_pa
     (tmp_path / "other").mkdir()
     save_file({name: value * 3 for name, value in base.items()}, tmp_path / "other" / "model.safetensors")
     assert bits(table(KEPT, "other")) == bits(table(FRESH, "other")) != bits(first)
+
+
+def test_of_an_adapter_its_tensors_its_configuration_and_its_base_count(tmp_path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 6))
+    base = {name: value.clone() for name, value in net.state_dict().items()}
+    save_file(base, tmp_path / "base.safetensors")
+    inject(net, LoRA(rank=2), targets=["*"])
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape) * parameter.requires_grad
+    for step in (1, 2):
+        save_peft(net, tmp_path / "run" / f"checkpoint-{step}")
+
+    def table(work):
+        run = Trajectory.open(tmp_path / "run", base=tmp_path / "base.safetensors")
+        return changes_table([run], ("base", "consecutive"), work=work)
+
+    def anew(before) -> list:
+        kept = set(found_in_cache(tmp_path)[0].read_bytes().splitlines()) if found_in_cache(tmp_path) else set()
+        after = bits(table(KEPT))
+        assert after == bits(table(FRESH)) != before
+        assert {line for path in found_in_cache(tmp_path) for line in path.read_bytes().splitlines()} > kept
+        return after
+
+    found = anew(None)
+    assert bits(table(KEPT)) == found
+    assert len(found_in_cache(tmp_path)) == 1
+    overwrite(tmp_path / "run" / "checkpoint-1" / "adapter_model.safetensors", 2.0)
+    found = anew(found)
+    config = tmp_path / "run" / "checkpoint-2" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": ', '"lora_alpha": 3'))
+    config = tmp_path / "run" / "checkpoint-1" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": ', '"lora_alpha": 3'))
+    found = anew(found)
+    overwrite(tmp_path / "base.safetensors", 1.5)
+    anew(found)
+
+
+def test_a_pair_of_models_is_kept_by_the_files_of_both(tmp_path) -> None:
+    for name, steps in (("a", (1,)), ("b", (2,))):
+        full_models(tmp_path / name, steps)
+    paths = [tmp_path / "a" / "checkpoint-1", tmp_path / "b" / "checkpoint-2"]
+    first = spectra_table([Trajectory.from_pair(*paths)], work=KEPT)
+    assert bits(spectra_table([Trajectory.from_pair(*paths)], work=KEPT)) == bits(first)
+    assert len(found_in_cache(tmp_path)) == 1
+    overwrite(paths[0] / "model.safetensors", 0.5)
+    fresh = spectra_table([Trajectory.from_pair(*paths)])
+    assert bits(spectra_table([Trajectory.from_pair(*paths)], work=KEPT)) == bits(fresh) != bits(first)
 
 
 def test_a_missing_base_is_no_answer(tmp_path) -> None:
