@@ -8,7 +8,7 @@ from deltaw.analysis.inspection.inspect import inspect_run
 from deltaw.analysis.printable import printable
 from deltaw.analysis.records.run_folder.results import Result, read_result
 from deltaw.analysis.records.storage.files import is_address
-from deltaw.analysis.report.parts import Notes
+from deltaw.analysis.report.parts import Notes, short
 from deltaw.analysis.tables.tidy import display_name
 from deltaw.analysis.trajectory import Trajectory
 
@@ -38,7 +38,7 @@ def about(run: Trajectory, modules: Sequence[str], notes: Notes, *, check: bool,
         "format": source.format,
         "steps": list(run.steps),
         "steps_known": source.steps_known,
-        "base": None if run.base_from is None else printable(_short(run.base_from)),
+        "base": None if run.base_from is None else printable(short(run.base_from)),
         "modules": len(modules),
     }
     with notes.part(PART, f"{run.name}: "):
@@ -60,11 +60,6 @@ def about(run: Trajectory, modules: Sequence[str], notes: Notes, *, check: bool,
         found["trainable"] = _trainable(run, modules, result)
     found["scores"] = _scores(result)
     return found
-
-
-def _short(place: str) -> str:
-    """A folder without what stands before its name; other texts as they are."""
-    return place.replace("\\", "/").rstrip("/").rpartition("/")[2] if place.startswith(("/", "\\", "~")) else place
 
 
 def _options(of_methods: dict[str, dict[str, Any]], info: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +84,7 @@ def _model(run: Trajectory, settings: dict[str, Any]) -> str | None:
     named = [settings.get("model"), peft.get("base_model_name_or_path") if isinstance(peft, dict) else None]
     named += [run.source.config.get(name) for name in _MODEL]
     name = next((value for value in named if isinstance(value, str) and value), None)
-    return None if name is None else printable(_short(name))
+    return None if name is None else printable(short(name))
 
 
 def _trainable(run: Trajectory, modules: Sequence[str], result: Result | None) -> int | None:

@@ -77,7 +77,7 @@ def collect(
         entries.append(
             entry
             | {"color": color, "line": line, "modules": [place[name] for name in names], "details": matrices.details}
-            | {"origin": "initial" if run.base_from is None else "base"}
+            | {"since_first": [place[name] for name in matrices.since_first]}
         )
     if len(runs) > 1:
         with notes.part(BETWEEN):
@@ -161,6 +161,7 @@ def _labelled(modules: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _claims(runs: Sequence[Trajectory], notes: Notes, progress: bool, work: Work) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     with notes.part("claims"):
-        return claims_json(claims(gather(runs, list(PAPERS), progress=progress, work=work)))
-    return []
+        found += claims_json(claims(gather(runs, list(PAPERS), progress=progress, work=work)))
+    return found

@@ -20,7 +20,7 @@ from deltaw.analysis.tables.distributions import distributions
 from deltaw.analysis.tables.run import PairKind, Run, Step
 from deltaw.analysis.tables.singular_values import singular_values
 from deltaw.analysis.tables.spectra import spectra_table
-from deltaw.analysis.tables.walk import PAIRS, spread_out
+from deltaw.analysis.tables.walk import spread_out
 from deltaw.analysis.tables.work import Work
 
 Array = NDArray[np.float64]
@@ -58,16 +58,16 @@ class Matrices:
         self._step = {step: place for place, step in enumerate(run.steps)}
         self._detail = {step: place for place, step in enumerate(self.details)}
         self._arrays: dict[str, Array] = {}
+        self.since_first: list[str] = []  # modules whose distributions are counted from the first checkpoint
 
     def measure_changes(self) -> None:
         """Fill in ΔM and ΔD of all pairs of steps."""
-        pairs: list[PairKind] = [kind for kind in PAIRS if kind != "base" or self.run.base_from is not None]
-        if len(self.run.steps) < 2:
-            pairs = [kind for kind in pairs if kind == "base"]
+        pairs: list[PairKind] = ["consecutive", "initial"] if len(self.run.steps) > 1 else []
+        pairs += ["base"] if self.run.source.base_from is not None else []
         if not pairs:
             return
 
-        def make(modules: Sequence[str], allow: bool) -> pd.DataFrame:
+        def make(modules: Sequence[str] | None, allow: bool) -> pd.DataFrame:
             return changes_table(
                 [self.run], pairs, AXES, modules, allow_nonfinite=allow, progress=self._progress, work=self._work
             )
@@ -76,7 +76,7 @@ class Matrices:
         try:
             frame = make(patterns, False)
         except NonFiniteError as error:
-            self._notes.add("changes", f"{self.run.name}: {error}; such rows and columns are left out")
+            self._notes.add("changes", f"{error}; such rows and columns are left out", f"{self.run.name}: ")
             frame = make(patterns, True)
         for (kind, axis), rows in frame.groupby(["pairs", "axis"], sort=False):
             at = self._places(rows["module"], rows["step_to"], self._step)
@@ -86,18 +86,22 @@ class Matrices:
     def measure_distributions(self) -> None:
         """Fill in how rows and columns moved since W₀, or since the first checkpoint where that is not known."""
         rest = self.modules
-        if self.run.base_from is not None:
+        if self.run.source.base_from is not None:
             with suppress(DeltawError):  # of all modules W₀ is missing: it is said with the changes
                 rest = self._distributions_since(None, rest)
         if rest and len(self.run.steps) > 1:
-            self._distributions_since(self.run.steps[0], rest)
+            none = set(self._distributions_since(self.run.steps[0], rest))
+            self.since_first = [name for name in rest if name not in none]
 
     def _distributions_since(self, origin: Step, modules: Sequence[str]) -> list[str]:
         """Return the modules that have none."""
         pairs = [(origin, step) for step in self.details if step != origin]
         without = dict.fromkeys(modules)
-        options = {"bins": BINS, "most": MOST, "progress": self._progress, "work": self._work}
-        for found in distributions(self.run, pairs, modules, **options) if pairs else ():
+        if not pairs:
+            return list(modules)
+        for found in distributions(
+            self.run, pairs, modules, bins=BINS, most=MOST, progress=self._progress, work=self._work
+        ):
             without.pop(found.module, None)
             at, steps = (self._module[found.module], self._detail[found.step]), len(self.details)
             for row in found.rows:
@@ -112,13 +116,17 @@ class Matrices:
 
     def measure_spectra(self) -> None:
         """Fill in ranks, norms and the largest singular values at the checkpoints with details."""
-        options = {"progress": self._progress, "work": self._work}
-        frame = self._of_all(lambda modules: spectra_table([self.run], self.details, modules, **options))
+        shown, work = self._progress, self._work
+        frame = self._of_all(
+            lambda modules: spectra_table([self.run], self.details, modules, progress=shown, work=work)
+        )
         at = self._places(frame["module"], frame["step"], self._step)
         for name in SPECTRA:
             self._array(f"spectra.{name}")[at] = frame[name].to_numpy(np.float64)
         values = self._of_all(
-            lambda modules: singular_values([self.run], steps=self.details, modules=modules, top=LEADING, **options)
+            lambda modules: singular_values(
+                [self.run], steps=self.details, modules=modules, top=LEADING, progress=shown, work=work
+            )
         )
         module, step = self._places(values["module"], values["step"], self._detail)
         place = (module, step, values["index"].to_numpy(np.int64) - 1)
@@ -151,7 +159,7 @@ class Matrices:
                 try:
                     frames.append(make([glob.escape(name)]))
                 except NonFiniteError as error:
-                    self._notes.add("spectra", f"{self.run.name}: {error}")
+                    self._notes.add("spectra", str(error), f"{self.run.name}: ")
             if not frames:
                 raise
             return pd.concat(frames, ignore_index=True)
@@ -163,7 +171,7 @@ class Matrices:
     def _places(
         self, modules: "pd.Series[str]", steps: "pd.Series[int]", places: dict[int, int]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return modules.map(self._module).to_numpy(np.int64), steps.map(places).to_numpy(np.int64)
+        return np.asarray(modules.map(self._module), np.int64), np.asarray(steps.map(places), np.int64)
 
     def _array(self, name: str, shape: tuple[int, ...] | None = None) -> Array:
         """Return an array, at first of NaN: a place for each module and checkpoint, or of another shape a module."""

@@ -45,7 +45,7 @@ def distributions(
     Raises:
         OptionError: Unknown pairs, or a number below 1.
     """
-    options = {"bins": whole_number("bins", bins, 1), "most": whole_number("most", most, 1)}
+    bins, most = whole_number("bins", bins, 1), whole_number("most", most, 1)
     walk = Walk(
         [run],
         "rows and columns",
@@ -55,7 +55,7 @@ def distributions(
         progress=progress,
         work=work,
     )
-    return walk.measured(partial(_of_pair, **options))
+    return walk.measured(partial(_of_pair, bins=bins, most=most))
 
 
 def _of_pair(stop: Stop, bins: int, most: int) -> list[dict[str, Any]]:

@@ -32,7 +32,13 @@ def content():
     for number, method in enumerate(METHODS):
         runs.append(
             {"name": method, "method": method, "title": method, "steps": steps, "details": details, "line": "solid"}
-            | {"color": "#0072b2", "modules": list(range(count)), "steps_known": True, "origin": "base", "findings": []}
+            | {
+                "color": "#0072b2",
+                "modules": list(range(count)),
+                "steps_known": True,
+                "since_first": [],
+                "findings": [],
+            }
         )
         found = {}
         for axis in ("row", "column"):

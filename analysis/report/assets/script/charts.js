@@ -102,6 +102,7 @@ class Card {
     this.sub.textContent = made.sub || "";
     if (this.tools) this.toolsNode.replaceChildren(...this.tools(app.state.now).filter(Boolean));
     const nothing = !made.option;
+    this.toolsNode.hidden = nothing && [...this.toolsNode.querySelectorAll("select")].some((select) => !select.options.length);
     this.plot.hidden = nothing;
     this.save.hidden = nothing;
     this.empty.hidden = !nothing;

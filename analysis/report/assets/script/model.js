@@ -108,6 +108,11 @@ class Model {
     return Array.from(sums, (sum, place) => (counts[place] ? sum / counts[place] : NaN));
   }
 
+  // How many of the chosen matrices have a number in one of the runs.
+  measured(runs, name, selection) {
+    return this.chosen(selection).filter((module) => runs.some((run) => Number.isFinite(this.value(run, name, module.index, run.steps.length - 1)))).length;
+  }
+
   at(run, name, selection) {
     const place = this.place(run, selection.step);
     return place < 0 || !this.has(run, name) ? NaN : this.curve(run, name, selection)[place];

@@ -56,7 +56,7 @@ function changeOf(measure, selection) {
   const top = [{ top: 24, height: 116 }, { top: 184, height: 116 }];
   const points = model.trained ? false : true;
   return {
-    sub: `mean of ${many(model.chosen(selection).length, "matrix", "matrices")}, ${PAIRS[selection.pairs]}`,
+    sub: `mean of ${many(model.measured(runs, names[0], selection), "matrix", "matrices")}, ${PAIRS[selection.pairs]}`,
     says: runs.map((run) => ["row", "column"].map((axis, i) => `${run.name} by ${axis}: ${number(valueAt(curves[i][runs.indexOf(run)], selection))}`).join(", ")).join("; "),
     rows: [["run", "axis", model.trained ? "step" : "layer", CHANGES[measure]], ...["row", "column"].flatMap((axis, i) => runs.flatMap((run, r) => curves[i][r].map(([x, y]) => [run.name, axis, x, y])))],
     height: 342, runs,

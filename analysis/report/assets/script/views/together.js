@@ -145,7 +145,7 @@ function correlationOf(selection) {
   const { model, state } = app;
   const curves = state.shown
     .map((run) => ({ run, fits: fitsOf(run, selection) }))
-    .filter(({ fits }) => fits.some((fit) => Number.isFinite(fit.r)));
+    .filter(({ fits }) => fits.some((fit) => fit.n > 2 && Number.isFinite(fit.r)));
   if (!curves.length) return { empty: "There are too few matrices in this selection for a correlation; choose all kinds or all layers." };
   const banded = curves.length === 1 ? curves[0] : curves.find(({ run }) => run.index === selection.run);
   const finite = (value) => (Number.isFinite(value) ? value : null);
@@ -170,7 +170,7 @@ function correlationOf(selection) {
           return tip(`step ${step}`, curves.flatMap(({ run, fits }) => fits.filter((fit) => fit.step === step).map((fit) => ({ run, name: run.name, value: number(fit.r, 3), sub: `[${number(fit.low, 2)}, ${number(fit.high, 2)}]` }))));
         },
       },
-      series: [...bands, ...curves.map(({ run, fits }, i) => lineOf(run, { id: `r-${run.index}`, data: fits.map((fit) => [fit.step, finite(fit.r)]), markLine: i === 0 ? { ...stepMark(selection), data: [{ yAxis: 0, lineStyle: { color: paint("soft"), type: "solid" } }, { xAxis: selection.step }] } : undefined }))],
+      series: [...bands, ...curves.map(({ run, fits }, i) => lineOf(run, { id: `r-${run.index}`, data: fits.map((fit) => [fit.step, fit.n > 2 ? finite(fit.r) : null]), markLine: i === 0 ? { ...stepMark(selection), data: [{ yAxis: 0, lineStyle: { color: paint("soft"), type: "solid" } }, { xAxis: selection.step }] } : undefined }))],
     },
   };
 }

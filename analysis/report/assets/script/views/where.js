@@ -174,7 +174,7 @@ function matrixFacts(selection) {
   const known = facts.filter(([, text]) => text !== "–");
   return [
     el("div", { class: "card-title" }, nameOf(module.name, 64)),
-    el("div", { class: "card-sub" }, `${module.label} · ${module.shape[0]} × ${module.shape[1]} · `, nameOf(run.name, 30), model.trained ? ` · step ${run.steps[place] ?? "–"}` : "", selection.module < 0 ? " · moved most" : ""),
+    el("div", { class: "card-sub" }, `${module.label} · ${module.shape[0]} × ${module.shape[1]} · `, nameOf(run.name, 30), model.trained ? ` · step ${run.steps[place] ?? "–"}` : "", selection.module < 0 && known.length ? " · moved most" : ""),
     el("dl", { class: "facts" }, known.map(([name, text]) => el("div", null, el("dt", null, name), el("dd", null, text)))),
     el("div", { class: "tops" }, ["row", "column"].map((axis) => mostMoved(run, module, axis, selection, detail))),
   ];
@@ -213,7 +213,7 @@ function distributionOf(selection) {
     return counts.map((n, i) => [low + i * width, n / total, low + (i + 1) * width, n]);
   });
   if (!found.some(Boolean)) return { empty: app.model.notes("base").length ? "This needs two checkpoints, or W₀." : "Nothing has moved yet at this step." };
-  const since = run.origin === "base" ? "since W₀" : "since the first checkpoint";
+  const since = run.since_first.includes(module.index) ? "since the first checkpoint" : "since W₀";
   const colors = [paint("accent"), isDark() ? "#f0b860" : "#c4640a"];
   return {
     sub: `${CHANGES[measure]} ${since}${model.trained ? ` at step ${detail.step}` : ""}, by share of the rows (blue) and columns (orange)`,
