@@ -61,7 +61,8 @@ def handed_to_dask(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
             common = client.submit(_itself, shared, pure=False)
-        client.replicate([common])  # else workers wait for one another for it
+        with contextlib.suppress(Exception):  # else workers wait for one another for it; it goes without
+            client.replicate([common])
         at_work: dict[Any, Piece] = {}
         done = distributed.as_completed([], loop=client.loop)
         stack.callback(lambda: client.cancel([*at_work, common]))

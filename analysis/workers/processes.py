@@ -124,6 +124,11 @@ class _Worker:
         self._say(("begin", threads, _levels()))
         self._say(given)
 
+    def rest(self) -> None:
+        """Let go of what was shared; the process waits for another call."""
+        self.began, self.rested = False, True
+        self._say(("rest",))
+
     def give(self, piece: Piece) -> None:
         self.piece = piece
         self._say(("work", str(piece.key), pickle.dumps(piece.function)))
@@ -148,6 +153,10 @@ def release() -> None:
     """Let the processes go that wait for the next call."""
     while _idle:
         _idle.pop().pipe.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)  # they are the parent's
 
 
 class _Pool:
@@ -189,7 +198,10 @@ class _Pool:
             free.give(piece)
 
     def _hired(self) -> _Worker:
-        worker = _idle.pop() if _idle else _Worker()
+        try:
+            worker = _idle.pop()
+        except IndexError:
+            worker = _Worker()
         worker.begin(self.given, self.threads)
         self.workers.append(worker)
         return worker
@@ -244,7 +256,7 @@ class _Pool:
         for worker in self.workers:
             worker.mirror.close()
             if worker.piece is None and stay:
-                worker.began, worker.rested = False, True
+                worker.rest()
                 _idle.append(worker)
             elif worker.piece is None:
                 worker.pipe.close()
@@ -292,6 +304,9 @@ def _serve(pipe: Any) -> None:
                     given = {}  # before the next ones come: both may be large
                     given = _received(pipe)
                     hear.say("began", None)
+                    continue
+                if message[0] == "rest":
+                    given = {}
                     continue
                 _, name, pickled = message
                 signal.signal(signal.SIGTERM, _interrupt)

@@ -17,8 +17,9 @@ from torch import nn
 from deltaw.adapters.errors import DeltawWarning, NonFiniteError, OptionError, RecordError
 from deltaw.analysis import Trajectory, table
 from deltaw.analysis.records.foreign.pair import PairSource
-from deltaw.analysis.tables import units
+from deltaw.analysis.tables import elsewhere, units
 from deltaw.analysis.tables.changes import _of_pair, changes_table
+from deltaw.analysis.tables.kept import keeper
 from deltaw.analysis.tables.stop import Plan
 from deltaw.analysis.tables.subspaces import subspace_angles, subspace_overlap
 from deltaw.analysis.tables.units import Shared, Unit, measured_unit, units_of
@@ -97,6 +98,26 @@ def test_the_first_error_of_the_walk_is_raised(tmp_path):
         said.append(str(caught.value))
     assert said[0] == said[1]
     assert "1, from the base to step 5" in said[0]
+
+
+def test_what_came_before_an_error_is_kept_and_a_call_goes_on(tmp_path, monkeypatch, small_units):
+    monkeypatch.setattr(keeper, "PAYS", -1.0)
+    monkeypatch.setattr(keeper, "EVERY", -1.0)
+    monkeypatch.setattr(keeper, "SETTLED", 0.0)
+    folder = recorded(tmp_path / "ft", "ft", steps=8)
+    fresh = changes_table([Trajectory.open(folder)], "base", modules=["0", "1"])
+    (file,) = folder.glob("checkpoints/*07*")
+    tensors = load_file(file)
+    tensors["3.weight"][0, 0] = torch.nan
+    save_file(tensors, file)
+    work = Work(jobs=2, cache=True)
+    with pytest.raises(NonFiniteError, match="3, from the base to step 7"):
+        changes_table([Trajectory.open(folder)], "base", work=work)
+    monkeypatch.setattr(
+        elsewhere, "outcomes", lambda *given, **more: (each for each in ())
+    )  # nothing is measured any more
+    again = changes_table([Trajectory.open(folder)], "base", modules=["0", "1"], work=work)
+    pd.testing.assert_frame_equal(again, fresh, check_exact=True)
 
 
 def test_a_module_without_base_is_left_out_and_a_base_in_memory_goes_along(tmp_path):
