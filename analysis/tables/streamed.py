@@ -60,7 +60,7 @@ def streamed_sums(
 def at_once(matrix: Tensor) -> int:
     """Return how many matrices like this one may be streamed together: two groups of rows of each are in memory."""
     whole = matrix.numel() * matrix.element_size()
-    there = min(whole, 2 * whole * _chunks() // _CHUNKS + _LARGE_PAGE)
+    there = min(whole, 2 * whole * _chunks() // _CHUNKS + 3 * _LARGE_PAGE // 2)
     return max(3, min(_MOST, int(_IN_MEMORY * whole / max(1, there))))
 
 
