@@ -1,0 +1,114 @@
+"""One part of a report never blocks the rest: no base, NaN, no checkpoint, other shapes, a damaged result."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import deltaw
+from deltaw.adapters import LoRA, inject
+from deltaw.analysis.report import collect as module
+from deltaw.analysis.report.collect import collect
+from deltaw.analysis.report.matrices import detailed_steps
+from deltaw.trainers import Recorder
+
+
+def collected(runs, **options):
+    return collect(deltaw.open_runs(runs), **({"check": False} | options))
+
+
+def test_the_numbers_are_the_tables(runs):
+    found = collected(runs[1:2])
+    frame = deltaw.open(runs[1]).changes(("base", "initial", "consecutive"))
+    names = [module["name"] for module in found.about["modules"]]
+    steps = found.about["runs"][0]["steps"]
+    for (pairs, axis), rows in frame.groupby(["pairs", "axis"]):
+        for measure in "md":
+            values = found.columns[f"0.changes.{pairs}.{axis}.{measure}"].values
+            at = [names.index(name) for name in rows.module], [steps.index(step) for step in rows.step_to]
+            np.testing.assert_array_equal(values[at], rows[f"delta_{measure}"].to_numpy().astype(np.float32))
+    spectra = deltaw.open(runs[1]).spectra()
+    at = [names.index(name) for name in spectra.module], [steps.index(step) for step in spectra.step]
+    np.testing.assert_array_equal(
+        found.columns["0.spectra.stable_rank"].values[at], spectra.stable_rank.to_numpy().astype(np.float32)
+    )
+
+
+def test_an_adapter_without_its_base_has_a_spectrum_and_says_the_rest(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for layer in range(2):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        state[f"{name}.lora_A.weight"] = torch.randn(4, 16, generator=generator)
+        state[f"{name}.lora_B.weight"] = torch.randn(16, 4, generator=generator)
+    save_file(state, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "org/model"}))
+    found = collected([folder], check=True)
+    assert found.about["runs"][0]["model"] == "org/model"
+    assert found.about["runs"][0]["options"] == {"rank": 4, "alpha": 8}
+    assert np.isfinite(found.columns["0.spectra.stable_rank"].values).all()
+    assert not [name for name in found.columns if "changes" in name]
+    assert "W₀ is not known" in found.about["notes"]["base"][0]
+    assert str(tmp_path) not in json.dumps(found.about)
+
+
+def test_nan_in_one_matrix_leaves_the_others(runs, tmp_path, record):
+    folder = record(tmp_path / "run", "ft")
+    file = sorted((folder / "checkpoints").rglob("*.safetensors"))[-1]
+    state = load_file(file)
+    name = next(name for name in state if "layer.1.query" in name)
+    state[name][0, 0] = torch.nan
+    save_file(state, file)
+    found = collected([folder])
+    broken = [module["name"] for module in found.about["modules"]].index("layer.1.query")
+    rest = np.delete(found.columns["0.changes.base.row.d"].values, broken, axis=0)
+    assert np.isfinite(rest).all()
+    assert np.isfinite(np.delete(found.columns["0.spectra.rank"].values, broken, axis=0)[:, -1]).all()
+    assert any("layer.1.query" in note for note in found.about["notes"]["changes"])
+    assert any("layer.1.query" in note for note in found.about["notes"]["spectra"])
+
+
+def test_a_run_without_a_checkpoint_stands_beside_the_others(runs, tmp_path):
+    model = inject(nn.ModuleDict({"query": nn.Linear(6, 6)}), LoRA(rank=2), targets=["query"])
+    with Recorder(model, tmp_path / "begun"):
+        found = collected([tmp_path / "begun", runs[0]], check=True)
+    assert any("begun: no checkpoint" in note for note in found.about["notes"]["changes"])
+    assert "1.changes.base.row.m" in found.columns
+
+
+def test_an_error_that_nobody_thought_of_is_a_note(runs, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError("of all things")
+
+    for name in ("between", "gather"):
+        monkeypatch.setattr(module, name, fail)
+    found = collected(runs[:2], check=True)
+    assert found.about["notes"]["between"] == ["ZeroDivisionError: of all things"]
+    assert found.about["notes"]["claims"] == ["ZeroDivisionError: of all things"]
+    assert found.about["claims"] == []
+    assert "0.changes.base.row.m" in found.columns
+
+
+def test_runs_of_other_shapes_are_shown_and_not_compared(runs, tmp_path, record):
+    found = collected([runs[0], record(tmp_path / "small", "ft", size=8)])
+    assert np.isnan(found.columns["between.cosine"].values).all()
+    assert any("another shape" in note for note in found.about["notes"]["between"])
+
+
+@pytest.mark.parametrize(("details", "steps"), [("all", 6), (3, 3), (1, 1), (None, 6)])
+def test_checkpoints_with_details(details, steps, runs):
+    run = deltaw.open(runs[0])
+    chosen = detailed_steps(run, run.modules, details, 1)
+    assert len(chosen) == steps
+    assert chosen[-1] == run.steps[-1]
+
+
+def test_only_the_chosen_modules(runs):
+    found = collected(runs[:1], modules=["*.value"])
+    assert {module["kind"] for module in found.about["modules"]} == {"value"}
