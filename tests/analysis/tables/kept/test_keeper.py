@@ -33,6 +33,7 @@ from deltaw.analysis.tables.similarity import similarity_table
 from deltaw.analysis.tables.spectra import spectra_table
 from deltaw.analysis.tables.vectors import vector_changes
 from deltaw.analysis.tables.work import Work
+from deltaw.cli import main
 from deltaw.trainers import Recorder
 
 KEPT, FRESH = Work(cache=True), Work(cache=False)
@@ -501,6 +502,27 @@ def test_where_nothing_can_be_written_it_is_said_and_measured(folder, tmp_path, 
         frame = changes(folder)
     assert len(said) == 1
     assert bits(frame) == bits(changes(folder, FRESH))
+
+
+@pytest.mark.parametrize("verb", [["changes"], ["rank", "--all-steps"], ["plot", "effective-rank", "--kind", "all"]])
+def test_the_command_line_keeps_and_does_not(folder, tmp_path, verb, measured) -> None:
+    words = [*verb, str(folder), *(["-o", str(tmp_path / "out.png")] if verb[0] == "plot" else [])]
+    assert main([*words, "--no-cache"]) == 0
+    assert not (folder / "tables").exists()
+    assert main(words) == 0
+    assert rows_of(folder)
+    measured.clear()
+    assert main(words) == 0
+    assert not measured
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_command_line_says_once_that_nothing_can_be_kept(folder, tmp_path, monkeypatch, capsys) -> None:
+    (folder / "tables").write_text("")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert main(["changes", str(folder)]) == 0
+    assert capsys.readouterr().err.count("is not kept for the next time") == 1
 
 
 def test_a_table_from_outside_is_not_kept(folder) -> None:
