@@ -68,7 +68,7 @@ def _pack(thin: Tensor, scale: Tensor, out: Tensor) -> None:
     full = count * block
     if count and len(thin):
         scaled = out[:count].transpose(0, 1)
-        torch.mul(thin[:, :full].unflatten(1, (count, block)), scale[:full].view(count, block), out=scaled)
+        torch.mul(thin[:, :full].reshape(len(thin), count, block), scale[:full].view(count, block), out=scaled)
     if left:
         torch.mul(thin[:, full:], scale[full:], out=out[count, :, :left])
 

@@ -36,10 +36,10 @@ class Lanes(numba.types.Type):
 
     def __init__(self, dtype: Any) -> None:
         self.dtype, self.count = dtype, 8 * BYTES // dtype.bitwidth
-        super().__init__(name=f"lanes of {dtype}")  # type: ignore[no-untyped-call]
+        super().__init__(name=f"lanes of {dtype}")
 
 
-@_register(Lanes)  # type: ignore[untyped-decorator]
+@_register(Lanes)
 class _LanesModel(_models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Lanes) -> None:
         super().__init__(manager, kind, _vector(kind))

@@ -11,15 +11,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
+from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaw.adapters.compiled.lanes import aligned, count, fetch, fused, load, plus, spread, store, times, total, zeros
 from deltaw.adapters.compiled.loops import compiled, compiled_as_written, inlined, run
+from deltaw.adapters.compiled.plain_norms import RANKS, plain_norms_of_rows
 
 ROWS = 8  # that are built in registers, in the norms
 NORM_ROWS = 128  # a chunk of a weight; each lays A out once
 SCALE_ROWS = 32  # a chunk of tokens
+_MANY_VECTORS = bool(get_host_cpu_features().get("avx512f"))
 _TILE = 8  # times the columns that are built in registers, at a time
 
 
@@ -37,7 +41,19 @@ def product_norms(
     """
     of_rows, of_columns = A.new_empty(len(weight)), A.new_zeros(weight.shape[1] if columns else 0)
     magnitude, s = of_rows[:0] if magnitude is None else magnitude, A.new_full((1,), scaling)
-    run(_norms_of_rows, NORM_ROWS, of_columns, weight, A, B, s, magnitude, of_rows)
+    if not _MANY_VECTORS and (missing := -len(A) % RANKS):
+        A, B = F.pad(A, (0, 0, 0, missing)), F.pad(B, (0, missing))
+    run(
+        _norms_of_rows if _MANY_VECTORS else plain_norms_of_rows,
+        NORM_ROWS,
+        of_columns,
+        weight,
+        A,
+        B,
+        s,
+        magnitude,
+        of_rows,
+    )
     return of_rows, of_columns.sqrt_()
 
 

@@ -24,7 +24,13 @@ def loop_threads(request, monkeypatch):
         assert loops.on_torch_threads()
 
 
-@pytest.mark.usefixtures("loop_threads")
+@pytest.fixture(params=[True, False], ids=["32 vectors", "16 vectors"])
+def vectors(request, monkeypatch):
+    """The loop of norms for either kind of processor; both run everywhere."""
+    monkeypatch.setattr(kernels, "_MANY_VECTORS", request.param)
+
+
+@pytest.mark.usefixtures("loop_threads", "vectors")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rank", [1, 4, 7, 40])
 @pytest.mark.parametrize(("out", "in_"), [(1, 1), (1, 9), (2, 5), (33, 20), (64, 9), (700, 520)])
@@ -67,6 +73,7 @@ def test_the_compiled_scaling_is_that_of_torch(shape, in_place, monkeypatch):
         assert in_place or torch.equal(given, g)
 
 
+@pytest.mark.usefixtures("vectors")
 def test_the_compiled_loops_do_not_depend_on_the_threads(monkeypatch):
     torch.manual_seed(0)
     W, A, B, m = torch.randn(700, 520), torch.randn(8, 520), torch.randn(700, 8), torch.rand(700)
