@@ -22,7 +22,7 @@ from deltaw.trainers.arguments import check_options, checked_numbers, checked_pa
 from deltaw.trainers.base_guard import BaseGuard
 from deltaw.trainers.budget import Budget, amount, file_bytes, planned
 from deltaw.trainers.distributed import is_writer, local, reshard, together
-from deltaw.trainers.live import Log, Numbers, live_changes
+from deltaw.trainers.live import LiveNumbers, Log, Numbers
 from deltaw.trainers.recorded_layers import (
     base_and_constants,
     checkpoint_tensors,
@@ -128,7 +128,7 @@ class Recorder:
         self._dtype, self._scalars = dtype, checked_patterns("scalars", scalars)
         self._keep, self._total_steps, self._max_bytes = keep, total_steps, max_bytes
         self._thinning = Thinning(self.when, keep)
-        self._live, self._log = live or log is not None, log
+        self._live, self._log, self._numbers = live or log is not None, log, LiveNumbers()
         self._writer, self._run = Writer(background), RunWriter(self.path)
         self._whole = {key for name, of in self.layers.items() if of.method is None for key in (name, f"{name}.weight")}
         self._process: int | None = None  # in which it is open; a child that is forked off must not write
@@ -207,8 +207,8 @@ class Recorder:
             scalars: For example ``loss=…, learning_rate=…``.
 
         Returns:
-            The live numbers, where they are wanted and the step was recorded: the mean ΔM and ΔD of the modules of
-            each kind, against the checkpoint before and against W₀, {"delta_m/consecutive/query/row": …}.
+            The live numbers, where they are wanted and the step was recorded: the means over the modules of each kind
+            of ΔM and ΔD, from the checkpoint before and from W₀, of norms and stable rank, see `LiveNumbers`.
 
         Raises:
             RecordError: The step does not rise.
@@ -270,7 +270,7 @@ class Recorder:
         if not (self._live and self._writes):
             return None
         methods = {name: layer.method for name, layer in self.layers.items()}
-        self.last_changes = live_changes(methods, self._base_of, before, copies)
+        self.last_changes = self._numbers.measure(step, methods, self._base_of, before, copies)
         logger.info("step %d: %s", step, ", ".join(f"{name} {value:.3g}" for name, value in self.last_changes.items()))
         if self._log is not None:
             self._log(self.last_changes, step)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from deltaw.adapters import METHODS, OptionError, RecordError, WriteError, create, effective_weight, inject
+from deltaw.analysis.measures.spectrum import spectrum
 from deltaw.analysis.records.run_folder import run_writer as recorder_module
 from deltaw.analysis.records.run_folder.lock import LOCK
 from deltaw.analysis.records.storage.atomic import PARTIAL
@@ -266,8 +267,17 @@ def test_live_numbers_are_those_of_the_tables(method, tmp_path, caplog):
             means = table[table.step_to == step].groupby(["kind", "axis"])[["delta_m", "delta_d"]].mean()
             for (kind, axis), row in means.iterrows():
                 wanted |= {f"{name}/{pair}/{kind}/{axis}": value for name, value in row.items()}
-        assert numbers.keys() == wanted.keys()
-        pd.testing.assert_series_equal(pd.Series(numbers).sort_index(), pd.Series(wanted).sort_index(), rtol=1e-12)
+        changed = {name: value for name, value in numbers.items() if name.startswith("delta_")}
+        assert changed.keys() == wanted.keys()
+        pd.testing.assert_series_equal(pd.Series(changed).sort_index(), pd.Series(wanted).sort_index(), rtol=1e-12)
+        for name in run.modules:  # one of each kind
+            weight, base = run.weight(name, step, torch.float64), run.base(name).double()
+            assert numbers[f"norm/{name}"] == pytest.approx(float(weight.norm()), rel=1e-9)
+            assert numbers[f"update/{name}"] == pytest.approx(float((weight - base).norm() / base.norm()), abs=1e-12)
+            if step:
+                want = spectrum(run.update(name, step)).stable_rank
+                assert numbers[f"stable_rank/{name}"] == pytest.approx(want, rel=0.02)
+        assert len(numbers) - len(changed) == (6 if step else 4 + sum("stable_rank" in name for name in numbers))
 
 
 def test_live_numbers_only_where_wanted_and_recorded(tmp_path):

@@ -23,6 +23,7 @@ from deltaw.trainers import Recorder, every
 
 NAMES = [f"delta_{m}/{pair}/{kind}/{axis}" for m in "md" for pair in ("base", "consecutive")
          for kind in ("query", "value") for axis in ("row", "column")]  # fmt: skip
+SIZES = ("norm", "update", "stable_rank")
 
 
 class Model(nn.Module):
@@ -113,7 +114,7 @@ def test_the_trainer_trains_alike_and_reports_the_live_numbers(options, trainer_
         assert not history
         return
     assert live.keys() == history.keys() == {0, 4, 6}
-    assert set(live[4]) == set(NAMES)
+    assert set(live[4]) == {*NAMES, *(f"{name}/{kind}" for name in SIZES for kind in ("query", "value"))}
     assert live[4].items() <= history[4].items()
     table = run.changes()
     chosen = table[(table.step_to == 6) & (table.kind == "value") & (table.axis == "column")]

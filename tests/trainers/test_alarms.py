@@ -1,0 +1,96 @@
+"""Alarms of live numbers: each is raised where it should be, once, and reaches the tracker that is at work."""
+
+import logging
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from deltaw.adapters import BoRA, LoRA, inject
+from deltaw.trainers import Recorder
+from deltaw.trainers.alarms import Alarms, State
+
+
+def state(**given):
+    usual = {"update": 0.01, "stable_rank": 3.0, "size": 8, "longer": 0.001, "turned": 0.01, "stored": torch.float32}
+    return State(**usual | given)
+
+
+def raised(*steps):
+    """The titles that a sequence of states of one module raises."""
+    alarms = Alarms()
+    texts = [text for step, one in enumerate(steps) for text in alarms.check(step, {"query": one})]
+    return [text.split(": ")[1] for text in texts]
+
+
+def test_a_healthy_run_raises_none():
+    assert raised(state(update=0.0, stable_rank=None), *[state(update=0.01 * step) for step in range(1, 9)]) == []
+
+
+@pytest.mark.parametrize(
+    ("title", "steps"),
+    [
+        ("never moved", [{"update": 0.0, "stable_rank": None}] * 6),
+        ("magnitudes ran ahead", [{}, {"longer": 0.06, "turned": 0.01}, {"longer": 0.08, "turned": 0.01}]),
+        ("one direction", [{}, {"update": 0.03, "stable_rank": 1.01}]),
+        ("lost in merging", [{"update": 1e-4, "stored": torch.bfloat16}] * 6),
+        ("not finite", [{}, {"update": float("nan")}, {"update": float("nan")}]),
+    ],
+    ids=["never moved", "magnitudes", "one direction", "lost", "not finite"],
+)
+def test_each_is_raised_once(title, steps):
+    assert raised(*(state(**given) for given in steps)) == [title]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"update": 0.0, "stable_rank": None}] * 3,  # too early to tell
+        [{}, {"longer": 0.06, "turned": 0.05}],  # it turned as well
+        [{}, {"update": 0.011, "stable_rank": 1.01}],  # it did not grow
+        [{"stable_rank": 1.0}, {"update": 0.03, "stable_rank": 1.0}],  # it always was one direction
+        [{"update": 1e-4}] * 6,  # float32 keeps it
+        [{"update": 1e-2, "stored": torch.bfloat16}] * 6,
+    ],
+    ids=["early", "turned", "same size", "always one", "float32", "large"],
+)
+def test_what_is_usual_raises_none(steps):
+    assert raised(*(state(**given) for given in steps)) == []
+
+
+def test_an_adapter_that_is_not_trained_is_told_while_it_is_recorded(tmp_path, caplog, monkeypatch):
+    told = []
+    run = SimpleNamespace(alert=lambda title, text: told.append((title, text)))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=run))
+    model = inject(nn.ModuleDict({"query": nn.Linear(6, 4), "value": nn.Linear(6, 4)}), LoRA(rank=2), targets=["*"])
+    with caplog.at_level(logging.WARNING), Recorder(model, tmp_path / "run", live=True) as recorder:
+        for step in range(8):
+            recorder.step(step)
+    lines = [record.message for record in caplog.records if "never moved" in record.message]
+    assert len(lines) == 1
+    assert lines[0].startswith("step 3: never moved: query, and 1 more")
+    assert told == [("deltaw: never moved", lines[0])]
+
+
+def test_a_tracker_that_fails_stops_no_training(monkeypatch):
+    def fails(**given):
+        raise RuntimeError("offline")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=SimpleNamespace(alert=fails)))
+    alarms = Alarms()
+    assert [len(alarms.check(step, {"query": state(update=0.0)})) for step in range(4)] == [0, 0, 0, 1]
+
+
+def test_magnitudes_that_run_ahead_are_seen_in_a_recorded_run(tmp_path, caplog):
+    torch.manual_seed(0)
+    model = inject(nn.ModuleDict({"query": nn.Linear(16, 16)}), BoRA(rank=2), targets=["*"])
+    with caplog.at_level(logging.WARNING), Recorder(model, tmp_path / "run", live=True) as recorder:
+        for step in range(3):
+            recorder.step(step)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if "magnitude" in name:
+                        parameter *= 1.05
+    assert any("magnitudes ran ahead: query" in record.message for record in caplog.records)
