@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -115,7 +114,7 @@ def method_columns(canvas: Canvas[Any], count: int, levels: int, *, bars: bool =
         return Columns([[canvas.ax]], [], 1)
     blocks, across = grid_of_panels(count, 5)
     ratios = [1.0] * across + ([0.07] if bars else [])
-    grid = GridSpec(levels * blocks, len(ratios), width_ratios=ratios, figure=canvas.figure)
+    grid = canvas.figure.add_gridspec(levels * blocks, len(ratios), width_ratios=ratios)
 
     def column(block: int, place: int) -> list[Axes]:
         return [canvas.figure.add_subplot(grid[levels * block + level, place]) for level in range(levels)]

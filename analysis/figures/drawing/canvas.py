@@ -10,7 +10,6 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
-from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from typing_extensions import TypeVar
@@ -63,14 +62,14 @@ class Canvas(Generic[Target]):
         if ax is not None and width is not None:
             raise OptionError(f"width is {width!r}; it is that of a new figure: leave it out with ax")
         self.panels, self._new = panels, ax is None
-        self.ax = ax if isinstance(ax, Axes) else None
+        self.ax: Axes | None = ax if isinstance(ax, Axes) else None
         self._drawn: Axes | SubFigure | Figure
         if ax is None:
             self.figure: Figure | SubFigure = Figure(figsize=(wide, size[1] * self._scale), layout="constrained")
             self._drawn = self.figure
             keep_style(self.figure)
         else:
-            self.figure = cast("Figure | SubFigure", ax.figure if isinstance(ax, Axes) else ax)
+            self.figure = ax.figure if isinstance(ax, Axes) else ax
             self._drawn = ax
 
     @property
@@ -96,7 +95,7 @@ class Canvas(Generic[Target]):
         if self.ax is not None:
             return [self.ax]
         rows = -(-self.panels // across)
-        grid = GridSpec(rows, 2 * across, figure=self.figure)
+        grid = self.figure.add_gridspec(rows, 2 * across)
         last = self.panels - (rows - 1) * across
         places = []
         for number in range(self.panels):

@@ -148,4 +148,5 @@ def _crossed(start: Array, ends: Array, boxes: Array) -> NDArray[np.bool_]:
     step = np.where(step == 0, 1e-9, step)[:, None, :]  # (ends, 1, 2)
     one, two = (boxes[None, :, :2] - start) / step, (boxes[None, :, 2:] - start) / step
     enter, leave = np.minimum(one, two).max(axis=2), np.maximum(one, two).min(axis=2)
-    return (enter <= leave) & (leave >= 0) & (enter <= 1)
+    through: NDArray[np.bool_] = (enter <= leave) & (leave >= 0) & (enter <= 1)
+    return through

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib import rcParams
 from matplotlib.axes import Axes
-from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -213,7 +212,7 @@ def _draw(
     size = (wide, 0.25 + blocks * levels * (1.45 if end_values else 1.3))
     choose = "choose one with methods= and axis="
     canvas = Canvas(ax, width, size, panels=len(methods) * levels, choose=choose)
-    grid = None if canvas.ax is not None else GridSpec(levels * blocks, across, figure=canvas.figure)
+    grid = None if canvas.ax is not None else canvas.figure.add_gridspec(levels * blocks, across)
     together: dict[tuple[str, str], list[Curve]] = {}
     for (symbol, method, _), curve in curves.items():
         together.setdefault((symbol, groups[symbol, method]), []).append(curve)

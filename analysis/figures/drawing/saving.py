@@ -88,7 +88,8 @@ def save(figure: Figure | Movie, path: str | Path) -> Path:
     kind = format_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     style = getattr(figure.figure if isinstance(figure, Movie) else figure, _KEPT, {})
-    with atomic_write(path) as aside, rc_context({**style, **_FILES}):
+    settings: Any = {**style, **_FILES}
+    with atomic_write(path) as aside, rc_context(settings):
         if isinstance(figure, Movie):
             _film(figure, aside, kind)
         else:
@@ -151,7 +152,7 @@ def _frames(movie: Movie) -> Iterator[NDArray[np.uint8]]:
     kept, dpi, layout = figure.canvas, figure.dpi, figure.get_layout_engine()
     try:
         figure.set_dpi(MOVIE_DPI)
-        canvas = FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         with ExitStack() as hidden:

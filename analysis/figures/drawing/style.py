@@ -126,7 +126,8 @@ def ground() -> str:
 
 def pale() -> str:
     """Return the colour of reference lines, as full rank: the ink's on its way to the ground's."""
-    return str(to_hex(0.65 * np.array(to_rgb(ink())) + 0.35 * np.array(to_rgb(ground()))))
+    red, green, blue = 0.65 * np.array(to_rgb(ink())) + 0.35 * np.array(to_rgb(ground()))
+    return str(to_hex((red, green, blue)))
 
 
 def small() -> float:

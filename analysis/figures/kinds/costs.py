@@ -95,13 +95,13 @@ def costs(
 
 def _known(table: pd.DataFrame, methods: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """Return the rows with both numbers, and which have not."""
-    known = np.isfinite(table[[_TIME, _MEMORY]].astype("float64")).all(axis=1)
+    known = np.isfinite(table[[_TIME, _MEMORY]].astype("float64").to_numpy()).all(axis=1)
     if not known.any():
         raise OptionError("no row has a finite seconds_per_epoch and peak_megabytes; there is nothing to draw")
-    order = {method: number for number, method in enumerate(methods)}
-    without = table[~known].sort_values("method", key=lambda names: names.map(order), kind="stable")
-    names = [_name(method, rank) for method, rank in zip(without["method"], without["rank"], strict=True)]
-    return table[known], [f"without time or memory: {'; '.join(names)}"] if names else []
+    without = table[~known]
+    pairs = sorted(zip(without["method"], without["rank"], strict=True), key=lambda pair: methods.index(pair[0]))
+    names = [_name(method, rank) for method, rank in pairs]
+    return table.loc[known], [f"without time or memory: {'; '.join(names)}"] if names else []
 
 
 def _name(method: str, rank: Any) -> str:
