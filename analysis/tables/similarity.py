@@ -76,7 +76,7 @@ def _of_step(stop: Stop, other: Run | None, examples: Examples) -> list[dict[str
     weight = stop.run.weight(stop.module, stop.step, torch.float64)
     apart = dissimilarity(weight, beside, examples=examples)
     sizes = [tuple(matrix.shape)[:: 1 if examples == "row" else -1] for matrix in (weight, beside)]
-    expected = expected_similarity(*sizes[0], sizes[1][1])
+    expected = expected_similarity(sizes[0][0], sizes[0][1], sizes[1][1])
     return [
         stop.labels
         | {"step": stop.step, "other": "base" if other is None else other.name, "step_other": stop.step_from}

@@ -141,7 +141,8 @@ def _draw(ax: Axes, rows: pd.DataFrame, lines: "dict[tuple[str, str], pd.Series[
 def _shade(color: str, share: float) -> str:
     """Return a colour lighter by a share of the way to white, or darker by one to black where it is below 0."""
     end = np.ones(3) if share > 0 else np.zeros(3)
-    return str(to_hex((1 - abs(share)) * np.array(to_rgb(color)) + abs(share) * end))
+    red, green, blue = (1 - abs(share)) * np.array(to_rgb(color)) + abs(share) * end
+    return str(to_hex((red, green, blue)))
 
 
 def _turns(ax: Axes, lines: "list[pd.Series[float]]") -> list[tuple[int, int]]:
