@@ -1,6 +1,6 @@
 """Measuring in other processes: units are handed out, and what comes back is yielded in the walk's order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from deltaw.analysis.progress import Progress
 from deltaw.analysis.progress import progress as shown
 from deltaw.analysis.tables.kept.keeper import Keeper, keeping
 from deltaw.analysis.tables.kept.keys import machine
+from deltaw.analysis.tables.one_pass import Stops
 from deltaw.analysis.tables.stop import Found, Measure, Plan
 from deltaw.analysis.tables.units import Measured, Shared, Unit, measured_unit, units_of
 from deltaw.analysis.tables.work import Work
@@ -44,7 +45,7 @@ def measured_elsewhere(
             {module: {} if keeper is None else keeper.find(module, plan.stops) for module in plan.modules}
             for plan, keeper in zip(plans, keepers, strict=True)
         ]
-        todo = [
+        todo: list[dict[str, Stops]] = [
             {module: [stop for stop in plan.stops if stop not in found] for module, found in of_run.items()}
             for plan, of_run in zip(plans, known, strict=True)
         ]
@@ -66,7 +67,7 @@ def measured_elsewhere(
             plan.check()
 
 
-def _handed_out(units: Iterator[Unit], shared: Shared, work: Work) -> Iterator[tuple[int, Any]]:
+def _handed_out(units: Iterator[Unit], shared: Shared, work: Work) -> Generator[tuple[int, Any], None, None]:
     """Yield the number of each unit and what it came to, in the order in which they are done."""
     tasks = ((unit.number, partial(measured_unit, unit)) for unit in units)
     if work.engine is not None:

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -33,7 +33,7 @@ _one = threading.Lock()  # at a time in a process: torch's number of threads is 
 
 def handed_to_dask(
     work: Iterable[tuple[K, Callable[..., R]]], *, shared: Any, address: str | None, jobs: int
-) -> Iterator[tuple[K, R | Exception]]:
+) -> Generator[tuple[K, R | Exception], None, None]:
     """Have functions called by the workers of Dask, and yield what each returned or raised, by its key, as they come.
 
     A function goes to another worker where one is lost. What several were lost at comes back as a LostError. Where the
@@ -49,10 +49,7 @@ def handed_to_dask(
         OptionError: Dask is not installed.
         DeltawError: Nothing answers at the address, no worker is there, or the engine was lost.
     """
-    try:
-        import distributed
-    except ModuleNotFoundError:
-        raise OptionError("engine 'dask' is not installed: pip install 'deltaw[cluster]'") from None
+    distributed = _distributed()
     threads = max(1, torch.get_num_threads() // jobs) if address is None else None
     call = _Call(_version(), threads)
     with contextlib.ExitStack() as stack:
@@ -92,6 +89,14 @@ def handed_to_dask(
             hand_out()
 
 
+def _distributed() -> Any:
+    """Import what is installed with the extra; parts of it have no types."""
+    try:
+        return importlib.import_module("distributed")
+    except ModuleNotFoundError:
+        raise OptionError("engine 'dask' is not installed: pip install 'deltaw[cluster]'") from None
+
+
 def _version() -> str:
     try:
         return importlib.metadata.version("deltaw")
@@ -121,8 +126,7 @@ class _Call:
 
 def _result(future: Any, address: str | None) -> Any:
     """Return what a worker returned, or why nothing did."""
-    import distributed
-
+    distributed = _distributed()
     error: BaseException | None
     try:
         return future.result()  # which may be lost with its worker, too
@@ -144,8 +148,8 @@ def _result(future: Any, address: str | None) -> Any:
 def _connected(address: str | None, jobs: int) -> Iterator[Any]:
     """Connect to a scheduler, or start one, and close what was opened."""
     import dask
-    import distributed
 
+    distributed = _distributed()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         if address is None:
@@ -180,7 +184,7 @@ def _wait_for(address: str) -> None:
     Raises:
         DeltawError: None does in time, or it is no address.
     """
-    from distributed.comm import parse_address, parse_host_port
+    from distributed.comm.addressing import parse_address, parse_host_port
 
     end, reason = time.monotonic() + TIMEOUT, ""
     while not reason or time.monotonic() < end:

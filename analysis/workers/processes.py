@@ -17,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from typing import Any, NoReturn, TypeVar
@@ -45,7 +45,7 @@ def outcomes(
     threads: int | None = None,
     again: bool = False,
     stay: bool = False,
-) -> Iterator[tuple[K, R | Exception]]:
+) -> Generator[tuple[K, R | Exception], None, None]:
     """Call functions in several processes, and yield what each returned or raised, by its key, as they come.
 
     Where the caller stops, by an error or by Ctrl-C, all processes are ended; each closes what it writes.
