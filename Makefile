@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench notebooks docs clean
+.PHONY: help demo test lint bench notebooks docs dist clean
 
 help:
 	@echo "make demo       BoRA's figures and a report on the built-in data, into demo/ (minutes, offline once it is installed)"
@@ -15,6 +15,7 @@ help:
 	@echo "make notebooks  run every notebook from the first cell to the last"
 	@echo "make bench      measure, into benchmarks/results/"
 	@echo "make docs       write docs/cli.md anew"
+	@echo "make dist       the release, as it could be published: sdist and wheel, checked"
 	@echo "make clean      remove .venv, builds and caches; demo/ stays"
 
 # The libraries of Hugging Face must not look for a network: everything that is needed is in the package.
@@ -45,6 +46,11 @@ notebooks: .venv/dev.stamp
 bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/run.py
 
+dist: .venv/release.stamp
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+
 docs: .venv/dev.stamp
 	$(BIN)/python docs/generate.py
 
@@ -70,4 +76,8 @@ clean:
 .venv/dev.stamp: .venv/pip.stamp pyproject.toml
 	@echo "installing deltaw and what its checks need into .venv; minutes, the first time"
 	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+.venv/release.stamp: .venv/dev.stamp
+	$(PIP_INSTALL) --editable '.[release]'
 	@touch $@
