@@ -143,3 +143,86 @@ def test_names_of_strangers_stay_text(tmp_path, look, record):
     assert any(row[3] == "'=cmd|' /C calc'!A0" for row in rows)
     assert page.evaluate("document.title").startswith("2 runs")
     assert (page.evaluate("document.documentElement.scrollWidth")) <= 1400
+
+
+def test_keys_move_the_step_and_the_matrix(path, look):
+    page = look(path)
+    show(page, "change-d")
+    page.locator("#change-d .plot").focus()
+    page.keyboard.press("ArrowLeft")
+    assert "step=40" in page.evaluate("location.hash")
+    show(page, "map")
+    page.locator("#map .plot").focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowLeft")
+    hash = page.evaluate("location.hash")
+    assert "module=" in hash
+    assert "step=30" in hash
+    page.locator("#matrix .card-title", has_text="layer.").wait_for()
+
+
+def test_a_click_on_the_map_shows_that_matrix(path, runs, look):
+    page = look(path)
+    show(page, "map")
+    x, y = page.evaluate("() => document.getElementById('map').card.chart.convertToPixel({gridIndex: 0}, [2, 1])")
+    box = page.locator("#map canvas").first.bounding_box()
+    page.mouse.click(box["x"] + x, box["y"] + y)
+    page.locator("#matrix", has_text="layer.0.value").wait_for()
+    assert "step=20" in page.evaluate("location.hash")
+    run = deltaw.open(runs[0])
+    change = deltaw.change(run.base("layer.0.value"), run.weight("layer.0.value", 20), "row")
+    shown = page.locator("#matrix dt", has_text="ΔD by row").locator("xpath=following-sibling::dd").inner_text()
+    assert float(shown.replace("×10⁻⁴", "e-4")) == pytest.approx(change.delta_d, rel=1e-3)
+    most = page.locator("#matrix .tops li").first.inner_text()
+    assert f"row {int(change.direction.argmax())}" in most
+
+
+def test_drawings_say_themselves_and_show_their_numbers(path, look):
+    page = look(path)
+    for card in ("change-m", "cloud", "map", "runs-matrix", "loss", "spectra", "correlation", "singular"):
+        show(page, card)
+        label = page.locator(f"#{card} .plot").get_attribute("aria-label")
+        assert len(label) > 20, card
+        assert page.locator(f"#{card} .plot").get_attribute("role") == "img"
+    assert "bora by row" in page.locator("#change-m .plot").get_attribute("aria-label")
+    page.locator("#change-m .save summary").click()
+    page.locator("#change-m").get_by_role("button", name="Show the numbers here").click()
+    assert page.locator("#change-m table tbody tr").count() == 3 * 2 * 6
+    named = "n => n.textContent.trim() || n.getAttribute('aria-label') || n.labels?.length"
+    unnamed = page.evaluate(
+        f"() => [...document.querySelectorAll('button, select, input, summary')].filter(n => !({named})(n)).length"
+    )
+    assert unnamed == 0
+
+
+def test_dark_and_print(path, look):
+    page = look(path, color_scheme="dark")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.get_by_role("button", name="Light page").click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    assert "theme=light" in page.evaluate("location.hash")
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+    page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".printed").count() >= 12
+    page.evaluate("() => dispatchEvent(new Event('afterprint'))")
+    assert page.locator(".printed").count() == 0
+
+
+def test_a_search_a_sort_and_a_narrow_window(path, look):
+    page = look(path, viewport={"width": 420, "height": 900})
+    page.get_by_label("Find a module, run or kind").fill("bora layer.2")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    page.get_by_label("Find a module, run or kind").fill("layer.2.value")
+    page.wait_for_function("() => document.querySelectorAll('#most tbody tr').length === 3")
+    page.locator("#most th button", has_text="ΔM by row").click()
+    shown = page.locator("#most tbody tr td:nth-child(5)").all_inner_texts()
+    assert len(shown) == 3
+    page.locator("#most th button", has_text="ΔM by row").click()
+    assert page.locator("#most tbody tr td:nth-child(5)").all_inner_texts() == shown[::-1]
+
+
+def test_a_link_of_another_report_is_no_error(path, look):
+    page = look(path, hash="#kind=nothing&step=7&run=99&module=5000&map=x&between=y&k=800&sort=z&scale=q&off=0,1,2,77")
+    assert page.locator(".chip[aria-pressed=true]").count() == 3
+    show(page, "map")
+    show(page, "runs-matrix")

@@ -37,6 +37,12 @@ function drawSoon() {
     });
 }
 
+// What is said in the place of a drawing that failed; the others go on.
+function failed(error) {
+  console.error(error);
+  return `This could not be drawn: ${error.message}`;
+}
+
 // A part of the page that is made anew where a change of the selection concerns it.
 function lazily(node, make, concerned) {
   const drawing = {
@@ -47,7 +53,11 @@ function lazily(node, make, concerned) {
     draw() {
       if (!drawing.dirty) return;
       drawing.dirty = false;
-      make();
+      try {
+        make();
+      } catch (error) {
+        node.replaceChildren(el("div", { class: "empty" }, failed(error)));
+      }
     },
   };
   watchDrawing(drawing, node);
@@ -96,7 +106,12 @@ class Card {
     if (!this.dirty) return;
     this.dirty = false;
     this.width = this.node.clientWidth - 34;
-    const made = this.make(app.state.now, this.width);
+    let made;
+    try {
+      made = this.make(app.state.now, this.width);
+    } catch (error) {
+      made = { empty: failed(error) };
+    }
     this.made = made;
     this.titleNode.textContent = made.title || this.title;
     this.sub.textContent = made.sub || "";
@@ -264,6 +279,19 @@ const lineOf = (run, extra) => ({
   emphasis: { disabled: true },
   ...extra,
 });
+
+// Curves in words, for readers of screens: where each begins and ends.
+function spoken(curves) {
+  return curves
+    .map(({ run, name, data }) => {
+      const known = data.filter((point) => Number.isFinite(point[1]));
+      if (!known.length) return "";
+      const [first, last] = [known[0], known[known.length - 1]];
+      return `${run.name}${name ? `, ${name}` : ""}: ${number(first[1])} at ${first[0]}${known.length > 1 ? `, ${number(last[1])} at ${last[0]}` : ""}`;
+    })
+    .filter(Boolean)
+    .join("; ");
+}
 
 // The line that stands at the selected step.
 const stepMark = (selection) => ({

@@ -116,6 +116,7 @@ function pairOf(selection) {
   return {
     title: `${shortened(model.runs[first].name, 24)} with ${shortened(model.runs[second].name, 24)}, by layer`,
     sub: `${BETWEEN[selection.between]}${selection.between === "cosine" ? "" : `, k = ${selection.k}`}; dashed: chance`,
+    says: spoken(series.map((one) => ({ run: { name: one.name }, data: one.data.map((value, i) => [layers[i], value]) }))),
     rows: [["kind", "layer", "value"], ...series.flatMap((one) => one.data.map((value, i) => [one.name, layers[i], value ?? NaN]))],
     runs: [], height: 380,
     option: {

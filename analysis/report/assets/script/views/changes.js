@@ -52,7 +52,7 @@ function changeOf(measure, selection) {
   if (!runs.length) return noChanges(selection);
   const curves = names.map((name) => runs.map((run) => finiteOnly(pointsOf(run, name, selection), log)));
   const [low, high] = extent(curves.flat(2).map((point) => point[1]));
-  const range = log ? { min: 10 ** Math.floor(Math.log10(Math.max(low, high * 1e-9))), max: 10 ** Math.ceil(Math.log10(high)) } : { min: 0, max: roundUp(high), interval: roundUp(high) / 2 };
+  const range = log ? { min: 10 ** Math.floor(Math.log10(Math.max(low, high * 1e-4))), max: 10 ** Math.ceil(Math.log10(high)) } : { min: 0, max: roundUp(high), interval: roundUp(high) / 2 };
   const top = [{ top: 24, height: 116 }, { top: 184, height: 116 }];
   const points = model.trained ? false : true;
   return {

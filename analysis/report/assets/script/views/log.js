@@ -38,6 +38,7 @@ function logOf(names, selection) {
   const both = new Set(curves.map(({ name }) => name)).size > 1;
   return {
     sub: both ? "thin: in training; strong: evaluated" : "",
+    says: spoken(curves),
     rows: [["run", "name", "step", "value"], ...curves.flatMap(({ run, name, data }) => data.map(([x, y]) => [run.name, name, x, y ?? NaN]))],
     height: 280,
     option: {

@@ -63,6 +63,7 @@ function overTrainingOf(selection) {
   const few = runs.find((run) => run.details.length < run.steps.length);
   return {
     sub: `${SPECTRA[selection.spectrum]}${few ? `; measured at ${few.details.length} of ${few.steps.length} checkpoints` : ""}`,
+    says: spoken(runs.map((run, i) => ({ run, data: curves[i] }))),
     rows: [["run", "step", selection.spectrum], ...runs.flatMap((run, i) => curves[i].map(([step, value]) => [run.name, step, value ?? NaN]))],
     runs, height: 300,
     option: {
@@ -99,6 +100,7 @@ function meanSpectrumOf(selection) {
   if (!curves.length) return { empty: model.trained && selection.step === model.steps[0] ? "ΔW is still zero at this step." : nothingMeasured().empty };
   return {
     sub: `σₖ / σ₁, mean over the chosen matrices${atSteps(curves)}`,
+    says: spoken(curves.map(({ run, points }) => ({ run, data: points }))),
     rows: [["run", "index", "σ / σ₁"], ...curves.flatMap(({ run, points }) => points.map(([i, value]) => [run.name, i, value]))],
     runs: curves.map(({ run }) => run), height: 300,
     option: { ...singularOption(curves, size), grid: { left: 54, right: 14, top: 14, bottom: 44 } },

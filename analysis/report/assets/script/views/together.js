@@ -104,11 +104,11 @@ function addPanel(option, clouds, { at, apart, selection, left, width, top, high
       textStyle: { rich: { run: { color: colorOf(run), fontWeight: 600, fontSize: 12.5 }, fit: { color: paint("soft"), fontSize: 12 } } },
     });
   }
-  const many_ = clouds.reduce((sum, { points }) => sum + points.length, 0) > 600;
+  const dense = clouds.reduce((sum, { points }) => sum + points.length, 0) > 200;
   for (const { run, points, fit } of clouds) {
     option.series.push({
-      type: "scatter", id: `points-${run.index}`, name: run.name, xAxisIndex: at, yAxisIndex: at, symbolSize: many_ ? 5 : 9,
-      itemStyle: { color: colorOf(run), opacity: many_ ? 0.35 : 0.75, borderColor: paint("card"), borderWidth: many_ ? 0 : 0.8 },
+      type: "scatter", id: `points-${run.index}`, name: run.name, xAxisIndex: at, yAxisIndex: at, symbolSize: dense ? 5 : 9,
+      itemStyle: { color: colorOf(run), opacity: dense ? 0.45 : 0.75, borderColor: paint("card"), borderWidth: dense ? 0 : 0.8 },
       data: points.map((point) => (point[2] === selection.module ? { value: point, symbolSize: 15, itemStyle: { borderColor: paint("ink"), borderWidth: 2, opacity: 1 } } : point)),
     });
     option.series.push(lineOf(run, { id: `fit-${run.index}`, silent: true, tooltip: { show: false }, xAxisIndex: at, yAxisIndex: at, data: lineThrough(fit, y[0], y[1]) }));
@@ -157,6 +157,7 @@ function correlationOf(selection) {
     : [];
   return {
     sub: `over the matrices of one step, by ${selection.axis}${banded ? `; shaded: 95 % interval of ${shortened(banded.run.name, 30)}` : ""}`,
+    says: spoken(curves.map(({ run, fits }) => ({ run, data: fits.map((fit) => [fit.step, fit.r]) }))),
     rows: [["run", "step", "r", "low", "high", "slope", "n"], ...curves.flatMap(({ run, fits }) => fits.map((fit) => [run.name, fit.step, fit.r, fit.low, fit.high, fit.slope, fit.n]))],
     runs: curves.map(({ run }) => run), height: app.model.runs.length < 4 ? 330 : 300,
     option: {

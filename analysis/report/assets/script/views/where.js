@@ -88,7 +88,7 @@ function mapOf(selection) {
   else for (const module of modules) add(columns.indexOf(module.kind), module.layer === null ? 0 : rows.indexOf(module.layer), module, run.steps.length - 1);
   const positive = numbers.filter((value) => value > 0);
   const [least, high] = extent(positive);
-  const low = selection.scale === "log" ? Math.max(least, high * 1e-5) : 0;
+  const low = selection.scale === "log" ? Math.max(least, high * 1e-3) : 0;
   const log = selection.scale === "log";
   const bend = (value) => (log ? Math.log10(Math.max(value, low)) : value);
   const drawn = data
@@ -252,6 +252,7 @@ function singularOf(selection) {
   if (!curves.length) return { empty: "ΔW is zero here, or was not measured." };
   return {
     sub: `of ΔW, the first ${size}${atSteps(curves)}`,
+    says: spoken(curves.map(({ run, points }) => ({ run, data: points }))),
     rows: [["run", "index", "σ"], ...curves.flatMap(({ run, points }) => points.map(([i, value]) => [run.name, i, value]))],
     runs: curves.map(({ run }) => run), height: 300,
     option: singularOption(curves, size),
