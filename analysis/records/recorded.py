@@ -69,6 +69,7 @@ class RecordedSource(Source):
         self._check_sizes(self._checkpoints, self._announced)
         self.folder = storage.path if isinstance(storage, LocalStorage) else None
         self._headers: dict[str, dict[str, Entry]] = {}  # by file
+        self._stamps: dict[str, tuple[int, ...]] = {}  # of each file as its header was read
         self._known: dict[tuple[bytes, int, bool], dict[str, Entry]] = {}  # most checkpoints have the same header
         self._base_sum: str | None = None
         self._fetched: dict[str, Tensor] = {}  # of a base behind an address; see _from_base
@@ -81,9 +82,9 @@ class RecordedSource(Source):
         self._methods: dict[str, Method | None] = {}
         self._expected = matrix_shapes(self.manifest)
         if isinstance(storage, LocalStorage):  # behind an address each would be a request
-            self._header(storage, BASE, self.manifest.base.bytes)
+            self._header(storage, BASE)
             for name in _some(list(self._announced)):
-                self._header(self._checkpoints, name, self._announced[name].bytes)
+                self._header(self._checkpoints, name)
 
     @override
     def check_methods(self) -> None:
@@ -300,17 +301,20 @@ class RecordedSource(Source):
 
     def _read(self, storage: Storage, file: str, announced: FileEntry, names: dict[str, str]) -> State:
         """Tensors of a file: the key wanted in the result -> the tensor's name there."""
-        size = storage.size(file)
-        compare_size(storage.file(file), size, announced)
-        header = self._header(storage, file, size)
+        stamp = storage.stamp(file)
+        compare_size(storage.file(file), stamp[0], announced)
+        header = self._header(storage, file)
+        storage.check_unchanged(file, self._stamps[file], stamp)
         for name in names.values():
             if name not in header:
                 raise RecordError(f"{storage.file(file)}: lacks the tensor {name!r}")
-        return read_tensors(storage, file, {key: header[name] for key, name in names.items()}, size)
+        return read_tensors(storage, file, {key: header[name] for key, name in names.items()}, stamp[0])
 
-    def _header(self, storage: Storage, file: str, size: int) -> dict[str, Entry]:
+    def _header(self, storage: Storage, file: str) -> dict[str, Entry]:
         """The header of a file; read and held against the manifest the first time."""
         if file not in self._headers:
+            self._stamps[file] = storage.stamp(file)
+            size = self._stamps[file][0]
             text = header_text(storage, file, size)
             key = text, size, file == BASE
             if key not in self._known:

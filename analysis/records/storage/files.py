@@ -58,6 +58,15 @@ class Storage(ABC):
         """Return what is another where another file has taken a file's place: its bytes, and what else is known."""
         return (self.size(name),)
 
+    def check_unchanged(self, name: str, stamp: tuple[int, ...], now: tuple[int, ...] | None = None) -> None:
+        """Raise where a file was written again since it had this stamp; ``now`` is its stamp where it is known.
+
+        Raises:
+            RecordError: What was read of it before, as its header, need not be true of it any more.
+        """
+        if (self.stamp(name) if now is None else now) != stamp:
+            raise RecordError(f"{self.file(name)}: was written again since it was opened; open the run again")
+
     @abstractmethod
     def _bytes(self, name: str, start: int, length: int) -> Buffer:
         """Return a range that is known to lie in the file."""

@@ -111,10 +111,8 @@ class SafeTensors(Tensors):
     @override
     def read(self, name: str, index: int | None = None) -> Tensor:
         entry, file = self._entry(name), self._files[name]
-        stamp = self._storage.stamp(file)
-        if stamp != self._stamps[file]:
-            raise RecordError(f"{self._storage.file(file)}: was written again since it was opened; open the run again")
-        return read_tensor(self._storage, file, entry, index, size=stamp[0])
+        self._storage.check_unchanged(file, self._stamps[file])
+        return read_tensor(self._storage, file, entry, index, size=self._stamps[file][0])
 
 
 class SavedTensors(Tensors):

@@ -223,3 +223,21 @@ def test_opening_says_if_a_header_lies(file, change, words, run):
     rename_header(run / file, change)
     with pytest.raises(RecordError, match=words):
         Trajectory.open(run)
+
+
+@pytest.mark.parametrize("how", ["in its place", "in another's place"])
+@pytest.mark.parametrize("file", ["base.safetensors", "checkpoints/0000000002.safetensors"])
+def test_a_file_that_was_written_again_is_noticed(file, how, run):
+    """Its size and its header are the same, and so only its place and time tell."""
+    opened, path = Trajectory.open(run), run / file
+    opened.weight("0", 2)
+    data = path.read_bytes()
+    if how == "in its place":
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        os.utime(path, ns=(1, 1))
+    else:
+        path.with_suffix(".new").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        path.with_suffix(".new").rename(path)
+    with pytest.raises(RecordError, match=f"{path.name}: was written again since it was opened; open the run again"):
+        opened.weight("0", 2)
+    Trajectory.open(run).weight("0", 2)
