@@ -90,8 +90,8 @@ def command(
 def _by_axis(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Return a row a matrix, with the two axes side by side."""
     keys = [name for name in frame.columns if name in (*GROUPS, "step_from", "step_to")]
-    found = frame.set_index([*keys, "axis"])[["delta_m", "delta_d"]].unstack("axis")
-    found.columns = [f"{name}_{axis}" for name, axis in found.columns]
+    found = frame.pivot(index=keys, columns="axis", values=["delta_m", "delta_d"])
+    found.columns = found.columns.map("_".join)
     return found.reindex(columns=list(COLUMNS)).reset_index()
 
 

@@ -142,7 +142,7 @@ def _means(
     wide: "pd.DataFrame", by: Sequence[str], columns: Sequence[str], shown: Shown
 ) -> tuple[list[dict[str, Any]], int]:
     """Return a row a group, with how many matrices it holds, and how many rows are left out."""
-    grouped = wide.groupby(by, dropna=False, sort=False)
+    grouped = wide.groupby(list(by), dropna=False, sort=False)
     table = grouped[list(columns)].mean()
     table.insert(0, "matrices", grouped["module"].nunique())
     table = table.reset_index()
@@ -151,7 +151,9 @@ def _means(
             raise OptionError(f"--sort {shown.sort!r}: choose one of {', '.join(map(str, table.columns))}")
         table = table.sort_values(shown.sort, ascending=table[shown.sort].dtype == object, kind="stable")
     count = shown.top or (len(table) if shown.by else ROWS)
-    rows = [{name: _cell(name, value) for name, value in row.items()} for row in table.head(count).to_dict("records")]
+    names = [str(name) for name in table.columns]
+    shortened = table.head(count).itertuples(index=False, name=None)
+    rows = [{name: _cell(name, value) for name, value in zip(names, row, strict=True)} for row in shortened]
     return rows, len(table) - len(rows)
 
 

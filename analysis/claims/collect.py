@@ -106,9 +106,10 @@ def gather(
         start = 0 if 0 in run.steps else None  # the base, where the start was not recorded
         after = [step for step in run.steps if step > 0]
         ends = {*four_of(after), *([shared] if shared is not None else [])} if after else set()
+        later = {step for step in (run.steps[-1], last) if step}
         return {
             "consecutive": run.pairs("consecutive") if run in boras else [],
-            "initial": [(start, end) for end in sorted({run.steps[-1], last} - {None, 0})] if run in boras else [],
+            "initial": [(start, end) for end in sorted(later)] if run in boras else [],
             "base": [(None, end) for end in sorted(ends)] if run in doras else [],
         }
 

@@ -107,7 +107,8 @@ def _of_module(stop: Stop, other: Run, rank: int) -> list[dict[str, Any]]:
     row |= {"norm_first": found.first, "norm_second": found.second, "difference": found.difference}
     row |= {"relative": found.relative, "cosine": found.cosine, "cosine_chance": found.chance}
     if rank:
-        row |= _directions(*(directions(**update) for update in updates), rank=rank)
+        one, two = (directions(**update) for update in updates)
+        row |= _directions(one, two, rank)
     return [row]
 
 

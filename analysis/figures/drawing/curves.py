@@ -94,8 +94,8 @@ def draw_curves(
                 _by_layer(panel, ends, column, methods, styles)
             canvas.title(panel, _TITLES[name], letter(row * len(panels) + number))
         for panel in grid[row]:
-            for name, level in shown.items():
-                panel.axhline(level, label=name, zorder=1, **dotted)
+            for reference, level in shown.items():
+                panel.axhline(level, label=reference, zorder=1, **dotted)
         drawn = _drawn(grid[row])
         for panel in grid[row]:
             value_axis(panel, drawn, label if panel is grid[row, 0] else "", scale)
@@ -163,7 +163,7 @@ def _over_training(
 def _bars(ax: Axes, found: pd.DataFrame, column: str, color: str, marked: tuple[int, int], beside: Transform) -> None:
     """Draw the deviation as a bar at every other marker."""
     first, every = marked
-    values = {float(step): at for step, at in found.groupby("step")[column]}
+    values = dict(iter(found[column].groupby(found["step"].astype(float))))
     steps = list(values)[first :: 2 * every]
     low, high = zip(*(_deviation(values[step]) for step in steps), strict=True)
     ax.vlines(steps, low, high, color=color, linewidth=thin(), transform=beside, zorder=1.5)

@@ -122,14 +122,14 @@ def cloud(
         number_axis(panel, "y", padded(heights.min(), heights.max()), "ΔM")
         canvas.title(panel, method_name(method), letter(index))
     canvas.legend(legend)
-    band = "band: 95 % of lines, bootstrapped over the matrices" if banded else ""
+    interval = "band: 95 % of lines, bootstrapped over the matrices" if banded else ""
     what = f"ΔM against ΔD for {methods_named(rows)}, a point per matrix and step, with the line of least squares"
     facts = facts_of(
         what,
         rows,
         "step_to",
         pairs=start_note(rows, axis),
-        interval=band,
+        interval=interval,
         notes=[_counted(rows), *notes],
         averaged=False,
     )
