@@ -50,16 +50,16 @@ def correlation_text(value: float) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-def short_number(value: float, digits: int = 3) -> str:
-    """Return a number in a few digits, with its power of ten where it is small or large.
+def short_number(value: float) -> str:
+    """Return a number in three digits, with its power of ten where it is small or large.
 
     Example:
-        >>> short_number(0.0396), short_number(6e-05), short_number(0.0), short_number(0.0396, digits=2)
-        ('0.0396', '6×10⁻⁵', '0', '0.04')
+        >>> short_number(0.0396), short_number(6e-05), short_number(0.0)
+        ('0.0396', '6×10⁻⁵', '0')
     """
     if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.{digits}g}".replace("-", "−")
-    factor, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return f"{value:.3g}".replace("-", "−")
+    factor, _, exponent = f"{value:.2e}".partition("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{float(factor):g}×10{raised}".replace("-", "−")
 

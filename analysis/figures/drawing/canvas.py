@@ -122,17 +122,18 @@ class Canvas(Generic[Target]):
         where, loc = (self.figure, "outside upper center") if self.ax is None else (self.ax, "best")
         where.legend([handle for handle, _ in entries], [label for _, label in entries], **({"loc": loc} | look))
 
-    def finish(self, facts: Facts, label: str = "", *, under: Axes | None = None) -> Target:
+    def finish(self, facts: Facts, label: str = "", *, under: Axes | None = None, said: str = "") -> Target:
         """Write the facts beneath the panels, keep them for the caption, and return what the caller gets.
 
         Arguments:
             facts: Of what was drawn.
             label: What the steps' axis is called where all panels share it.
             under: The panel beneath whose own label they stand, where something is beside it.
+            said: The one that the legend says already.
         """
         under = self.ax or under
         share = 1.0 if self.ax is not None or under is None else 0.65
-        lines = [part for line in facts.lines() for part in self.wrapped(line, share)]
+        lines = [part for line in facts.lines() if line != said for part in self.wrapped(line, share)]
         if under is not None:
             self._grow(len(lines), _NOTE)
             under.set_xlabel("\n".join([under.get_xlabel() or label, *lines]).strip("\n"))

@@ -254,7 +254,7 @@ def _draw(
     ends = [step for curve in curves.values() for step in (*curve.steps[:1], *curve.steps[-1:])]
     step_axis(panels[0], ends, label="", nbins=3)
     _legend(canvas, bool(facts.interval))
-    return canvas.finish(facts, "training step")
+    return canvas.finish(facts, "training step", said=facts.interval)
 
 
 _EMPTY = Curve(*(np.empty(0) for _ in range(4)))
@@ -317,7 +317,7 @@ def _write_end(ax: Axes, q: Quantity, curve: Curve) -> None:
     ax.plot(curve.steps[-1:], curve.mean[-1:], "o", color=q.color, clip_on=False, label=f"{q.symbol} at the end")
     x, side = (0, "left") if q is QUANTITIES[0] else (1, "right")
     ax.annotate(
-        f"{q.symbol} {short_number(float(curve.mean[-1]), digits=2)}",
+        f"{q.symbol} {short_number(float(curve.mean[-1]))}",
         (x, 1),
         xycoords="axes fraction",
         xytext=(0, 2),

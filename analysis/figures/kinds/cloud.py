@@ -115,8 +115,8 @@ def cloud(
             points = found[found["turn"] == turn]
             shades = [colors[position] for position in zip(points["stack"], points["layer"], strict=True)]
             panel.scatter(points["delta_d"], points["delta_m"], s=size, c=shades, marker=marker, **edge(), zorder=3)
-        line, band = _regression(panel, found)
-        banded |= band
+        line, has_band = _regression(panel, found)
+        banded |= has_band
         heights = pd.concat([found["delta_m"], pd.Series(line)])  # the line is not cut by the frame
         number_axis(panel, "x", padded(found["delta_d"].min(), found["delta_d"].max()), "ΔD")
         number_axis(panel, "y", padded(heights.min(), heights.max()), "ΔM")

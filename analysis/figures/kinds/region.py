@@ -99,7 +99,7 @@ def _facts(updates: Mapping[str, ArrayLike], module: str | None, step: int | Non
     at = f"at step {steps[0]:,}" if len(steps) == 1 else f"at steps {steps[0]:,} to {steps[-1]:,}" if steps else ""
     return Facts(
         "Where the update ΔW of a matrix is not zero",
-        kind=" and ".join(plain(name) for name in names),
+        kind=f"matrix {' and '.join(plain(name) for name in names)}" if names else "",
         steps=", ".join(part for part in (at, f"checkpoints {apart}" if apart else "") if part),
         notes=("each panel has a scale of its own, up to the 99th percentile of |ΔW|",) if len(updates) > 1 else (),
     )

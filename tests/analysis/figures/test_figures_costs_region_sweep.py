@@ -49,12 +49,12 @@ def test_region_draws_the_update_itself_and_masks_what_is_untouched() -> None:
 
 def test_region_names_its_matrix_and_step() -> None:
     figure = region({"LoRA": sparse(columns=(2,))}, module="h.1.attn$", step=1200)
-    assert figure.get_supxlabel() == "h.1.attn\\$; at step 1,200"
+    assert figure.get_supxlabel() == "matrix h.1.attn\\$; at step 1,200"
     updates = Updates()
     updates["LoRA"], updates["FA"] = sparse(columns=(2,)), sparse(columns=(3,))
     updates.modules, updates.steps, updates.spacing = ["h.1.attn", "h.1.attn"], [90, 100], "every 10 steps"
     lines = region(updates).get_supxlabel().replace(",\n", ", ").split("\n")
-    assert lines[0] == "h.1.attn; at steps 90 to 100, checkpoints every 10 steps"
+    assert lines[0] == "matrix h.1.attn; at steps 90 to 100, checkpoints every 10 steps"
     figure.draw_without_rendering()
 
 
