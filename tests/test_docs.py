@@ -1,5 +1,6 @@
 """The pages say what is so: snippets run, commands exist, tables are complete, links lead somewhere."""
 
+import json
 import re
 import runpy
 import shlex
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from deltaw.adapters import METHODS
 
@@ -47,8 +50,24 @@ def options_of(context: click.Context) -> set[str]:
     }
 
 
+def save_adapter_and_base() -> None:
+    """What a reader of the README has trained with PEFT, and on what."""
+    name, generator = "model.layers.0.self_attn.q_proj", torch.Generator().manual_seed(0)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    factors = {
+        f"base_model.model.{name}.lora_{part}.weight": torch.randn(shape, generator=generator)
+        for part, shape in (("A", (2, 8)), ("B", (8, 2)))
+    }
+    for folder in ("my-adapter", "my-base"):
+        Path(folder).mkdir()
+    save_file(factors, "my-adapter/adapter_model.safetensors")
+    Path("my-adapter/adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file({f"{name}.weight": torch.randn(8, 8, generator=generator)}, "my-base/model.safetensors")
+
+
 def test_the_readmes_snippets_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    save_adapter_and_base()
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 3
