@@ -194,7 +194,7 @@ def rounded_page(frame: pd.DataFrame, scores: Mapping[str, str], *, markdown: bo
             "share %": _cell(row["share"], "{:.2%}").removesuffix("%"),
             **{title: _spread(row[f"{name}_mean"], row[f"{name}_std"]) for name, title in scores.items()},
             "seeds": _cell(row["seeds"], "{:.0f}"),
-            "s an epoch": _cell(row["seconds_per_epoch"], "{:.2f}"),
+            "s per epoch": _cell(row["seconds_per_epoch"], "{:.2f}"),
             "peak MB": _cell(row["peak_megabytes"], "{:.0f}"),
         }
         for row in frame.to_dict(orient="records")

@@ -170,7 +170,7 @@ def results_table(results: Sequence[ColaResult]) -> str:
             "share %": f"{100 * r.share:.2f}",
             "best MCC": f"{r.best_mcc:.3f}",
             "at epoch": r.best_epoch,
-            "s an epoch": f"{r.seconds_per_epoch:.2f}",
+            "s per epoch": f"{r.seconds_per_epoch:.2f}",
             "peak MB": f"{r.peak_megabytes:.0f}",
         }
         for r in results

@@ -112,7 +112,7 @@ def results_table(result: VLResult) -> str:
     rows.append([AVERAGE, f"{result.mean:.3f}", f"{prior:.3f}", ""])
     about = (
         f"{result.method}: {result.trainable:,} trainable ({100 * result.share:.2f} %), "
-        f"{result.seconds_per_epoch:.2f} s an epoch, peak {result.peak_megabytes:.0f} MB"
+        f"{result.seconds_per_epoch:.2f} s per epoch, peak {result.peak_megabytes:.0f} MB"
     )
     headers = ["task", "score", "prior", "examples"]
     right = ("left", "right", "right", "right")

@@ -56,7 +56,7 @@ def cloud(
     width: float | None = None,
     ax: Target | None = None,
 ) -> Target:
-    """Draw ΔM against ΔD, a panel per method, a point per matrix and step, with the regression line and Pearson's r.
+    """Draw ΔM against ΔD, one panel per method, a point per matrix and step, with the regression line and Pearson's r.
 
     The colour is the layer, the marker the step; matrices without layer numbers have one colour. Where a model has an
     encoder and a decoder, each has colours of its own, and so has the decoder's attention to the encoder. Every panel

@@ -32,7 +32,7 @@ def singular_values(
     width: float | None = None,
     ax: Target | None = None,
 ) -> Target:
-    """Draw the singular values σ_i of ΔW against the training step, a panel per method, a line per index i.
+    """Draw the singular values σ_i of ΔW against the training step, one panel per method, a line per index i.
 
     Lines are 1 to 8, then 16, 32, 64, … as far as there are any, dark for the largest. Each is the mean over the
     matrices of the kind and over the runs of a method. The scale is logarithmic and shared; what is more than six
