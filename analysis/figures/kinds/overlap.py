@@ -40,7 +40,7 @@ def overlap(
     width: float | None = None,
     ax: Target | None = None,
 ) -> Target:
-    """Draw φ(i, j), how much of the first i directions of one update lies in the first j of another, one panel per layer.
+    """Draw φ(i, j), how much of the first i directions of one update lies in the other's first j, one panel per layer.
 
     Dark is 0, nothing in common, bright is 1, one inside the other. Hatched is where an update has no such direction.
     Random directions in n dimensions have max(i, j)/n on average: the mark at the colour bar goes up to the largest,
