@@ -46,4 +46,9 @@ const HEAT = {
 };
 const heat = () => HEAT[isDark() ? "dark" : "light"];
 
+// Colours of what is no run: kinds of matrices (Okabe and Ito's, and two of Tol's).
+const KIND_COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933"];
+const kindColor = (i) => (isDark() ? mixed(KIND_COLORS[i % 8], "#ffffff", 0.3) : KIND_COLORS[i % 8]);
+const kindLegend = (names) => ({ icon: "roundRect", itemWidth: 14, itemHeight: 3, itemGap: 12, textStyle: { color: paint("soft"), fontSize: 12 }, type: "scroll", data: names, formatter: (name) => shortened(name, 20) });
+
 const DASHES = { solid: "solid", dashed: [7, 4], dotted: [2, 3], dashdot: [8, 3, 2, 3] };

@@ -106,10 +106,9 @@ function pairOf(selection) {
   const modules = model.chosen(selection);
   const kinds = model.kinds.filter((kind) => modules.some((module) => module.kind === kind)).slice(0, 8);
   const layers = model.layers.length ? model.layers : [0];
-  const colors = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933"];
   const curve = (of) => layers.map((layer) => { const value = mean(modules.filter((module) => (module.layer ?? layers[0]) === layer && of.kind(module)).map(of.value)); return Number.isFinite(value) ? value : null; });
   const series = kinds.map((kind, i) => ({
-    type: "line", name: kind, symbol: "circle", symbolSize: 5, emphasis: { disabled: true }, color: isDark() ? mixed(colors[i], "#ffffff", 0.3) : colors[i], lineStyle: { width: 2 },
+    type: "line", name: kind, symbol: "circle", symbolSize: 5, emphasis: { disabled: true }, color: kindColor(i), lineStyle: { width: 2 },
     data: curve({ kind: (module) => module.kind === kind, value: (module) => betweenValue(selection, first, second, module) }),
   }));
   series.push({ type: "line", name: "chance", symbol: "none", color: paint("faint"), lineStyle: { type: [4, 4], width: 1.5 }, emphasis: { disabled: true }, data: curve({ kind: () => true, value: (module) => chanceOf(selection, module) }) });
@@ -121,7 +120,7 @@ function pairOf(selection) {
     runs: [], height: 380,
     option: {
       grid: { left: 52, right: 14, top: 34, bottom: 44 },
-      legend: { top: 0, left: 0, icon: "roundRect", itemWidth: 14, itemHeight: 3, textStyle: { color: paint("soft"), fontSize: 12 }, type: "scroll", data: series.map((one) => one.name), formatter: (name) => shortened(name, 20) },
+      legend: { top: 0, left: 0, ...kindLegend(series.map((one) => one.name)) },
       xAxis: { type: "category", data: layers.map(String), name: "layer", nameLocation: "middle", nameGap: 26, boundaryGap: layers.length < 3 },
       yAxis: { type: "value", axisLabel: { formatter: (value) => betweenText(selection, value) } },
       tooltip: { trigger: "axis", formatter: (hits) => tip(`layer ${hits.length ? hits[0].name : ""}`, hits.map((hit) => ({ name: hit.seriesName, value: betweenText(selection, hit.value) }))) },

@@ -44,29 +44,45 @@ function xAxisOf(extra) {
 const finiteOnly = (points, log) => points.map(([x, y]) => [x, Number.isFinite(y) && !(log && y <= 0) ? y : null]);
 const NOISE = 1e-9; // of the largest change: below, as before the first step, it is the rounding of W′
 
+// What has a line: each run; or, of one run's one checkpoint, each kind of matrix.
+function linesOf(runs, selection) {
+  const { model } = app;
+  const kinds = model.kinds.filter((kind) => model.chosen(selection).some((module) => module.kind === kind));
+  if (model.trained || runs.length > 1 || kinds.length < 2 || kinds.length > 8) return runs.map((run) => ({ run, name: run.name, of: selection }));
+  return kinds.map((kind, i) => ({ run: runs[0], name: kind, of: { ...selection, kind }, color: kindColor(i) }));
+}
+
 function changeOf(measure, selection) {
   const { model, state } = app;
   const log = selection.scale === "log";
-  const names = ["row", "column"].map((axis) => `changes.${selection.pairs}.${axis}.${measure}`);
+  const axes = ["row", "column"];
+  const names = axes.map((axis) => `changes.${selection.pairs}.${axis}.${measure}`);
   const runs = state.shown.filter((run) => names.some((name) => model.has(run, name)));
   if (!runs.length) return noChanges(selection);
-  const curves = names.map((name) => runs.map((run) => finiteOnly(pointsOf(run, name, selection), log)));
+  const lines = linesOf(runs, selection);
+  const curves = names.map((name) => lines.map((line) => finiteOnly(pointsOf(line.run, name, line.of), log)));
   const [low, high] = extent(curves.flat(2).map((point) => point[1]));
   const range = log ? { min: 10 ** Math.floor(Math.log10(Math.max(low, high * 1e-4))), max: 10 ** Math.ceil(Math.log10(high)) } : { min: 0, max: roundUp(high), interval: roundUp(high) / 2 };
   const top = [{ top: 24, height: 116 }, { top: 184, height: 116 }];
-  const points = model.trained ? false : true;
+  const byKind = lines[0].color !== undefined;
   return {
     sub: `mean of ${many(model.measured(runs, names[0], selection), "matrix", "matrices")}, ${PAIRS[selection.pairs]}`,
-    says: runs.map((run) => ["row", "column"].map((axis, i) => `${run.name} by ${axis}: ${number(valueAt(curves[i][runs.indexOf(run)], selection))}`).join(", ")).join("; "),
-    rows: [["run", "axis", model.trained ? "step" : "layer", CHANGES[measure]], ...["row", "column"].flatMap((axis, i) => runs.flatMap((run, r) => curves[i][r].map(([x, y]) => [run.name, axis, x, y])))],
-    height: 342, runs,
+    says: lines.map((line, i) => axes.map((axis, a) => `${line.name} by ${axis}: ${number(valueAt(curves[a][i], selection))}`).join(", ")).join("; "),
+    rows: [[byKind ? "kind" : "run", "axis", model.trained ? "step" : "layer", CHANGES[measure]], ...axes.flatMap((axis, a) => lines.flatMap((line, i) => curves[a][i].map(([x, y]) => [line.name, axis, x, y])))],
+    height: byKind ? 392 : 342, runs: byKind ? [] : runs,
     option: {
       grid: top.map((place) => ({ left: 58, right: 14, ...place })),
+      legend: byKind ? { ...kindLegend(lines.map((line) => line.name)), bottom: 0, left: 8, type: "plain" } : undefined,
       xAxis: [xAxisOf({ gridIndex: 0, name: "", axisLabel: { show: false } }), xAxisOf({ gridIndex: 1 })],
       yAxis: ["rows", "columns"].map((text, i) => ({ type: log ? "log" : "value", gridIndex: i, ...range, name: `${UNITS[measure]}, by ${text}`, nameLocation: "end", nameGap: 10, nameTextStyle: { align: "left", padding: [0, 0, 0, -48], color: paint("soft"), fontSize: 12 }, axisLabel: { formatter: tick }, splitNumber: 3 })),
       axisPointer: { link: [{ xAxisIndex: "all" }] },
-      tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits, 2) },
-      series: curves.flatMap((of, i) => of.map((data, r) => lineOf(runs[r], { data, xAxisIndex: i, yAxisIndex: i, showSymbol: points || data.length < 3, id: `${i}-${runs[r].index}`, markLine: model.trained && r === 0 ? stepMark(selection) : undefined }))),
+      tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits, 2, lines) },
+      series: curves.flatMap((of, a) =>
+        of.map((data, i) => {
+          const line = lineOf(lines[i].run, { data, name: lines[i].name, xAxisIndex: a, yAxisIndex: a, showSymbol: !model.trained || data.length < 3, id: `${a}-${i}`, markLine: model.trained && i === 0 ? stepMark(selection) : undefined });
+          return byKind ? { ...line, color: lines[i].color, lineStyle: { width: 2, color: lines[i].color } } : line;
+        }),
+      ),
     },
   };
 }
@@ -79,19 +95,20 @@ function valueAt(points, selection) {
   return found;
 }
 
-// The tooltip of lines over training: under the step a row for each run, by rows and by columns.
-function tipOver(hits, axes, show) {
+// The tooltip of lines over training: under the step a row for each line, by rows and by columns. The id of a series is
+// its axis and its line.
+function tipOver(hits, axes, lines, show) {
   const { model } = app;
-  const byRun = new Map();
+  const found = new Map();
   for (const hit of hits) {
     const [axis, index] = hit.seriesId.split("-").map(Number);
-    if (!byRun.has(index)) byRun.set(index, []);
-    byRun.get(index)[axis] = hit.value[1];
+    if (!found.has(index)) found.set(index, []);
+    found.get(index)[axis] = hit.value[1];
   }
   const shown = show || ((value) => number(value, 4));
   return tip(
     `${model.trained ? "step" : "layer"} ${hits.length ? hits[0].value[0] : ""}`,
-    [...byRun].map(([index, values]) => ({ run: model.runs[index], name: model.runs[index].name, value: shown(values[0]), sub: axes === 2 ? `columns ${shown(values[1])}` : null })),
+    [...found].map(([index, values]) => ({ run: lines[index].color ? null : lines[index].run, name: lines[index].name, value: shown(values[0]), sub: axes === 2 ? `columns ${shown(values[1])}` : null })),
   );
 }
 
@@ -118,8 +135,8 @@ function asymmetryOf(selection) {
       grid: { left: 58, right: 14, top: 24, bottom: 42 },
       xAxis: xAxisOf(),
       yAxis: { type: "value", min: -most, max: most, interval: most / 2, name: "rows ÷ columns", nameLocation: "end", nameGap: 10, nameTextStyle: { align: "left", padding: [0, 0, 0, -48], color: paint("soft"), fontSize: 12 }, axisLabel: { formatter: (value) => times(value) } },
-      tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits, 1, (value) => times(value)) },
-      series: curves.map((data, r) => lineOf(runs[r], { data, id: `0-${runs[r].index}`, showSymbol: data.length < 3 || !model.trained, markLine: r === 0 ? { ...stepMark(selection), data: [{ yAxis: 0, lineStyle: { color: paint("soft"), type: "solid" } }, ...(model.trained ? [{ xAxis: selection.step }] : [])] } : undefined })),
+      tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits, 1, runs.map((run) => ({ run, name: run.name })), (value) => times(value)) },
+      series: curves.map((data, r) => lineOf(runs[r], { data, id: `0-${r}`, showSymbol: data.length < 3 || !model.trained, markLine: r === 0 ? { ...stepMark(selection), data: [{ yAxis: 0, lineStyle: { color: paint("soft"), type: "solid" } }, ...(model.trained ? [{ xAxis: selection.step }] : [])] } : undefined })),
     },
   };
 }

@@ -70,8 +70,8 @@ function overTrainingOf(selection) {
       grid: { left: 54, right: 14, top: 14, bottom: 44 },
       xAxis: xAxisOf(),
       yAxis: { type: "value", scale: true, axisLabel: { formatter: tick } },
-      tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits, 1) },
-      series: runs.map((run, i) => lineOf(run, { id: `0-${run.index}`, data: curves[i], showSymbol: curves[i].length < 4, markLine: i === 0 ? stepMark(selection) : undefined })),
+      tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits, 1, runs.map((run) => ({ run, name: run.name }))) },
+      series: runs.map((run, i) => lineOf(run, { id: `0-${i}`, data: curves[i], showSymbol: curves[i].length < 4, markLine: i === 0 ? stepMark(selection) : undefined })),
     },
   };
 }
