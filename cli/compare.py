@@ -101,11 +101,10 @@ def _parts(frame: "pd.DataFrame", first: str, second: str) -> list[str]:
     several = f"the {len(most)} that differ most, " if len(most) < len(frame) else ""
     steps = f"step {frame['step_first'].iloc[0]} against step {frame['step_second'].iloc[0]}"
     parts.append(f"{several}of {len(frame)} matrices in both, {steps}\n{fitted([_row(row) for row in _records(most)])}")
-    means = frame[["cosine", "relative", "delta_m_row", "delta_d_row"]].mean()
-    parts.append(
-        f"mean over all: cosine {means['cosine']:.3g}, difference {means['relative']:.3g}, "
-        f"ΔM of rows {means['delta_m_row']:.3g}, ΔD of rows {means['delta_d_row']:.3g}"
-    )
+    names = {"cosine": "cosine", "relative": "difference", "delta_m_row": "ΔM of rows", "delta_d_row": "ΔD of rows"}
+    means = frame[list(names)].mean().dropna()
+    if len(means):
+        parts.append("mean over all: " + ", ".join(f"{names[name]} {value:.3g}" for name, value in means.items()))
     return parts
 
 

@@ -146,6 +146,13 @@ def _means(
     table = grouped[list(columns)].mean()
     table.insert(0, "matrices", grouped["module"].nunique())
     table = table.reset_index()
+    if "layer" in by and shown.sort is None:  # the modules of a file may be in the order of their names
+        runs = {name: place for place, name in enumerate(table["run"].unique())} if "run" in by else {}
+        keys = [
+            (runs.get(row.get("run"), 0), math.inf if _cell("", row["layer"]) is None else row["layer"])
+            for row in table.to_dict("records")
+        ]
+        table = table.iloc[sorted(range(len(table)), key=keys.__getitem__)]
     if shown.sort is not None:
         if shown.sort not in table:
             raise OptionError(f"--sort {shown.sort!r}: choose one of {', '.join(map(str, table.columns))}")
@@ -162,7 +169,9 @@ def _cell(name: str, value: Any) -> Any:
     missing = type(value).__name__ == "NAType" or (isinstance(value, float) and math.isnan(value))
     if missing:
         return None
-    return f"{100 * value:.3g} %" if name in SHARES else value
+    if name in SHARES:
+        return f"{100 * value:.3g} %"
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e6 else value
 
 
 def fitted(rows: Iterable[Mapping[str, Any]], width: int | None = None) -> str:

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from deltaw.adapters import LoRA, inject
@@ -102,3 +103,20 @@ def test_doctor_says_what_is_here_and_what_is_missing(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "pip install 'deltaw[train]': lacks nowhere" in out
     assert "lacks torch >=99 (here" in out
+
+
+def test_layers_stand_in_their_order_whatever_the_files(tmp_path, capsys):
+    tensors = {
+        f"base_model.model.layers.{layer}.query.lora_{part}.weight": torch.ones(shape)
+        for layer in range(12)
+        for part, shape in (("A", (2, 1024)), ("B", (1024, 2)))
+    }
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["query"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    out = lines(capsys, "rank", tmp_path, "--by", "layer")
+    rows = [line.split() for line in out if line.strip()[:1].isdigit()]
+    assert [row[0] for row in rows] == [str(layer) for layer in range(12)]
+    assert {row[3] for row in rows} == {"1024"}  # no rounding to 1.02e+03
+    out = "\n".join(lines(capsys, "compare", tmp_path, tmp_path))
+    assert "nan" not in out
