@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench notebooks docs dist clean
+.PHONY: help demo test lint bench notebooks docs site dist clean
 
 help:
 	@echo "make demo       BoRA's figures and a report on the built-in data, into demo/ (minutes, offline once it is installed)"
@@ -14,15 +14,16 @@ help:
 	@echo "make lint       ruff, and mypy on an installed copy"
 	@echo "make notebooks  run every notebook from the first cell to the last"
 	@echo "make bench      measure, into benchmarks/results/"
-	@echo "make docs       write docs/cli.md anew"
+	@echo "make docs       write docs/cli.md and the tables of README.md anew"
+	@echo "make site       build the documentation site into build/site/html; a warning is an error"
 	@echo "make dist       the release, as it could be published: sdist and wheel, checked"
 	@echo "make clean      remove .venv, builds and caches; demo/ stays"
 
 # The libraries of Hugging Face must not look for a network: everything that is needed is in the package.
-demo test notebooks: export HF_HUB_OFFLINE = 1
-demo test notebooks bench: export TOKENIZERS_PARALLELISM = false
+demo test notebooks site: export HF_HUB_OFFLINE = 1
+demo test notebooks site bench: export TOKENIZERS_PARALLELISM = false
 # Small models, and two processes at a time: more threads would only wait for each other.
-test notebooks: export OMP_NUM_THREADS = 1
+test notebooks site: export OMP_NUM_THREADS = 1
 
 demo: .venv/train.stamp
 	$(BIN)/deltaw reproduce bora --out demo
@@ -53,6 +54,9 @@ dist: .venv/release.stamp
 
 docs: .venv/dev.stamp
 	$(BIN)/python docs/generate.py
+
+site: .venv/dev.stamp
+	$(BIN)/python docs/site/build.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,9 +1,12 @@
 """The pages say what is so: snippets run, commands exist, tables are complete, links lead somewhere."""
 
+import importlib
+import inspect
 import json
 import re
 import runpy
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,8 +14,10 @@ import click
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from deltaw.adapters import METHODS
+from deltaw.adapters import METHODS, LoRA, inject, save_peft
+from deltaw.analysis.figures import FIGURES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -153,3 +158,180 @@ def test_constraints_pin_every_direct_dependency_exactly():
         name = re.match(r"[A-Za-z0-9._-]+", requirement).group().lower()
         assert name in names | {"deltaw"}, f"constraints.txt does not pin {name}"
     assert "torch==2.13.0" in pins
+
+
+SITE = ROOT / "docs" / "site"
+
+
+@pytest.fixture(scope="module")
+def site():
+    """The modules of docs/site by name."""
+    before = list(sys.path)
+    sys.path.insert(0, str(SITE))
+    names = ("docstrings", "measure_pages", "method_pages", "api_pages", "notebook_pages", "gallery", "layout")
+    try:
+        yield {name: importlib.import_module(name) for name in names}
+    finally:
+        sys.path[:] = before
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def laid_out(site, tmp_path_factory):
+    """The sources of the site, with a gallery whose pictures are not drawn (`make site` draws them)."""
+    folder = tmp_path_factory.mktemp("site") / "sources"
+    gallery = site["gallery"]
+    written = gallery.write
+
+    def undrawn(where):
+        where.mkdir()
+        for name, figure in FIGURES.items():
+            text = f"```python\n{gallery.code(name, figure)}\n```\n\n{gallery.called(name, figure)}"
+            (where / f"{name}.md").write_text(f"# {name}\n\n{text}", encoding="utf-8")
+            (where / f"{name}.{gallery.ending(figure)}").touch()
+        (where / "index.md").write_text(gallery.index(), encoding="utf-8")
+
+    gallery.write = undrawn
+    try:
+        site["layout"].lay_out(folder)
+    finally:
+        gallery.write = written
+    return folder
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    heads = re.findall(r"^#{1,6} (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```|`[^`\n]+`", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+@by_page
+def test_every_anchor_of_a_link_is_a_heading(page):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", without_code(page.read_text(encoding="utf-8"))):
+        if "://" not in target:
+            there = page.parent / target if target else page
+            assert anchor in anchors(there.read_text(encoding="utf-8")), f"{page.name}: {there.name} has no #{anchor}"
+
+
+def test_every_internal_link_of_the_site_leads_somewhere(laid_out):
+    for page in laid_out.rglob("*.md"):
+        for target, anchor in re.findall(
+            r"\]\(([^)#\s]*)(#[^)\s]+)?\)", without_code(page.read_text(encoding="utf-8"))
+        ):
+            if "://" in target:
+                continue
+            there = page.parent / target if target else page
+            where = page.relative_to(laid_out)
+            assert there.exists(), f"{where} links to {target}, which is not there"
+            if anchor and there.suffix == ".md":
+                assert anchor[1:] in anchors(there.read_text(encoding="utf-8")), f"{where}: {target} has no {anchor}"
+
+
+def test_every_page_of_the_site_is_in_its_contents(laid_out):
+    listed = {laid_out / "index.md"}
+    for page in laid_out.rglob("*.md"):
+        for block in re.findall(
+            r"^```\{toctree\}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        ):
+            listed |= {page.parent / f"{line}.md" for line in block.split("\n") if line and not line.startswith(":")}
+    assert listed == set(laid_out.rglob("*.md"))
+
+
+def test_every_measure_has_a_page_with_its_formula_and_pitfalls(site, laid_out):
+    pages = site["measure_pages"]
+    stub = (ROOT / "analysis" / "__init__.pyi").read_text(encoding="utf-8")
+    handed_on = set(re.findall(r"^from \.measures\.(\w+) import ([a-z]\w+) as", stub, re.MULTILINE))
+    assert {f"{module}.{name}" for module, name in handed_on} <= set(pages.MEASURES)
+    for path, note in pages.MEASURES.items():
+        text = (laid_out / "measures" / f"{pages.slug(path)}.md").read_text(encoding="utf-8")
+        for heading in ("## Pitfalls", "## Call", "### Arguments", "## Source"):
+            assert f"\n{heading}\n" in text, f"{path} has no {heading}"
+        assert note.section in anchors((ROOT / "docs" / "measures.md").read_text(encoding="utf-8"))
+        assert set(note.figures) <= set(FIGURES)
+
+
+def test_every_method_has_a_page_with_its_options(site, laid_out):
+    for name, make in METHODS.items():
+        text = (laid_out / "methods" / f"{site['method_pages'].slug(name)}.md").read_text(encoding="utf-8")
+        for option in inspect.signature(make).parameters.values():
+            if option.kind is not option.VAR_KEYWORD:
+                assert f"| `{option.name}` |" in text
+
+
+def test_the_api_has_what_the_stubs_hand_on(site, laid_out):
+    pages = site["api_pages"]
+    for package in pages.PACKAGES:
+        text = (laid_out / "api" / f"{pages.slug(package)}.md").read_text(encoding="utf-8")
+        assert pages.names(package)
+        for name in pages.names(package):
+            assert f"\n## {name}\n" in text
+
+
+def test_every_call_of_the_gallery_exists(laid_out):
+    for name in FIGURES:
+        page = laid_out / "gallery" / f"{name}.md"
+        (words,) = calls(page)
+        context, rest = command_of(words)
+        options = options_of(context)
+        for word in rest:
+            assert not word.startswith("-") or word in options, f"{name}: there is no {word}"
+
+
+def test_the_site_names_no_path_of_this_machine(laid_out):
+    for page in laid_out.rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert " at 0x" not in text
+        assert str(ROOT) not in text
+
+
+@pytest.mark.parametrize("name", ["start_peft", "start_checkpoints", "start_method"])
+def test_the_first_steps_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    save_file(model.state_dict(), "base.safetensors")
+    save_file(model.state_dict(), "before.safetensors")
+    save_file(
+        {key: value + 0.1 * torch.randn(value.shape) for key, value in model.state_dict().items()}, "after.safetensors"
+    )
+    inject(model, LoRA(rank=2), targets=["*"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape) * parameter.requires_grad
+    save_peft(model, "my-lora")
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    namespace: dict[str, object] = {}
+    try:
+        for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE), start=1):
+            exec(compile(block, f"{name}.md, python block {number}", "exec"), namespace)
+    finally:
+        METHODS.pop("column-scale", None)
+    assert namespace
+
+
+def test_a_docstring_becomes_markdown(site):
+    doc = """Return x.
+
+        x = a*b
+
+    with a_i and `b`.
+
+    Arguments:
+        a, b: Two *numbers*,
+            of any kind.
+        *more: Others.
+
+    Source:
+        A paper.
+    """
+    text = site["docstrings"].markdown(doc, 2)
+    assert "```text\nx = a*b\n```" in text
+    assert "- `a, b`: Two \\*numbers\\*, of any kind." in text
+    assert "- `*more`: Others." in text
+    assert text.endswith("## Source\n\nA paper.")
