@@ -139,7 +139,7 @@ def draw(name: str, figure: FigureKind, folder: Path) -> None:
 
 def called(name: str, figure: FigureKind) -> str:
     """Return the same as a command."""
-    options = "".join(f" --{key} {_typed(value)}" for key, value in OPTIONS.get(name, {}).items())
+    options = "".join(f" {_typed(key, value)}" for key, value in OPTIONS.get(name, {}).items())
     return f"```console\n$ deltaw plot {name} {' '.join(places(figure))}{options} -o {name}.{ending(figure)}\n```\n"
 
 
@@ -147,9 +147,11 @@ def _written(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def _typed(value: Any) -> str:
-    """A Python value as it is typed in a terminal."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+def _typed(key: str, value: Any) -> str:
+    """An argument as it is typed in a terminal: that of a list is named in the singular, and repeated."""
+    if isinstance(value, list):
+        return " ".join(_typed(key.removesuffix("s"), one) for one in value)
+    return f"--{key} {value}"
 
 
 def index() -> str:
