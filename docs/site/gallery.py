@@ -73,7 +73,7 @@ def record() -> None:
         ]
         model = nn.ModuleDict({"layer": nn.ModuleList(layers)})
         method = create(name) if name == "ft" else create(name, rank=4, alpha=4)
-        inject(model, method, targets=["*.query", "*.value"])
+        inject(model, method, targets=["*"])
         rate = 1e-3 if name == "ft" else 1e-2
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
         with Recorder(model, f"runs/{name}", when=every(10)) as recorder:
@@ -130,11 +130,16 @@ def draw(name: str, figure: FigureKind, folder: Path) -> None:
     picture = Path(f"{name}.{ending(figure)}")
     (folder / picture.name).write_bytes(picture.read_bytes())
     about = figure.about.replace("`", "")
-    (folder / f"{name}.md").write_text(
-        f"# {name}: {about}\n\n![{about}]({picture.name})\n\n```python\n{text}\n```\n\n{called(name, figure)}\n"
-        f"{body(figure.help)}\n\n[All arguments](../api/analysis-figures.md#{figure.draw.__name__})\n",
-        encoding="utf-8",
-    )
+    parts = [
+        f"# {name}",
+        f"{about[0].upper()}{about[1:]}.",
+        f"![{about}]({picture.name})",
+        f"```python\n{text}\n```",
+        called(name, figure),
+        body(figure.help),
+        f"[All arguments](../api/analysis-figures.md#{figure.draw.__name__})",
+    ]
+    (folder / f"{name}.md").write_text("\n\n".join([*parts, ""]), encoding="utf-8")
 
 
 def called(name: str, figure: FigureKind) -> str:

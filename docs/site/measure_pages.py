@@ -141,7 +141,7 @@ MEASURES = {
 
 def pages() -> dict[str, str]:
     """Return the pages by their place, the list of them first."""
-    lines = ["# A page a measure\n", "What is computed, of which matrices, and what it would be by chance.\n"]
+    lines = ["# All measures\n", "What is computed, of which matrices, and what it would be by chance.\n"]
     lines += ["| measure | |", "|---|---|"]
     for path in MEASURES:
         lines.append(f"| [`{path.split('.')[1]}`]({slug(path)}.md) | {summary(path)} |")

@@ -14,7 +14,7 @@ OUT, IN, RANK = 768, 768, 8
 def pages() -> dict[str, str]:
     """Return the pages by their place, the list of them first."""
     names = list(METHODS)
-    lines = ["# A page a method\n", "W₀ is the frozen matrix, [out, in]; B A the low-rank product; s = α/r.\n"]
+    lines = ["# All methods\n", "W₀ is the frozen matrix, [out, in]; B A the low-rank product; s = α/r.\n"]
     lines += ["| name | method | W' |", "|---|---|---|"]
     lines += [
         f"| [`{name}`]({slug(name)}.md) | {METHODS[name]().title} | {METHODS[name]().formula} |" for name in names
@@ -37,9 +37,8 @@ def page(name: str) -> str:
     found = sections(inspect.getdoc(kind) or "")
     lines = [f"# `{name}`: {method.title}\n"]
     if method.formula:
-        lines.append(
-            f"```text\nW' = {method.formula}\n```\n" if "W" in method.formula else f"{_sentence(method.formula)}\n"
-        )
+        words = method.formula[0].islower()  # "the same, …", "every weight is trained"
+        lines.append(f"{_sentence(method.formula)}\n" if words else f"```text\nW' = {method.formula}\n```\n")
     lines += [body(found[""]), ""]
     given = getattr(make, "keywords", {})
     if given:
