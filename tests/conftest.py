@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import os
+import signal
 
 import pytest
 from PIL import Image
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(config, items):
         (kept if listed else left).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = kept
+
+
+def pytest_configure():
+    """Let Ctrl-C end the programs that a test starts: what a script starts in the background ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():
