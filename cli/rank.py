@@ -50,7 +50,9 @@ def command(
     work: Work,
     shown: Shown,
 ) -> None:
-    """Print the rank of ΔW: in the terminal by kind and layer at the last step, or by module with --all.
+    """Print the rank of ΔW by module.
+
+    In the terminal the means by kind and layer at the last step; with --all, -o and --json every module.
 
     It is exact from factors where there are factors, else from singular values.
 
