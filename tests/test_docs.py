@@ -335,3 +335,25 @@ def test_a_docstring_becomes_markdown(site):
     assert "- `a, b`: Two \\*numbers\\*, of any kind." in text
     assert "- `*more`: Others." in text
     assert text.endswith("## Source\n\nA paper.")
+
+
+def test_a_paragraph_below_a_section_is_no_part_of_it(site):
+    found = site["docstrings"].sections("One.\n\nArguments:\n    a: Two.\n    b: Three.\n\nFour.\n\nSource:\n    Five.")
+    assert found == {"": "One.\n\nFour.", "Arguments": "a: Two.\nb: Three.", "Source": "Five."}
+
+
+def test_a_wide_signature_has_a_line_for_each_argument(site):
+    def made(first: torch.Tensor, *, second: "int | None" = None, third: float = 0.5) -> nn.Module:
+        raise NotImplementedError
+
+    signature = site["docstrings"].signature
+    assert signature(made) == "(first: Tensor, *, second: int | None = None, third: float = 0.5) -> Module"
+    lines = [
+        "(",
+        "    first: Tensor,",
+        "    *,",
+        "    second: int | None = None,",
+        "    third: float = 0.5,",
+        ") -> Module",
+    ]
+    assert signature(made, 20) == "\n".join(lines)

@@ -18,7 +18,9 @@ def sections(doc: str) -> dict[str, str]:
     parts = _HEAD.split(inspect.cleandoc(doc))
     found = {"": parts[0].strip()}
     for name, text in zip(parts[1::2], parts[2::2], strict=True):
-        found[name] = inspect.cleandoc(text)
+        inside, *after = re.split(r"^(?=\S)", text, maxsplit=1, flags=re.MULTILINE)
+        found[name] = inspect.cleandoc(inside)
+        found[""] = "\n\n".join([found[""], *(part.strip() for part in after)])  # a paragraph below a section
     return found
 
 
@@ -69,21 +71,26 @@ def markdown(doc: str | None, level: int = 3) -> str:
     return "\n\n".join(parts)
 
 
-def signature(thing: Any) -> str:
-    """Return "(a, b=1)" of something that is called, with its types as they are written."""
+def signature(thing: Any, width: int = 0) -> str:
+    """Return "(a, b=1)" of something that is called, with its types; a line each where it is wider than ``width``."""
     try:
         shown = inspect.signature(thing)
     except (TypeError, ValueError):
         return "()"
     kept = []
     for one in shown.parameters.values():
-        default = one.default
-        if default is not one.empty and " at 0x" in repr(default):
-            default = _Shown("…")
-        note = one.annotation if isinstance(one.annotation, str | type) else one.empty
-        kept.append(one.replace(default=default, annotation=_quoted(note)))
-    returned = shown.return_annotation if isinstance(shown.return_annotation, str | type) else shown.empty
-    return str(shown.replace(parameters=kept, return_annotation=_quoted(returned)))
+        default = _Shown("…") if " at 0x" in repr(one.default) else one.default
+        kept.append(one.replace(default=default, annotation=_type(one.annotation)))
+    returned = shown.empty if inspect.isclass(thing) else _type(shown.return_annotation)
+    text = str(shown.replace(parameters=kept, return_annotation=returned))
+    if not width or len(text) <= width:
+        return text
+    lines = [str(one) for one in kept]
+    by_name = [number for number, one in enumerate(kept) if one.kind is one.KEYWORD_ONLY]
+    if by_name and not any(one.kind is one.VAR_POSITIONAL for one in kept):
+        lines.insert(by_name[0], "*")
+    end = "" if returned is shown.empty else f" -> {returned!r}"
+    return "(\n    " + ",\n    ".join(lines) + f",\n){end}"
 
 
 class _Shown:
@@ -94,8 +101,12 @@ class _Shown:
         return self.text
 
 
-def _quoted(note: Any) -> Any:
-    return note if isinstance(note, type) or note is inspect.Parameter.empty else _Shown(note)
+def _type(note: Any) -> Any:
+    """A type as it is written in the code, without the modules that its names are of."""
+    if note is inspect.Parameter.empty:
+        return note
+    text = note if isinstance(note, str) else inspect.formatannotation(note)
+    return _Shown(re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Za-z])", "", text))
 
 
 def _plain(line: str) -> str:

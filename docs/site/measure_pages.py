@@ -173,7 +173,7 @@ def page(path: str) -> str:
     lines += ["## Pitfalls\n", *(f"- {one}" for one in note.pitfalls), ""]
     if note.chance:
         lines += ["## By chance\n", note.chance, ""]
-    lines += ["## Call\n", f"```python\n{_home(path)}\n\n{name}{signature(function)}\n```\n"]
+    lines += ["## Call\n", f"```python\n{_home(path)}\n\n{name}{signature(function, 90)}\n```\n"]
     for section in SECTIONS:
         if section not in found or section in ("Source", "Example"):
             continue
