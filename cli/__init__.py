@@ -23,7 +23,7 @@ class Verbs(Group):
         "changes": "Print ΔM and ΔD of every module, pair of steps and axis.",
         "rank": "Print the rank of ΔW by module.",
         "report": "Write a report of runs: one HTML file with linked views that opens offline.",
-        "compare": "Print how two runs, models or adapters differ: options, modules, and the ten matrices that differ most.",
+        "compare": "Print how two runs, models or adapters differ, on one screen.",
         "plot": "Draw a figure from recorded runs, or from results of training.",
         "reproduce": "Train, record, analyse, plot, and hold the result against the paper.",
         "claims": "Hold the claims of the four papers against recorded runs of one experiment.",

@@ -55,9 +55,9 @@ def command(
     as_json: bool,
     work: Work,
 ) -> None:
-    """Print how two runs, models or adapters differ: options, modules, and the ten matrices that differ most.
+    """Print how two runs, models or adapters differ, on one screen.
 
-    Of these the changes from one's weights to the other's, the norms and ranks of the two updates, how parallel they
+    Options and modules, and the ten matrices that differ most. Of these the changes from one's weights to the other's, the norms and ranks of the two updates, how parallel they
     are, and what their leading directions share, beside chance. The file given by -o and --json hold every matrix.
 
     \b
