@@ -57,8 +57,9 @@ def command(
 ) -> None:
     """Print how two runs, models or adapters differ, on one screen.
 
-    Options and modules, and the ten matrices that differ most. Of these the changes from one's weights to the other's, the norms and ranks of the two updates, how parallel they
-    are, and what their leading directions share, beside chance. The file given by -o and --json hold every matrix.
+    Options and modules, and the ten matrices that differ most: the changes from one's weights to the other's, the norms
+    and ranks of the two updates, how parallel they are, and what their leading directions share, beside chance. The
+    file given by -o and --json hold every matrix.
 
     \b
     Example:

@@ -32,7 +32,7 @@ NUMBERS = ("torch", "numpy", "pandas", "numba", "safetensors", "matplotlib", "tr
 @click.command("doctor", cls=Command)
 @json_option
 def command(as_json: bool) -> None:
-    """Print versions, threads, GPUs, where kept tables and compiled loops go, and what each verb still needs.
+    """Print versions, threads, GPUs, caches, and what each verb still needs.
 
     \b
     Example:
