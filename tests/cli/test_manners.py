@@ -125,7 +125,7 @@ SAID = ["opened", "watch out", "mind the gap"]
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_quiet_and_verbose(flags, said, told, where, run, capsys, tmp_path, monkeypatch):
     speaking(monkeypatch)
-    words = ["changes", run, "-o", tmp_path / "a.csv"]
+    words = ["changes", run, "--all", "-o", tmp_path / "a.csv"]
     code, out, err = call(capsys, *([*flags, *words] if where == "before" else [*words, *flags]))
     assert code == 0
     assert "delta_m" in out
