@@ -184,7 +184,8 @@ def fitted(rows: Iterable[Mapping[str, Any]], width: int | None = None) -> str:
         …0.attention.query       8
         …1.attention.query       8
     """
-    listed = [dict(row) for row in rows]
+    # Printable first: an escaped name is longer than the name, and not to be cut within.
+    listed = [{key: printable(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows]
     width = width or shutil.get_terminal_size((110, 24)).columns
     text = in_columns(listed, floatfmt=".3g", missingval="")
     if listed and "module" in listed[0] and max(map(len, text.splitlines())) > width:
@@ -219,7 +220,7 @@ def _beginning(names: Sequence[str]) -> str:
 
 def _longest_texts(rows: Sequence[Mapping[str, Any]]) -> tuple[str, int] | None:
     sizes = {
-        name: max(len(printable(str(row[name]))) for row in rows)
+        name: max(len(str(row[name])) for row in rows)
         for name in rows[0]
         if any(isinstance(row[name], str) for row in rows)
     }

@@ -259,10 +259,11 @@ def test_names_from_files_reach_no_terminal_and_no_cell_raw(capsys, tmp_path):
     torch.manual_seed(0)
     first, second = (hostile(tmp_path / name, torch.randn) for name in ("first", "second"))
     path = tmp_path / "a.csv"
-    code, out, err = call(capsys, "changes", first, second, "-o", path, "--quiet")
-    assert code == 0
-    for text in (out, err, path.read_text()):
-        assert not any((ord(c) < 32 and c != "\n") or c in "\x7f\u202e" for c in text)
+    for rows in ([], ["--all"]):  # a summary, and each matrix
+        code, out, err = call(capsys, "changes", first, second, *rows, "-o", path, "--quiet")
+        assert code == 0
+        for text in (out, err, path.read_text()):
+            assert not any((ord(c) < 32 and c != "\n") or c in "\x7f\u202e" for c in text)
     assert "h.0.\\x1b]0;PWNED\\x07" in out
     assert "a\\nb|c" in out
     with path.open(newline="") as file:

@@ -84,6 +84,14 @@ def test_a_table_fits_the_terminal():
     assert "…1.self_attn.q_proj" in text
 
 
+def test_a_name_that_is_escaped_is_shortened_as_it_is_shown():
+    """It is longer so, and was shortened for ever."""
+    rows = [{"kind": "\x1b" * 20, "delta": 0.5}, {"kind": None, "delta": 1.0}]
+    text = fitted(rows, width=40)
+    assert text.replace("\n", "").isprintable()
+    assert max(map(len, text.splitlines())) <= 40
+
+
 def test_claims_that_cannot_be_checked_are_counted_and_not_printed(run, capsys):
     out = lines(capsys, "claims", run)
     assert "claims:" in out[0]
