@@ -188,7 +188,10 @@ class PairChanges:
             if axis not in self._settled:
                 self._settled[axis] = _of_sums(*self._pairs[0], axis, self._found[axis])
         before, after = self._pairs[pair]
-        return {axis: _change(before, after, axis, self._settled[axis], pair, allow_nonfinite) for axis in axes}
+        return {
+            axis: _change(before, after, axis, self._found[axis], self._settled[axis], pair, allow_nonfinite)
+            for axis in axes
+        }
 
 
 def checked_axes(axes: object) -> list[Axis]:
@@ -220,19 +223,41 @@ def _checked(before: object, after: object, axes: object) -> tuple[Tensor, Tenso
 
 
 class _OfSums(NamedTuple):
-    """What the sums of some pairs say: (pairs, vectors), and for each pair the means and whether all is settled."""
+    """What the sums of some pairs say: (pairs, vectors), and for each pair the means and whether all is settled.
+
+    Where it is, the means need no other vector.
+    """
 
     magnitude: Tensor
     direction: Tensor
-    magnitude_settled: Tensor
-    direction_settled: Tensor
     delta_m: list[float]
     delta_d: list[float]
     settled: list[bool]
 
 
 def _of_sums(before: Tensor | Built, after: Tensor | Built, axis: Axis, found: Sums) -> _OfSums:
-    """Put magnitudes and directions together from the sums; find the vectors whose error bound is too large."""
+    """Put magnitudes and directions together from the sums: ``_defined`` by a compiled loop where there is one."""
+    if found.aa.device.type != "cpu":
+        magnitude, direction, *masks = _defined(before, after, axis, found)
+        settled = (masks[0] & masks[1]).all(1)
+        return _OfSums(magnitude, direction, _means(magnitude), _means(direction), settled.cpu().tolist())
+    from deltaw.adapters.compiled.changes import put_together  # a quarter of a second, for those who want no changes
+
+    squares = _SQUARES if torch.float64 in (before.dtype, after.dtype) else None
+    magnitude, direction, about = put_together(*found, _unit(before, axis), _TOLERANCE, squares)
+    delta_m, delta_d, ones = about.T.tolist()
+    return _OfSums(magnitude, direction, delta_m, delta_d, [one == 1 for one in ones])
+
+
+def _unit(matrix: Tensor | Built, axis: Axis) -> float:
+    # A sum of n products has an error of at most n·unit·Σ|products|, and Σ|a_j d_j| ≤ ‖a‖‖d‖ (Cauchy and Schwarz).
+    return (matrix.shape[1 if axis == "row" else 0] + 8) * _UNIT
+
+
+def _defined(
+    before: Tensor | Built, after: Tensor | Built, axis: Axis, found: Sums
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return magnitude, direction, and of which of each the error bound is small enough, all (pairs, vectors)."""
     aa, ad, dd = found
     grown = 2 * ad + dd  # ‖b‖² − ‖a‖²
     bb = (aa + grown).clamp_(min=0)
@@ -240,8 +265,7 @@ def _of_sums(before: Tensor | Built, after: Tensor | Built, axis: Axis, found: S
     magnitude = (grown / (a_norm + b_norm)).abs_()
     turned = dd - magnitude**2  # 2‖a‖‖b‖(1 − cos)
     direction = (turned / (2 * a_norm * b_norm)).clamp_(max=2.0)
-    # A sum of n products has an error of at most n·unit·Σ|products|, and Σ|a_j d_j| ≤ ‖a‖‖d‖ (Cauchy and Schwarz).
-    unit = (before.shape[1 if axis == "row" else 0] + 8) * _UNIT
+    unit = _unit(before, axis)
     grown_error = unit * (2 * a_norm * dd.sqrt() + dd)
     # NaN fails every comparison; with an infinity ``turned`` is ∞ − ∞, with two zero vectors 0/0.
     sound = turned.isfinite() & (unit * aa + grown_error <= _TOLERANCE * bb)
@@ -250,22 +274,27 @@ def _of_sums(before: Tensor | Built, after: Tensor | Built, axis: Axis, found: S
         sound &= (aa > low) & (aa < high) & ((dd == 0) | ((dd > low) & (dd < high)))
     magnitude_settled = sound & (grown_error <= _TOLERANCE * grown.abs())
     direction_settled = sound & (7 * unit * dd <= _TOLERANCE * turned)  # ‖b‖ − ‖a‖ is off by 3·unit·‖d‖ at most
-    settled = (magnitude_settled & direction_settled).all(1)
-    means = _means(magnitude), _means(direction)
-    return _OfSums(magnitude, direction, magnitude_settled, direction_settled, *means, settled.cpu().tolist())
+    return magnitude, direction, magnitude_settled, direction_settled
 
 
 def _change(
-    before: Tensor | Built, after: Tensor | Built, axis: Axis, found: _OfSums, pair: int, allow_nonfinite: bool
+    before: Tensor | Built,
+    after: Tensor | Built,
+    axis: Axis,
+    sums: Sums,
+    found: _OfSums,
+    pair: int,
+    allow_nonfinite: bool,
 ) -> Change:
     """Return the change of a pair; do the vectors again that the sums have not settled."""
     magnitude, direction = found.magnitude[pair], found.direction[pair]
     delta_m, delta_d, undefined, nonfinite = found.delta_m[pair], found.delta_d[pair], 0, 0
     if not found.settled[pair]:
         magnitude, direction = magnitude.clone(), direction.clone()
-        for index, a, b in _vectors(before, after, axis, ~found.magnitude_settled[pair]):
+        *_, magnitudes, directions = _defined(before, after, axis, Sums(*(t[pair] for t in sums)))
+        for index, a, b in _vectors(before, after, axis, ~magnitudes):
             magnitude[index] = _magnitude(a, b)
-        for index, a, b in _vectors(before, after, axis, ~found.direction_settled[pair]):
+        for index, a, b in _vectors(before, after, axis, ~directions):
             direction[index] = _direction(a, b)  # all with zeros, NaN or infinity are among them
             broken = ~(a.top.isfinite() & b.top.isfinite())
             if bool(broken.any()) and not allow_nonfinite:
