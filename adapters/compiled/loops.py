@@ -75,7 +75,7 @@ def on_torch_threads() -> bool:
     return _openmp is not None
 
 
-def run(of_rows: Any, step: int, total: Tensor, *arrays: Tensor) -> None:
+def run(of_rows: Any, step: int, total: Tensor, *arrays: Tensor, parts: Tensor | None = None) -> None:
     """Call ``of_rows(rows, *arrays, part)`` for every chunk of rows, and add the parts, in order, to a total.
 
     Arguments:
@@ -83,9 +83,11 @@ def run(of_rows: Any, step: int, total: Tensor, *arrays: Tensor) -> None:
             of the total's shape, uninitialised, to write its sums into.
         step: Rows in a chunk.
         total, arrays: On the CPU and contiguous. The first array has the rows.
+        parts: Memory for the parts, (at least the number of chunks, *total.shape), of who calls many times: the system
+            would bring its pages anew for every call.
     """
     chunks = -(-len(arrays[0]) // step)
-    given = *arrays, total.new_empty(chunks, *total.shape), total
+    given = *arrays, total.new_empty(chunks, *total.shape) if parts is None else parts[:chunks], total
     job = np.array([0, 0, chunks, step, *(number for array in given for number in _described(array))], np.int64)
     task, threads = _task(of_rows, tuple((array.dtype, array.ndim) for array in given)), torch.get_num_threads()
     if _openmp is not None and threads > 1 and chunks > 1:

@@ -32,7 +32,9 @@ def rows_in_chunk(height: int, width: int) -> int:
     return max(1, 4 * -(-height // (4 * chunks)))  # the loops do four rows at a time
 
 
-def add_sums(matrix: Tensor, addresses: Tensor, work: Tensor, step: int, rows: Tensor, columns: Tensor) -> None:
+def add_sums(
+    matrix: Tensor, addresses: Tensor, work: Tensor, step: int, rows: Tensor, columns: Tensor, parts: Tensor
+) -> None:
     """Write the sums over rows into ``rows`` and add those over columns to ``columns``, for every line of ``work``.
 
     Arguments:
@@ -43,8 +45,9 @@ def add_sums(matrix: Tensor, addresses: Tensor, work: Tensor, step: int, rows: T
             Σ a·d goes to this place and Σ d² to the one as many places on as there are pairs, with d = b − a.
         step: Rows in a chunk; see `rows_in_chunk`.
         rows, columns: (places, n) and (places, at least m) in float64.
+        parts: Room for the sums of every chunk, (at least as many, *columns.shape).
     """
-    run(_sums_of_rows, step, columns, matrix, addresses, work, rows)
+    run(_sums_of_rows, step, columns, matrix, addresses, work, rows, parts=parts)
 
 
 @_intrinsic  # type: ignore[untyped-decorator]

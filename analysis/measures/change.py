@@ -193,6 +193,10 @@ class PairChanges:
             for axis in axes
         }
 
+    def looked(self, pair: int) -> bool:
+        """Return whether the sums of one of the pairs were not enough, so that `of` has looked at its matrices."""
+        return not all(found.settled[pair] for found in self._settled.values())
+
 
 def checked_axes(axes: object) -> list[Axis]:
     """Return the axes as a list.

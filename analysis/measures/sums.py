@@ -92,6 +92,7 @@ class PairSums:
         self._of_before = torch.tensor([places[before] for before, _ in pairs])
         self._rows = torch.empty(len(places) + 2 * len(pairs), height, dtype=torch.float64)
         self._columns = torch.zeros(len(self._rows), 8 * -(-self._width // 8) + loops.APART, dtype=torch.float64)
+        self._parts = self._columns[:0]  # memory, made when it is known for how many chunks
 
     def add(self, matrices: Sequence[Tensor], start: int) -> None:
         """Add a group of rows.
@@ -107,7 +108,10 @@ class PairSums:
             return
         rows = self._rows.new_empty(len(self._rows), len(matrices[0]))
         addresses = torch.tensor([matrix.data_ptr() for matrix in matrices])
-        self._add_sums(matrices[0], addresses, self._work, self.step, rows, self._columns)
+        chunks = -(-len(matrices[0]) // self.step)
+        if len(self._parts) < chunks:
+            self._parts = self._columns.new_empty(chunks, *self._columns.shape)
+        self._add_sums(matrices[0], addresses, self._work, self.step, rows, self._columns, self._parts)
         self._rows[:, start : start + rows.shape[1]] = rows
 
     def _add_widened(self, matrices: Sequence[Tensor], start: int) -> None:

@@ -25,8 +25,9 @@ def frame_of(blocks: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.Dat
             data[name] = np.concatenate(values)
         else:
             data[name] = [value for value, length in zip(values, lengths, strict=True) for _ in range(length)]
-    frame = pd.DataFrame(data, columns=list(columns))
-    return frame.astype({name: "Int64" for name in _WHOLE if name in columns})
+        if name in _WHOLE:
+            data[name] = pd.array(data[name], dtype="Int64")
+    return pd.DataFrame(data, columns=list(columns))
 
 
 def notes_of(frame: pd.DataFrame, about: str) -> list[str]:

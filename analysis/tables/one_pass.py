@@ -93,8 +93,9 @@ class OnePass:
             self._compare_next()
         compared, place = self._compared[pair]
         change = compared.of(place, checked_axes(axes), allow_nonfinite=allow_nonfinite)
-        for at in self._mapped.intersection(pair):  # a vector done again has brought in pages of the whole matrix
-            release(self._weights[at])
+        if compared.looked(place):  # a vector done again has brought in pages of the whole matrix
+            for at in self._mapped.intersection(pair):
+                release(self._weights[at])
         return change
 
     def once(self, name: str, make: Callable[[], T]) -> T:
