@@ -31,8 +31,8 @@ def put_together(
         squares: Between which sums of squares have all their digits; ``None`` where all have.
 
     Returns:
-        (pairs, vectors) twice; and (pairs, 3): the mean magnitude, the mean direction, and 1 where the bound vouches for
-        all vectors of the pair, else 0, and then the means say nothing.
+        (pairs, vectors) twice; and (pairs, 3): the mean magnitude, the mean direction, and 1 where the bound vouches
+        for all vectors of the pair, else 0, and then the means say nothing.
     """
     sums = [t.contiguous() for t in (aa, ad, dd)]
     magnitude, direction = (torch.empty_like(sums[0]) for _ in range(2))
