@@ -8,7 +8,6 @@ from deltaw.adapters.compiled.changes import put_together
 from deltaw.analysis.measures.change import _SQUARES, _TOLERANCE, _defined, _unit
 from deltaw.analysis.measures.sums import Sums
 
-
 BROKEN = 0.0, torch.nan
 BEYOND = torch.inf, 1e-310, 1e301  # of float64 weights alone
 
