@@ -21,8 +21,10 @@ _ALONE = 2**17  # vectors below which one thread is faster
 
 def put_together(
     aa: Tensor, ad: Tensor, dd: Tensor, unit: float, tolerance: float, squares: tuple[float, float] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return magnitudes, directions and what is said of each pair; ``analysis.measures.change`` defines them.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return magnitudes, directions, which of them are sure, and what is said of each pair.
+
+    ``analysis.measures.change`` defines them.
 
     Arguments:
         aa, ad, dd: ⟨a,a⟩, ⟨a,d⟩ and ⟨d,d⟩, (pairs, vectors) in float64, on the CPU.
@@ -31,17 +33,18 @@ def put_together(
         squares: Between which sums of squares have all their digits; ``None`` where all have.
 
     Returns:
-        (pairs, vectors) twice; and (pairs, 3): the mean magnitude, the mean direction, and 1 where the bound vouches
+        (pairs, vectors) twice; the same in int64, 1 where the error bound vouches for the magnitude plus 2 where it
+        does for the direction; and (pairs, 3): the mean magnitude, the mean direction, and 1 where the bound vouches
         for all vectors of the pair, else 0, and then the means say nothing.
     """
     sums = [t.contiguous() for t in (aa, ad, dd)]
     magnitude, direction = (torch.empty_like(sums[0]) for _ in range(2))
-    about = sums[0].new_empty(len(aa), 3)
+    settled, about = torch.empty_like(sums[0], dtype=torch.int64), sums[0].new_empty(len(aa), 3)
     low, high = squares or (-math.inf, math.inf)
     bounds = torch.tensor([unit, tolerance, low, high], dtype=torch.float64)
     step = len(aa) if aa.numel() < _ALONE else 1
-    run(_changes_of_rows, max(1, step), about.new_empty(0), *sums, bounds, magnitude, direction, about)
-    return magnitude, direction, about
+    run(_changes_of_rows, max(1, step), about.new_empty(0), *sums, bounds, magnitude, direction, settled, about)
+    return magnitude, direction, settled, about
 
 
 @compiled_as_written
@@ -53,6 +56,7 @@ def _changes_of_rows(
     bounds: NDArray[Any],
     magnitude: NDArray[Any],
     direction: NDArray[Any],
+    settled: NDArray[Any],
     about: NDArray[Any],
     part: NDArray[Any],
 ) -> None:
@@ -60,6 +64,7 @@ def _changes_of_rows(
     vectors = aa.shape[1]
     for pair in range(own.start, min(own.stop, len(aa))):
         of_aa, of_ad, of_dd, of_m, of_d = aa[pair], ad[pair], dd[pair], magnitude[pair], direction[pair]
+        of_settled = settled[pair]
         unsettled = 0
         for j in range(vectors):
             grown = 2 * of_ad[j] + of_dd[j]
@@ -74,8 +79,10 @@ def _changes_of_rows(
             sound = (abs(turned) < np.inf) & (unit * of_aa[j] + grown_error <= tolerance * bb)
             sound &= (of_aa[j] > low) & (of_aa[j] < high)
             sound &= (of_dd[j] == 0) | ((of_dd[j] > low) & (of_dd[j] < high))
-            sound &= (grown_error <= tolerance * abs(grown)) & (7 * unit * of_dd[j] <= tolerance * turned)
-            unsettled += not sound
+            magnitude_settled = sound & (grown_error <= tolerance * abs(grown))
+            direction_settled = sound & (7 * unit * of_dd[j] <= tolerance * turned)
+            of_settled[j] = magnitude_settled + 2 * direction_settled
+            unsettled += not (magnitude_settled & direction_settled)
         about[pair, 0], about[pair, 1], about[pair, 2] = _sum(of_m) / vectors, _sum(of_d) / vectors, unsettled == 0
 
 

@@ -188,10 +188,7 @@ class PairChanges:
             if axis not in self._settled:
                 self._settled[axis] = _of_sums(*self._pairs[0], axis, self._found[axis])
         before, after = self._pairs[pair]
-        return {
-            axis: _change(before, after, axis, self._found[axis], self._settled[axis], pair, allow_nonfinite)
-            for axis in axes
-        }
+        return {axis: _change(before, after, axis, self._settled[axis], pair, allow_nonfinite) for axis in axes}
 
     def looked(self, pair: int) -> bool:
         """Return whether the sums of one of the pairs were not enough, so that `of` has looked at its matrices."""
@@ -234,6 +231,8 @@ class _OfSums(NamedTuple):
 
     magnitude: Tensor
     direction: Tensor
+    magnitude_settled: Tensor
+    direction_settled: Tensor
     delta_m: list[float]
     delta_d: list[float]
     settled: list[bool]
@@ -242,15 +241,16 @@ class _OfSums(NamedTuple):
 def _of_sums(before: Tensor | Built, after: Tensor | Built, axis: Axis, found: Sums) -> _OfSums:
     """Put magnitudes and directions together from the sums: ``_defined`` by a compiled loop where there is one."""
     if found.aa.device.type != "cpu":
-        magnitude, direction, *masks = _defined(before, after, axis, found)
-        settled = (masks[0] & masks[1]).all(1)
-        return _OfSums(magnitude, direction, _means(magnitude), _means(direction), settled.cpu().tolist())
+        defined = _defined(before, after, axis, found)
+        settled = (defined[2] & defined[3]).all(1)
+        return _OfSums(*defined, _means(defined[0]), _means(defined[1]), settled.cpu().tolist())
     from deltaw.adapters.compiled.changes import put_together  # a quarter of a second, for those who want no changes
 
     squares = _SQUARES if torch.float64 in (before.dtype, after.dtype) else None
-    magnitude, direction, about = put_together(*found, _unit(before, axis), _TOLERANCE, squares)
+    magnitude, direction, which, about = put_together(*found, _unit(before, axis), _TOLERANCE, squares)
     delta_m, delta_d, ones = about.T.tolist()
-    return _OfSums(magnitude, direction, delta_m, delta_d, [one == 1 for one in ones])
+    masks = (which & 1) != 0, (which & 2) != 0
+    return _OfSums(magnitude, direction, *masks, delta_m, delta_d, [one == 1 for one in ones])
 
 
 def _unit(matrix: Tensor | Built, axis: Axis) -> float:
@@ -282,23 +282,16 @@ def _defined(
 
 
 def _change(
-    before: Tensor | Built,
-    after: Tensor | Built,
-    axis: Axis,
-    sums: Sums,
-    found: _OfSums,
-    pair: int,
-    allow_nonfinite: bool,
+    before: Tensor | Built, after: Tensor | Built, axis: Axis, found: _OfSums, pair: int, allow_nonfinite: bool
 ) -> Change:
     """Return the change of a pair; do the vectors again that the sums have not settled."""
     magnitude, direction = found.magnitude[pair], found.direction[pair]
     delta_m, delta_d, undefined, nonfinite = found.delta_m[pair], found.delta_d[pair], 0, 0
     if not found.settled[pair]:
         magnitude, direction = magnitude.clone(), direction.clone()
-        *_, magnitudes, directions = _defined(before, after, axis, Sums(*(t[pair] for t in sums)))
-        for index, a, b in _vectors(before, after, axis, ~magnitudes):
+        for index, a, b in _vectors(before, after, axis, ~found.magnitude_settled[pair]):
             magnitude[index] = _magnitude(a, b)
-        for index, a, b in _vectors(before, after, axis, ~directions):
+        for index, a, b in _vectors(before, after, axis, ~found.direction_settled[pair]):
             direction[index] = _direction(a, b)  # all with zeros, NaN or infinity are among them
             broken = ~(a.top.isfinite() & b.top.isfinite())
             if bool(broken.any()) and not allow_nonfinite:
