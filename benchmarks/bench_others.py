@@ -127,7 +127,7 @@ def beside(
     row = {"name": name, "ours_seconds": taken["ours"], "other_name": other, "other_seconds": taken["theirs"]}
     if environment is None:
         note = f"{note}; {other} could not be installed".lstrip("; ")
-        return row | {"other_seconds": float("nan"), "ratio": float("nan"), "goal": goal, "met": None, "note": note}
+        return row | {"other_seconds": None, "ratio": None, "goal": goal, "met": None, "note": note}
     ratio = taken["theirs"] / taken["ours"]
     return row | {"ratio": ratio, "goal": goal, "met": ratio >= goal and met, "note": note}
 

@@ -117,8 +117,8 @@ AGAINST_PEFT = [
 AGAINST_LORA = ["dora", "bora", "sbora-fa", "mora", "hira", "dual-lora", "dora-row", "dora-row full gradient"]
 GOALS = {
     ("dora-row", "peft dora", 8, 256): 1.4,
-    ("bora", "lora", 8, 256): 1 / 1.2,
-    ("bora", "lora", 8, 1024): 1 / 1.2,
+    ("bora", "lora", 8, 256): 1 / 1.15,
+    ("bora", "lora", 8, 1024): 1 / 1.15,
     ("sbora-fa", "lora", 8, 256): 1.0,
     ("sbora-fa", "lora", 8, 1024): 1.0,
 }

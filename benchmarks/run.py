@@ -1,5 +1,7 @@
 """Run the benchmarks, print one table, and write it to benchmarks/results/ with a description of the machine.
 
+Those that are named take the place of their rows in the kept table; the others stay as they were measured.
+
     python benchmarks/run.py                    all of them
     python benchmarks/run.py change recording   bench_change.py and bench_recording.py
 
@@ -22,6 +24,10 @@ import torch
 from tabulate import tabulate
 
 HERE = Path(__file__).parent
+INTRODUCTION = (
+    "The ratio is the other's time over deltaw's: above 1, deltaw is faster. Made by `make bench`, or in parts by\n"
+    "`python benchmarks/run.py NAME`. A load before of more than .5 says that something else was running."
+)
 HEADERS = ["what", "deltaw", "against", "", "ratio", "goal", "met", "note"]
 
 
@@ -78,31 +84,29 @@ def main() -> None:
     if unknown := sorted(set(given.names) - set(there)):
         parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(there)}")
 
-    about = machine()
     sys.path.insert(0, str(HERE))
-    found: dict[str, list[dict[str, Any]]] = {}
+    kept = given.out / "benchmarks.json"
+    parts: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))["parts"] if kept.exists() else {}
     for name in given.names or there:
         print(f"{name} …", file=sys.stderr, flush=True)
-        found[name] = importlib.import_module(f"bench_{name}").rows()
-    lines = [line(row) for rows in found.values() for row in rows]
-    print(tabulate(lines, headers=HEADERS, disable_numparse=True))
+        about = machine()
+        parts[name] = {"machine": about, "rows": importlib.import_module(f"bench_{name}").rows()}
+        print(tabulate([line(row) for row in parts[name]["rows"]], headers=HEADERS, disable_numparse=True), flush=True)
 
-    given.out.mkdir(parents=True, exist_ok=True)
-    stem = "benchmarks" if not given.names else "-".join(given.names)
-    page = [
-        "# Benchmarks",
-        "",
-        ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items() if value is not None) + ".",
-        "",
-        "The ratio is the other's time over deltaw's: above 1, deltaw is faster. Made by `make bench`.",
-        "",
-        tabulate(lines, headers=HEADERS, disable_numparse=True, tablefmt="github"),
-        "",
-    ]
-    (given.out / f"{stem}.md").write_text("\n".join(page), encoding="utf-8")
-    (given.out / f"{stem}.json").write_text(
-        json.dumps({"machine": about, "rows": found}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+        given.out.mkdir(parents=True, exist_ok=True)
+        (given.out / "benchmarks.md").write_text(page(parts), encoding="utf-8")
+        kept.write_text(json.dumps({"parts": parts}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def page(parts: dict[str, Any]) -> str:
+    """The kept table: a part a benchmark, each with the machine that it was measured on."""
+    lines = ["# Benchmarks", "", INTRODUCTION, ""]
+    for name in sorted(parts):
+        about, rows = parts[name]["machine"], [line(row) for row in parts[name]["rows"]]
+        said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items() if value is not None)
+        lines += [f"## {name}", "", f"{said}.", ""]
+        lines += [tabulate(rows, headers=HEADERS, disable_numparse=True, tablefmt="github"), ""]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
