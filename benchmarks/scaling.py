@@ -48,7 +48,7 @@ LLAMA_7B = [(128, 4096, 4096), (64, 11008, 4096), (32, 4096, 11008)]
 LLAMA_70B = [(160, 8192, 8192), (160, 1024, 8192), (160, 28672, 8192), (80, 8192, 28672)]
 
 TIMED = """
-import json, resource, sys, threading, time
+import json, sys, time
 import torch
 torch.set_num_threads(int(sys.argv[3]))
 from deltaw.analysis import Trajectory
@@ -62,7 +62,7 @@ def once(folder, what, jobs=1):
     return time.perf_counter() - start
 what, rounds, jobs = sys.argv[2], int(sys.argv[4]), int(sys.argv[5])
 taken = [once(sys.argv[1], what, jobs) for _ in range(rounds)]
-print(json.dumps({"seconds": min(taken), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+print(json.dumps({"seconds": min(taken)}))
 """
 
 
@@ -97,7 +97,7 @@ def save_run(folder: Path, what: str, matrices: int, size: int, checkpoints: int
 
 
 def timed(what: str, *, threads: int = 1, rounds: int = 3, jobs: int = 1, **given: int) -> dict[str, float]:
-    """Seconds and peak bytes of one table, in a process of its own; the first round warms up."""
+    """Seconds of one table, in a process of its own; the first round warms up."""
     with tempfile.TemporaryDirectory() as folder:
         written = save_run(Path(folder), "full" if what == "dense" else what, **given)
         command = [sys.executable, "-c", TIMED, folder, what, str(threads), str(rounds), str(jobs)]
