@@ -31,17 +31,18 @@ PICTURES = HERE.parent / "docs" / "images"
 PAGE = HERE.parent / "docs" / "scale.md"
 
 # What is varied, and what stands still meanwhile. Of LoRA the rank table, of full checkpoints ΔM and ΔD.
-FULL = {"matrices": 4, "size": 1024, "checkpoints": 8}
+FULL = {"matrices": 2, "size": 2048, "checkpoints": 6}
+LARGE = 2048  # below that, files lie in small pages of memory, and an entry takes up to four times as long
 LORA = {"matrices": 8, "size": 2048, "checkpoints": 8, "rank": 16}
 CURVES: dict[str, tuple[str, str, list[int]]] = {
-    "changes, checkpoints": ("full", "checkpoints", [4, 8, 16, 32]),
-    "changes, matrices": ("full", "matrices", [2, 4, 8, 16]),
-    "changes, size": ("full", "size", [256, 512, 1024, 2048]),
+    "changes, checkpoints": ("full", "checkpoints", [3, 6, 12, 24]),
+    "changes, matrices": ("full", "matrices", [1, 2, 4, 8]),
+    "changes, size": ("full", "size", [512, 1024, 2048, 4096]),
     "spectra, size": ("dense", "size", [256, 512, 1024, 2048]),
     "rank table, rank": ("lora", "rank", [8, 16, 32, 64, 128]),
     "rank table, size": ("lora", "size", [512, 1024, 2048, 4096]),
 }
-UNSEEN = [("full", 6, 1536, 12), ("full", 3, 3072, 6), ("full", 12, 768, 24)]  # matrices, size, checkpoints
+UNSEEN = [("full", 3, 2560, 5), ("full", 2, 3072, 8), ("full", 1, 4608, 4)]  # matrices, size, checkpoints
 WORKERS = [1, 2]
 # What the model is applied to: bytes a number, (matrices, out, in) by kind, checkpoints.
 LLAMA_7B = [(128, 4096, 4096), (64, 11008, 4096), (32, 4096, 11008)]
@@ -152,6 +153,8 @@ def fitted(curves: dict[str, Any]) -> dict[str, float]:
         for point in curves[name]["points"]:
             given = {**FULL, curves[name]["along"]: point[curves[name]["along"]]}
             matrices, size, checkpoints = given["matrices"], given["size"], given["checkpoints"]
+            if size < LARGE:
+                continue
             rows.append([matrices * (checkpoints + 1) * size**2, matrices * (2 * checkpoints - 1)])
             taken.append(point["seconds"])
     scale = np.asarray(taken)[:, None]
@@ -160,7 +163,7 @@ def fitted(curves: dict[str, Any]) -> dict[str, float]:
     return {
         "seconds_per_entry": float(entry),
         "seconds_per_pair": max(float(pair), 0.0),
-        "seconds_per_spectrum_entry": last["seconds"] / (FULL["matrices"] * last["size"] ** 3),
+        "seconds_per_spectrum_entry": last["seconds"] / (FULL["matrices"] * last["size"] ** 3),  # of the largest
     }
 
 
