@@ -31,9 +31,7 @@ COLUMNS = {
 @click.command("compare", cls=Command)
 @click.argument("first", type=click.Path())
 @click.argument("second", type=click.Path())
-@click.option(
-    "--step", "steps", multiple=True, type=int, help="Of the first, and repeated of the second. Default: last."
-)
+@click.option("--step", "steps", multiple=True, type=int, help="Of both; given twice, of each. Default: the last.")
 @click.option(
     "--rank", type=click.IntRange(min=0), default=8, show_default=True, help="Leading directions; 0 leaves them out."
 )

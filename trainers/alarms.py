@@ -37,7 +37,6 @@ class State:
     Arguments:
         update: ‖ΔW‖_F/‖W₀‖_F; ``None`` where W₀ is zero.
         stable_rank: ‖ΔW‖_F²/‖ΔW‖₂²; ``None`` for an update of zeros.
-        size: min(out, in).
         longer: ΔM since W₀ over the mean norm, along the axis where it is larger.
         turned: √(2 ΔD) along that axis.
         stored: The dtype of W₀.
@@ -45,7 +44,6 @@ class State:
 
     update: float | None
     stable_rank: float | None
-    size: int
     longer: float
     turned: float
     stored: torch.dtype

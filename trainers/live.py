@@ -85,7 +85,6 @@ class _Measured:
     norm: float  # ‖W'‖_F
     update: float | None  # ‖ΔW‖_F/‖W₀‖_F
     stable_rank: float | None
-    size: int  # min(out, in)
     vector: dict[Axis, float]  # the mean norm of a row and of a column of W₀
 
     def state(self) -> State:
@@ -96,7 +95,7 @@ class _Measured:
             if self.vector[axis] > 0 and math.isfinite(change.delta_d)
         ]
         longer, turned = max(moved, default=(0.0, 0.0))
-        return State(self.update, self.stable_rank, self.size, longer, turned, self.stored)
+        return State(self.update, self.stable_rank, longer, turned, self.stored)
 
 
 def _measured(
@@ -119,7 +118,6 @@ def _measured(
         norm=math.sqrt(max(0.0, aa + 2 * ad + dd)) if finite else math.nan,
         update=moved / first if first > 0 else None,
         stable_rank=_stable_rank(update, moved) if finite and moved > 0 else None,
-        size=min(base[""].shape),
         vector=vector,
     )
 

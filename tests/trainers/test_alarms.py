@@ -14,7 +14,7 @@ from deltaw.trainers.alarms import Alarms, State
 
 
 def state(**given):
-    usual = {"update": 0.01, "stable_rank": 3.0, "size": 8, "longer": 0.001, "turned": 0.01, "stored": torch.float32}
+    usual = {"update": 0.01, "stable_rank": 3.0, "longer": 0.001, "turned": 0.01, "stored": torch.float32}
     return State(**usual | given)
 
 
