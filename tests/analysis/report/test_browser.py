@@ -37,6 +37,7 @@ def test_every_view_draws(path, look):
     for card in cards:
         show(page, card)
         assert page.locator(f"#{card} canvas").count() >= 1, card
+    page.locator("#most tbody tr").nth(17).wait_for()  # what is near is drawn a moment later
     assert page.locator("#most tbody tr").count() == 18
     assert page.title().endswith("deltaw report")
 
@@ -51,7 +52,9 @@ def test_the_numbers_are_those_of_the_tables(path, runs, look):
     show(page, "cloud")
     frame = deltaw.open(runs[1]).changes("base")
     found = correlation(frame[(frame.axis == "row") & (frame.step_to == 50)], by=[]).iloc[0]
-    shown = page.locator("#together table tbody tr", has_text="lora").locator("td").all_inner_texts()
+    cells = page.locator("#together table tbody tr", has_text="lora").locator("td")
+    cells.nth(4).wait_for()  # the table beside the cloud may be drawn a moment after it
+    shown = cells.all_inner_texts()
     assert shown[1] == f"{found.pearson:.3g}".replace("-", "−")
     assert shown[4] == "6"
 
@@ -68,8 +71,10 @@ def test_a_selection_changes_the_drawings_and_a_link_restores_it(path, look):
     page.get_by_role("button", name="columns", exact=True).click()
     hash = page.evaluate("location.hash")
     assert "kind=value" in hash
-    show(page, "change-d")
-    page.wait_for_timeout(100)
+    page.wait_for_function(
+        "() => {const rows = document.getElementById('change-d').card.made.rows.slice(1);"
+        "return rows.every(row => row[0] !== 'ft' && row[1] === rows[0][1])}"
+    )
     after = numbers(page, "change-d")
     assert {row[0] for row in after[1:]} == {"lora", "bora"}
     again = look(path, hash=hash)
@@ -133,7 +138,9 @@ def test_names_of_strangers_stay_text(tmp_path, look, record):
     for kind in page.get_by_label("Kind of matrix").locator("option").all_inner_texts():
         assert len(kind) < 100
     assert page.locator("img, b[onclick], script[src]").count() == 0
-    shown = page.locator("#most tbody tr td:nth-child(2)").all_inner_texts()
+    names = page.locator("#most tbody tr td:nth-child(2)")
+    names.first.wait_for()
+    shown = names.all_inner_texts()
     assert any("</script><img src=x" in name for name in shown)
     assert any(r"\u202egnp-exe" in name for name in shown)
     assert max(map(len, shown)) < 100
@@ -187,6 +194,7 @@ def test_drawings_say_themselves_and_show_their_numbers(path, look):
     assert "bora by row" in page.locator("#change-m .plot").get_attribute("aria-label")
     page.locator("#change-m .save summary").click()
     page.locator("#change-m").get_by_role("button", name="Show the numbers here").click()
+    page.locator("#change-m table tbody tr").nth(3 * 2 * 6 - 1).wait_for(state="attached")
     assert page.locator("#change-m table tbody tr").count() == 3 * 2 * 6
     named = "n => n.textContent.trim() || n.getAttribute('aria-label') || n.labels?.length"
     unnamed = page.evaluate(
