@@ -18,6 +18,9 @@ from .measures.subspace import Directions as Directions
 from .measures.subspace import directions as directions
 from .measures.subspace import overlap as overlap
 from .measures.subspace import principal_angles as principal_angles
+from .measures.visible import PATH_NOT_TAKEN as PATH_NOT_TAKEN
+from .measures.visible import visible_changes as visible_changes
+from .measures.visible import visible_share as visible_share
 from .runs import open_runs as open_runs
 from .runs import table as table
 from .tables.amplification import amplification_table as amplification_table

@@ -132,6 +132,22 @@ MEASURES = {
         chance="0 ± 1/√(out·in) for updates of independent entries: the field `chance`.",
         table="deltaw.compare(first, second)",
     ),
+    "visible.visible_changes": Note(
+        "geometry",
+        (
+            "W₀ must be what training started from: a base in float32 that was trained in bfloat16 was rounded first.",
+            "Read off float32 weights, the rule with a tolerance and what is stored are two different questions.",
+        ),
+    ),
+    "visible.visible_share": Note(
+        "geometry",
+        (
+            "The share grows with the learning rate and falls with the size of the weights: it says what the dtype lets"
+            " through, not which weights an optimizer moved.",
+            "In float32 nearly every weight of a fine-tuned matrix changes. Name the dtype beside the number.",
+        ),
+        chance="About the mean of |ΔW_ij| over the dtype's spacing at W₀_ij, for an update much smaller than that.",
+    ),
     "survival.survival": Note(
         "rank",
         ("It needs the exact update: one that was read off merged weights has been through the rounding already.",),
