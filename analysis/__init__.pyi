@@ -1,6 +1,7 @@
 """The names of deltaw.analysis, and where each is; they are imported when they are asked for."""
 
 from .inspection.inspect import inspect_run as inspect_run
+from .measures.alignment import update_cosine as update_cosine
 from .measures.amplification import Amplification as Amplification
 from .measures.amplification import amplification as amplification
 from .measures.change import Axis as Axis
@@ -8,8 +9,11 @@ from .measures.change import Change as Change
 from .measures.change import change as change
 from .measures.change import changes as changes
 from .measures.correlation import correlation as correlation
+from .measures.energy import OverlapEnergy as OverlapEnergy
+from .measures.energy import overlap_energy as overlap_energy
 from .measures.intruders import Intruders as Intruders
 from .measures.intruders import intruders as intruders
+from .measures.signs import sign_agreement as sign_agreement
 from .measures.similarity import dissimilarity as dissimilarity
 from .measures.similarity import similarity as similarity
 from .measures.spectrum import Spectrum as Spectrum

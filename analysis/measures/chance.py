@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -92,6 +94,115 @@ def expected_similarity(examples: int, features: int, features_second: int | Non
     n, p = whole_number("examples", examples, 1), whole_number("features", features, 1)
     q = p if features_second is None else whole_number("features_second", features_second, 1)
     return float(np.sqrt(p * q / ((n + p) * (n + q))))
+
+
+def cosine_spread(rows: int, columns: int) -> float:
+    r"""Return the standard deviation of the cosine of two unrelated updates, whose mean is 0.
+
+        E cos² = 1/(out·in)
+
+    It holds for any ranks and spectra: with the directions of one of the two random, A = O₁ Σ O₂ for random rotations
+    O₁ and O₂, E[vec(A) vec(A)ᵀ] commutes with all of them, and so is ‖A‖²/(out·in) times the identity. The shape of the
+    distribution does depend on the ranks. For large matrices ⟨A, B⟩ = Σ_ij σ_i τ_j x_ij y_ij with independent normal x
+    and y, so that
+
+        E cos⁴ / (E cos²)² = 3 + 6/(d_A d_B),    d = (Σσ²)²/Σσ⁴, the participation ratio
+
+    Two adapters that start from the same random A share its span while B moves: then it is about 1/√(out·r).
+
+    Arguments:
+        rows, columns: out and in.
+
+    Raises:
+        OptionError: One of them is no whole number of 1 or more.
+
+    Source:
+        Schur's lemma for the irreducible O(out) × O(in); see Collins, Śniady 2006 for the moments of random rotations.
+
+    Example:
+        >>> cosine_spread(100, 400)
+        0.005
+    """
+    return 1.0 / math.sqrt(whole_number("rows", rows, 1) * whole_number("columns", columns, 1))
+
+
+def sign_spread(rows: int, columns: int) -> float:
+    r"""Return the standard deviation of the sign agreement of two unrelated updates without zeros, whose mean is ½.
+
+        1 / (2 √(out·in))
+
+    With the sign of every row and every column of one of them random, the products of two different entries' signs have
+    mean 0, so the entries' agreements are uncorrelated, whatever the ranks.
+
+    Arguments, raises:
+        As `cosine_spread`.
+
+    Example:
+        >>> sign_spread(100, 400)
+        0.0025
+    """
+    return cosine_spread(rows, columns) / 2
+
+
+def expected_jaccard(first: float, second: float) -> float:
+    r"""Return the Jaccard index of two sets of entries that are chosen independently.
+
+        p q / (p + q − p q)
+
+    with p and q the shares of the entries that each holds: the expected size of A ∩ B over that of A ∪ B.
+
+    Arguments:
+        first, second: p and q, in [0, 1].
+
+    Returns:
+        In [0, 1]; NaN where both are empty.
+
+    Raises:
+        OptionError: One is no share.
+
+    Source:
+        Jaccard 1912 for the index. Independence of the two masks as the level of chance: "The Path Not Taken"
+        (arXiv 2511.08567), which holds the masks of independent runs against a random baseline.
+
+    Example:
+        >>> expected_jaccard(0.5, 0.5), expected_jaccard(0.0, 0.5)
+        (0.3333333333333333, 0.0)
+    """
+    for name, value in (("first", first), ("second", second)):
+        if not 0 <= value <= 1:
+            raise OptionError(f"{name} is {value!r}; pass the share of the entries, from 0 to 1")
+    either = first + second - first * second
+    return first * second / either if either > 0 else math.nan
+
+
+def energy_spread(count: int, size: int, participation: float) -> float:
+    r"""Return the standard deviation of the share of an update's energy in a random subspace, whose mean is k/n.
+
+        √( 2 (1/d − 1/n) k (1 − k/n) / ((n − 1)(n + 2)) )
+
+    for a subspace of k of n dimensions and an update with participation ratio d = (Σσ²)²/Σσ⁴: the variance of
+    tr(M O P Oᵀ) over random rotations O, for M = B Bᵀ/‖B‖² with tr M² = 1/d and a projector P of rank k.
+
+    Arguments:
+        count: k.
+        size: n.
+        participation: d, from 1 to n.
+
+    Raises:
+        OptionError: k or n is no whole number of 1 or more, or k is above n.
+
+    Source:
+        The second moment of random rotations, as in Collins, Śniady 2006.
+
+    Example:
+        >>> round(energy_spread(8, 768, 1.0), 4), energy_spread(8, 768, 768.0)
+        (0.0052, 0.0)
+    """
+    _checked(count, 1, size)
+    n, k = float(size), float(count)
+    if size == 1:
+        return 0.0
+    return math.sqrt(max(0.0, 2 * (1 / participation - 1 / n) * k * (1 - k / n) / ((n - 1) * (n + 2))))
 
 
 def _checked(first: int, second: int, size: int) -> None:

@@ -148,6 +148,36 @@ MEASURES = {
         ),
         chance="About the mean of |ΔW_ij| over the dtype's spacing at W₀_ij, for an update much smaller than that.",
     ),
+    "alignment.update_cosine": Note(
+        "agreement-of-two-updates",
+        (
+            "It weighs strong directions, and large entries: two updates with one strong direction in common look alike"
+            " whatever the rest does. Read `sign_agreement` and `overlap_energy` beside it.",
+            "Adapters of one seed start from the same random A: their updates share its span, and chance is then"
+            " 1/√(out·r). Compare with another seed.",
+            "Of a whole model take Σ⟨A, B⟩/√(Σ‖A‖² Σ‖B‖²) over its matrices, not the mean of their cosines.",
+        ),
+        chance="0 ± 1/√(out·in), whatever the ranks; of low ranks with longer tails, kurtosis 3 + 6/(d_A d_B).",
+        table="update_agreement(runs)",
+    ),
+    "signs.sign_agreement": Note(
+        "agreement-of-two-updates",
+        (
+            "Every entry counts the same, however small: noise in weights that hardly moved pulls it to ½.",
+            "Zeros agree with zeros: two sparse updates agree in what neither touches. Compare with `sign_expected`.",
+        ),
+        chance="½ ± 1/(2√(out·in)) without zeros; else Σ_s p_s q_s with the shares of the three signs.",
+        table="update_agreement(runs)",
+    ),
+    "energy.overlap_energy": Note(
+        "agreement-of-two-updates",
+        (
+            "It is not symmetric: name which update gives the directions.",
+            "k at the rank of a low-rank update takes all of its span; compare methods at one k.",
+        ),
+        chance="k/out, k/in and k²/(out·in); the spread is `OverlapEnergy.spread`.",
+        table="update_agreement(runs, k=8)",
+    ),
     "survival.survival": Note(
         "rank",
         ("It needs the exact update: one that was read off merged weights has been through the rounding already.",),
