@@ -9,7 +9,7 @@ from deltaw.cli.commands import OneOf
 from deltaw.cli.options import ALPHA, Decorator, with_default
 from deltaw.cli.train_options import handing_on, rate_option, rates_in_words
 from deltaw.trainers.cola.settings import LEARNING_RATES, ColaSettings
-from deltaw.trainers.settings import BASES
+from deltaw.trainers.settings import BASES, PRECISIONS
 
 _RATES = rates_in_words(*LEARNING_RATES["other"])
 _MODEL_AND_DATA: list[Decorator] = [
@@ -36,6 +36,15 @@ _OTHERS: list[Decorator] = [
         help="nf4: the targets in 4 bits (QLoRA, QBoRA, …).",
     ),
     with_default(
+        "--precision",
+        type=OneOf(PRECISIONS),
+        default=ColaSettings.precision,
+        help="bfloat16: products of activations in bfloat16 (autocast); the weights stay float32.",
+    ),
+    click.option(
+        "--group-by-length", is_flag=True, help="Make batches of sentences of about the same length, which is faster."
+    ),
+    with_default(
         "--record-every",
         type=int,
         default=ColaSettings.record_every,
@@ -49,7 +58,7 @@ _OTHERS: list[Decorator] = [
     ),
 ]
 _NAMES = ["model", "data", "epochs", "learning_rate", "batch_size", "warmup_ratio", "weight_decay", "max_length"]
-_NAMES += ["record_every", "save_every", "base"]
+_NAMES += ["record_every", "save_every", "base", "precision", "group_by_length"]
 _OWN = ["alpha", "dropout"]
 
 

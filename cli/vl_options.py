@@ -9,7 +9,7 @@ import click
 from deltaw.cli.commands import ListOption, OneOf
 from deltaw.cli.options import ALPHA, Decorator, with_default
 from deltaw.cli.train_options import handing_on, rate_option, rates_in_words
-from deltaw.trainers.settings import BASES
+from deltaw.trainers.settings import BASES, PRECISIONS
 from deltaw.trainers.vl.examples import TASKS
 from deltaw.trainers.vl.settings import BATCH_SIZES, BLOCKS, KINDS, LEARNING_RATES, RANKS, VLSettings
 
@@ -81,6 +81,12 @@ _OPTIONS: list[Decorator] = [
         help="nf4: the targets in 4 bits (QLoRA, QBoRA, …).",
     ),
     with_default(
+        "--precision",
+        type=OneOf(PRECISIONS),
+        default=VLSettings.precision,
+        help="bfloat16: products of activations in bfloat16 (autocast); the weights stay float32.",
+    ),
+    with_default(
         "--checkpoints",
         type=int,
         default=VLSettings.checkpoints,
@@ -104,7 +110,17 @@ _OPTIONS: list[Decorator] = [
     ),
 ]
 _NAMES = ["model", "vision", "epochs", "learning_rate", "batch_size", "warmup_ratio", "weight_decay", "max_length"]
-_NAMES += ["answer_length", "base", "checkpoints", "record_every", "limit", "dev_limit", "eval_every", "beams"]
+_NAMES += [
+    "answer_length",
+    "base",
+    "precision",
+    "checkpoints",
+    "record_every",
+    "limit",
+    "dev_limit",
+    "eval_every",
+    "beams",
+]
 _LISTS = ["data", "tasks", "where", "kinds"]
 
 

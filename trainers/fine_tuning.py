@@ -66,6 +66,7 @@ def _fine_tune(settings: Settings, task: Task, out: Path, progress: bool) -> Tra
         info={"experiment": task.experiment, "settings": settings.plain(), "corpus": task.corpus},
         resume=True,  # the settings are the same, and W₀ is compared
     )
+    low = settings.precision == "bfloat16"
     arguments = TrainingArguments(
         output_dir=str(out / TRAINING),
         num_train_epochs=settings.epochs,
@@ -80,6 +81,9 @@ def _fine_tune(settings: Settings, task: Task, out: Path, progress: bool) -> Tra
         logging_steps=task.log_every,
         save_strategy="no",  # the watch asks for it as well
         save_total_limit=1,
+        train_sampling_strategy="group_by_length" if task.group_by_length else "random",
+        bf16=low,
+        use_cpu=low and not torch.cuda.is_available(),  # without it transformers refuses bfloat16 on a CPU
         seed=settings.seed,
         report_to="none",
         disable_tqdm=True,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deltaw.adapters.method import Method  # loads torch
 
 BASES = ("full", "nf4")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class Settings(ABC):
         max_length: Longer texts are cut to this many tokens.
         context_batches: Batches of training examples from which a method that starts from data (CorDA) starts.
         base: "full" for the weights as they are, "nf4" for targets in 4 bits (QLoRA, QDoRA, QBoRA, …).
+        precision: "float32", or "bfloat16" for products of activations in bfloat16 (autocast); weights, what is
+            recorded of them, and the optimizer are float32 in both.
         record_modules: Glob patterns of the recorded modules; ``None`` for the targets.
         save_every: Epochs between the states from which an interrupted run goes on.
         seed: Of what starts at random, the order of the examples, and dropout.
@@ -47,6 +50,7 @@ class Settings(ABC):
     max_length: int
     context_batches: int = 8
     base: Literal["full", "nf4"] = "full"
+    precision: Literal["float32", "bfloat16"] = "float32"
     record_modules: tuple[str, ...] | None = None
     save_every: int
     seed: int = 0
@@ -55,6 +59,8 @@ class Settings(ABC):
         self.at_least_one("epochs", "batch_size", "save_every", "max_length", "context_batches")
         if self.base not in BASES:
             raise OptionError(f"base must be 'full' or 'nf4', not {self.base!r}")
+        if self.precision not in PRECISIONS:
+            raise OptionError(f"precision must be 'float32' or 'bfloat16', not {self.precision!r}")
         if not 0 <= self.warmup_ratio < 1:
             raise OptionError(f"warmup_ratio must lie in [0, 1), not {self.warmup_ratio!r}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -99,6 +105,8 @@ class Settings(ABC):
             del plain["context_batches"]
         if self.base == "full":
             del plain["base"]  # there were runs before there was a choice
+        if self.precision == "float32":
+            del plain["precision"]  # as well
         if self.model is not None:
             plain["model"] = without_path(self.model)
         cleaned: dict[str, Any] = json.loads(json.dumps(plain))

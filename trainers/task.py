@@ -21,6 +21,7 @@ class Task:
         train: The training examples; their order is the Trainer's, or that of ``batches``.
         batches: What yields the keys of a batch after the other, over and over, with a length and ``set_epoch``.
         batch_size: Examples in a batch.
+        group_by_length: Whether the Trainer's order puts examples of about the same length into a batch.
         collator: Makes a batch of examples.
         context: Yields this many batches for a method that starts from data.
         evaluation: The Trainer's arguments for evaluating: eval_dataset, compute_metrics.
@@ -39,6 +40,7 @@ class Task:
     train: Any
     batches: Any = None
     batch_size: int
+    group_by_length: bool = False
     collator: Callable[[list[Any]], Any]
     context: Callable[[int], Iterable[dict[str, Any]]]
     evaluation: dict[str, Any] = field(default_factory=dict)

@@ -68,16 +68,25 @@ def _composed(
 ) -> Tensor:
     """Return ``low_rank_linear`` of x (tokens, in) from PyTorch's own operations, for any mixture of dtypes."""
     if gamma is not None:
-        x = x * gamma.to(x.dtype)
+        x = rescaled(x, gamma)
     result = F.linear(x, weight, bias if rho is None else None)  # (tokens, out)
     if start is not None:
         result = add_product(result, F.linear(x.to(start[0].dtype), start[0]), start[1], -scaling)
     path = F.dropout(x, dropout) if dropout else x
     result = add_product(result, F.linear(path.to(A.dtype), A), B, scaling)
     if rho is not None:
-        rho = rho.to(result.dtype)
-        result = result * rho if bias is None else torch.addcmul(bias.to(result.dtype), result, rho)
+        result = rescaled(result, rho, bias)
     return result
+
+
+def rescaled(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x ∘ scale + bias in the dtype of x (tokens, features).
+
+    The scale is not rounded to bfloat16 before it multiplies: there is no number between 1 and 1.0078 there, so what
+    little a magnitude moves would all be lost, where rounding the products loses it in no entry on average.
+    """
+    product = x * scale if bias is None else torch.addcmul(bias, x, scale)
+    return product.to(x.dtype)
 
 
 class _LowRankLinear(torch.autograd.Function):

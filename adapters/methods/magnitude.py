@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
+from deltaw.adapters.linear.low_rank import rescaled
 from deltaw.adapters.linear.norms import ratio
 from deltaw.adapters.method import Layer, Method, ScaledLowRank, Shape, State
 
@@ -86,7 +87,5 @@ class Magnitude(Method):
         """Scale the input (column) or the output (row) of the linear map."""
         scale = ratio(layer.tensor("magnitude"), layer.tensor("norm"))
         if self.axis == "column":
-            return F.linear(x * scale.to(x.dtype), layer.base, layer.bias)
-        result = F.linear(x, layer.base)
-        result = result * scale.to(result.dtype)
-        return result if layer.bias is None else result + layer.bias.to(result.dtype)
+            return F.linear(rescaled(x, scale), layer.base, layer.bias)
+        return rescaled(F.linear(x, layer.base), scale, layer.bias)

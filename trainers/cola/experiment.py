@@ -145,6 +145,7 @@ def _task(settings: ColaSettings) -> Task:
         heads=_heads(model),
         train=train,
         batch_size=size,
+        group_by_length=settings.group_by_length,
         collator=collator,
         context=context,
         evaluation={"eval_dataset": dev, "compute_metrics": _matthews},

@@ -27,6 +27,8 @@ class ColaSettings(Settings):
         data: "builtin", "hub", or a folder (see ``load_corpus``).
         targets: Glob patterns of the adapted modules; ``None`` for all query and value matrices.
         learning_rate: ``None`` for the default of the method: see ``LEARNING_RATES``.
+        group_by_length: Make batches of sentences of about the same length, which need less padding; the order stays
+            random otherwise (transformers' ``LengthGroupedSampler``).
         record_every: Steps between checkpoints.
         The others: See ``Settings``.
     """
@@ -36,6 +38,7 @@ class ColaSettings(Settings):
     batch_size: int = 32
     warmup_ratio: float = 0.06
     max_length: int = 128
+    group_by_length: bool = False
     record_every: int = 20
     save_every: int = 10
 
@@ -55,4 +58,7 @@ class ColaSettings(Settings):
 
     def plain(self) -> dict[str, Any]:
         """As ``Settings.plain``."""
-        return super().plain() | {"data": self.data if self.data == "hub" else without_path(self.data)}
+        plain = super().plain() | {"data": self.data if self.data == "hub" else without_path(self.data)}
+        if not self.group_by_length:
+            del plain["group_by_length"]  # there were runs before there was a choice
+        return plain

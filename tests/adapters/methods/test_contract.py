@@ -400,6 +400,54 @@ def test_autocast(case):
     assert all(p.grad.isfinite().all() for p in layer.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_autocast_gives_what_the_definition_gives_under_it(case, bias):
+    """Output and gradients are no further from float32's than those of x W'ᵀ + b under autocast, a few roundings."""
+    model = model_with(case, torch.float32, bias)
+    layer = move(model)
+    x = torch.randn(2, 40, IN, generator=torch.Generator().manual_seed(3))
+    g = torch.randn(2, 40, OUT, generator=torch.Generator().manual_seed(4))
+    names = [name for name in layer.state() if isinstance(layer.tensor(name), nn.Parameter)]
+
+    def found(low: bool, definition: bool) -> dict[str, Tensor]:
+        y = x.clone().requires_grad_(True)
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            out, state = defined(layer, y) if definition else (layer(y), layer.state())
+        if low:
+            assert out.dtype == torch.bfloat16
+        out.float().backward(g)
+        gradients = {name: state[name].grad.clone() for name in names}
+        assert all(value.dtype == torch.float32 for value in gradients.values())
+        return {"out": out.detach().float(), "x": y.grad, **gradients}
+
+    exact, plain, fast = found(False, True), found(True, True), found(True, False)
+    for name, wanted in exact.items():
+        size = wanted.norm().clamp(min=1e-3)
+        assert (fast[name] - wanted).norm() <= 1.5 * (plain[name] - wanted).norm() + 0.004 * size, name
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if "magnitude" in method_of(case).shapes(OUT, IN) or "bora" in case.split()]
+)
+def test_a_small_change_of_a_magnitude_is_seen_in_bfloat16(case):
+    """Also where the factor itself, 1.001, would be rounded to 1: on average over the outputs."""
+    model = model_with(case, torch.float32, bias=False)
+    layer = adapted(model)["0"]
+    x = torch.randn(4000, IN, generator=torch.Generator().manual_seed(3))
+    before = layer(x).detach()
+    with torch.no_grad():
+        for name in layer.state():
+            if name in ("magnitude", "magnitude_row", "magnitude_column"):
+                layer.tensor(name).mul_(1.001)
+        with torch.autocast("cpu", torch.bfloat16):
+            after = layer(x).float()
+    seen = (after * before).sum() / before.square().sum()
+    wanted = (layer(x) * before).sum() / before.square().sum()
+    assert seen.item() - 1 == pytest.approx(wanted.item() - 1, abs=3e-4)
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in dynamo
 @pytest.mark.parametrize("case", INJECTED)
 def test_compile(case):
