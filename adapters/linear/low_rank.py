@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltaw.adapters.linear.blocks import scaled_and_dots, thin_product
+from deltaw.adapters.linear.scaled import scaled_linear
 
 
 def kaiming_uniform(out_features: int, in_features: int, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -67,26 +68,20 @@ def _composed(
     dropout: float = 0.0,
 ) -> Tensor:
     """Return ``low_rank_linear`` of x (tokens, in) from PyTorch's own operations, for any mixture of dtypes."""
-    if gamma is not None:
-        x = rescaled(x, gamma)
-    result = F.linear(x, weight, bias if rho is None else None)  # (tokens, out)
+    result = scaled_linear(x, weight, bias, rho, gamma)  # (tokens, out)
     if start is not None:
-        result = add_product(result, F.linear(x.to(start[0].dtype), start[0]), start[1], -scaling)
+        result = _add_pair(result, x, start[0], start[1], -scaling, rho, gamma)
     path = F.dropout(x, dropout) if dropout else x
-    result = add_product(result, F.linear(path.to(A.dtype), A), B, scaling)
-    if rho is not None:
-        result = rescaled(result, rho, bias)
-    return result
+    return _add_pair(result, path, A, B, scaling, rho, gamma)
 
 
-def rescaled(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x ∘ scale + bias in the dtype of x (tokens, features).
-
-    The scale is not rounded to bfloat16 before it multiplies: there is no number between 1 and 1.0078 there, so what
-    little a magnitude moves would all be lost, where rounding the products loses it in no entry on average.
-    """
-    product = x * scale if bias is None else torch.addcmul(bias, x, scale)
-    return product.to(x.dtype)
+def _add_pair(
+    result: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, rho: Tensor | None, gamma: Tensor | None
+) -> Tensor:
+    """Return result + s·((x γ) Aᵀ Bᵀ) ρ; both factors go to the thin matrices, where they cost least."""
+    A = A if gamma is None else A * gamma
+    B = B if rho is None else B * rho[:, None]
+    return add_product(result, F.linear(x.to(A.dtype), A), B, scaling)
 
 
 class _LowRankLinear(torch.autograd.Function):

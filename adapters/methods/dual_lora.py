@@ -289,14 +289,14 @@ class _DualLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, base, P, A, B, C, D, scale = ctx.saved_tensors
-        g = gradients[0].reshape(-1, P.shape[0]).to(P.dtype)  # (tokens, out)
-        flat = x.reshape(-1, P.shape[1]).to(P.dtype)  # (tokens, in)
-        grad_x = torch.zeros_like(flat) if ctx.needs_input_grad[0] else None
+        g = gradients[0].reshape(-1, P.shape[0])  # (tokens, out), in bfloat16 under autocast, as are the two products
+        flat = x.reshape(-1, P.shape[1]).to(g.dtype)  # (tokens, in)
+        grad_x = P.new_zeros(flat.shape) if ctx.needs_input_grad[0] else None
         grad_A, grad_B, grad_C, grad_D = (torch.zeros_like(group) for group in (A, B, C, D))
         for rows, block in row_blocks(P, BLOCK):
             if grad_x is not None:
-                grad_x.addmm_(g[:, rows], _scaled_sum(base, block, rows, scale))
-            G = (g[:, rows].T @ flat).mul_(scale)
+                _add_product(grad_x, g[:, rows], _scaled_sum(base, block, rows, scale))
+            G = (g[:, rows].T @ flat).to(P.dtype).mul_(scale)
             magnitude = block.sign().mul_(G)
             grad_A.addmm_(B[rows].T, magnitude)
             grad_B[rows] = magnitude @ A.T
@@ -360,6 +360,14 @@ class _AblatedLinear(torch.autograd.Function):
                 whole["mean"] = torch.stack(sizes).sum() / entire.numel()
         for rows, _ in row_blocks(entire, BLOCK):
             yield rows, {k: v if k in ("lora_A", "lora_C") else v[rows] for k, v in state.items()} | whole
+
+
+def _add_product(result: Tensor, g: Tensor, dense: Tensor) -> None:
+    """Add g (tokens, rows) times a dense block (rows, in), in the dtype of g."""
+    if g.dtype == result.dtype:
+        result.addmm_(g, dense)
+    else:
+        result.add_(g @ dense.to(g.dtype))
 
 
 def _scaled_sum(base: Tensor | None, P: Tensor, rows: slice, scale: Tensor) -> Tensor:

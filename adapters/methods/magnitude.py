@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
-from deltaw.adapters.linear.low_rank import rescaled
 from deltaw.adapters.linear.norms import ratio
+from deltaw.adapters.linear.scaled import scaled_linear
 from deltaw.adapters.method import Layer, Method, ScaledLowRank, Shape, State
 
 
@@ -86,6 +85,6 @@ class Magnitude(Method):
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
         """Scale the input (column) or the output (row) of the linear map."""
         scale = ratio(layer.tensor("magnitude"), layer.tensor("norm"))
-        if self.axis == "column":
-            return F.linear(rescaled(x, scale), layer.base, layer.bias)
-        return rescaled(F.linear(x, layer.base), scale, layer.bias)
+        rho, gamma = (scale, None) if self.axis == "row" else (None, scale)
+        flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        return scaled_linear(flat, layer.base, layer.bias, rho, gamma).view(*x.shape[:-1], -1)
