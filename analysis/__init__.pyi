@@ -9,10 +9,16 @@ from .measures.change import Change as Change
 from .measures.change import change as change
 from .measures.change import changes as changes
 from .measures.correlation import correlation as correlation
+from .measures.drift import SpectralDrift as SpectralDrift
+from .measures.drift import spectral_drift as spectral_drift
 from .measures.energy import OverlapEnergy as OverlapEnergy
 from .measures.energy import overlap_energy as overlap_energy
 from .measures.intruders import Intruders as Intruders
 from .measures.intruders import intruders as intruders
+from .measures.off_principal_share import off_principal as off_principal
+from .measures.principal import Principal as Principal
+from .measures.principal_rotation import Rotation as Rotation
+from .measures.principal_rotation import rotation as rotation
 from .measures.signs import sign_agreement as sign_agreement
 from .measures.similarity import dissimilarity as dissimilarity
 from .measures.similarity import similarity as similarity

@@ -83,9 +83,13 @@ def squares(found: Gram) -> tuple[Tensor, float]:
     with one_thread():
         values = torch.linalg.eigvalsh(found.lower, UPLO="L").flip(0).clamp(min=0).cpu()
         trace = float(found.lower.diagonal().sum())
-    first = float(values[0])
-    sums = math.sqrt(BLOCK + math.ceil(found.inner / BLOCK))
-    return values, EPS * (4 * math.sqrt(len(values)) * first + sums * trace)
+    return values, error_bound(values, trace, found.inner)
+
+
+def error_bound(values: Tensor, trace: float, inner: int) -> float:
+    """Return β, how far off the eigenvalues λ̂ (m,) of a Gram matrix of this trace may be."""
+    sums = math.sqrt(BLOCK + math.ceil(inner / BLOCK))
+    return EPS * (4 * math.sqrt(len(values)) * float(values[0]) + sums * trace)
 
 
 def cholesky(lower: Tensor) -> Tensor | None:

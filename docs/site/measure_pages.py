@@ -132,6 +132,36 @@ MEASURES = {
         chance="0 ± 1/√(out·in) for updates of independent entries: the field `chance`.",
         table="deltaw.compare(first, second)",
     ),
+    "principal_rotation.rotation": Note(
+        "geometry",
+        (
+            "Where singular values are crowded at k, the smallest update turns the subspace: read `gap`, and compare"
+            " with a random update of the same norm.",
+            "The largest of k angles is one direction's. All are in `left_angles` and `right_angles`.",
+            "Weights in 16 bits were rounded, and their rounding turns the subspaces, too.",
+        ),
+        chance="The largest angle of two random subspaces is near 90°; a random update of ‖ΔW‖_F turns W₀'s by"
+        " `random_rotation`.",
+        table='run.geometry(steps="last", k=16)',
+    ),
+    "drift.spectral_drift": Note(
+        "geometry",
+        (
+            "Singular values are compared by their place: two that change places count as two that moved little.",
+            "It does not see a rotation, however large.",
+        ),
+        chance="Between 0 and ‖ΔW‖_F/‖W₀‖_F. A small random update has 1/√max(out, in) of the latter.",
+        table='run.geometry(steps="last")',
+    ),
+    "off_principal_share.off_principal": Note(
+        "geometry",
+        (
+            "A share near 1 is what any update has: compare it with chance, and k with the sizes of the matrix.",
+            "The rounding of 16-bit weights is spread over all directions, and hides where a small update lies.",
+        ),
+        chance="1 − k²/(out·in) outside both, 1 − k/out outside the left, 1 − k/in outside the right subspace.",
+        table='run.geometry(steps="last", k=16)',
+    ),
     "visible.visible_changes": Note(
         "geometry",
         (
