@@ -35,3 +35,7 @@ class WriteError(DeltawError):
 
 class DataError(DeltawError):
     """A data file or a model folder cannot be used as it is."""
+
+
+class PackError(DeltawError):
+    """A pack of claims is not written as one; names the file, the line and the key."""

@@ -1,5 +1,8 @@
 """The names of deltaw.analysis, and where each is; they are imported when they are asked for."""
 
+from .claims.checking import check_claims as check_claims
+from .claims.found import packs as packs
+from .claims.schema import load_pack as load_pack
 from .inspection.inspect import inspect_run as inspect_run
 from .measures.alignment import update_cosine as update_cosine
 from .measures.amplification import Amplification as Amplification

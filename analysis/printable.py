@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
+# What LaTeX would obey, or has no letter for in its first fonts.
+LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "’": "'", "…": r"\dots{}",
+    "Δ": r"$\Delta$", "σ": r"$\sigma$", "φ": r"$\varphi$", "Σ": r"$\Sigma$", "′": "$'$", "±": r"$\pm$", "−": "$-$",
+    "×": r"$\times$", "·": r"$\cdot$", "‖": r"$\|$", "√": r"$\surd$", "≥": r"$\ge$", "≤": r"$\le$", "°": r"$^\circ$",
+    "§": r"\S{}", "–": "--", "½": r"$\frac12$", "→": r"$\to$", "λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$",
+}  # fmt: skip
+LATEX |= {sign: f"$_{number}$" for number, sign in enumerate("₀₁₂₃₄₅₆₇₈₉")}
+LATEX |= {sign: f"$^{number}$" for number, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")} | {"⁻": "$^-$"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -28,6 +38,17 @@ def printable(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(character if _shown(character, keep) else _escaped(character) for character in text)
+
+
+def latex_text(text: str) -> str:
+    r"""Return a text as LaTeX prints it: no command, no formula, nothing that a terminal would obey.
+
+    Example:
+        >>> print(latex_text(r"\input{x} costs 5 $ & ΔM"))
+        \textbackslash{}input\{x\} costs 5 \$ \& $\Delta$M
+    """
+    signs = LATEX | {"$": r"\$"}
+    return "".join(signs.get(character, character) for character in printable(text))
 
 
 def html_table(title: str, rows: Iterable[tuple[object, object]]) -> str:

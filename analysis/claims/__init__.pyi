@@ -2,6 +2,7 @@
 
 from .bora import RESULTS as RESULTS
 from .bora import bora_claims as bora_claims
+from .checking import check_claims as check_claims
 from .claim import Claim as Claim
 from .claim import Outcome as Outcome
 from .claim import Verdict as Verdict
@@ -15,8 +16,23 @@ from .collect import gather as gather
 from .collect import regions as regions
 from .evidence import CHANGES as CHANGES
 from .evidence import Evidence as Evidence
+from .found import find_pack as find_pack
+from .found import packs as packs
+from .latex import bibtex as bibtex
+from .latex import claims_latex as claims_latex
+from .measuring import Measure as Measure
+from .measuring import Need as Need
+from .pack import Pack as Pack
+from .pack import PackClaim as PackClaim
+from .pack import PackFigure as PackFigure
+from .pack import PackTable as PackTable
+from .pack import Paper as Paper
 from .papers import PAPERS as PAPERS
 from .papers import all_checks as all_checks
 from .papers import claims as claims
+from .registry import MEASURES as MEASURES
+from .rules import RULES as RULES
 from .rules import Check as Check
 from .rules import decide as decide
+from .rules import within as within
+from .schema import load_pack as load_pack

@@ -1,31 +1,34 @@
 """Reading recorded runs into the tables that claims are held against."""
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from deltaw.adapters.errors import OptionError, RecordError
-from deltaw.analysis.claims.curves import four_of
 from deltaw.analysis.claims.dora import GRANULAR
-from deltaw.analysis.claims.evidence import CHANGES, REGIONS, RUNS, SCORES, SPECTRA, Evidence
+from deltaw.analysis.claims.evidence import (
+    CHANGES,
+    DISTANCES,
+    GEOMETRY,
+    INTRUDERS,
+    REGIONS,
+    RUNS,
+    SCORES,
+    SPECTRA,
+    Evidence,
+)
+from deltaw.analysis.claims.found import find_pack
+from deltaw.analysis.claims.plan import Plan
 from deltaw.analysis.claims.scores import guessing
 from deltaw.analysis.records.run_folder.results import read_result
-from deltaw.analysis.tables.changes import changes_table
-from deltaw.analysis.tables.frame import joined
 from deltaw.analysis.tables.regions import regions_table
-from deltaw.analysis.tables.run import Step
-from deltaw.analysis.tables.spectra import spectra_table
 from deltaw.analysis.tables.work import HERE, Work
 from deltaw.analysis.trajectory import Trajectory
 
-BORAS = ("ft", "lora", "dora", "dora-row", "bora")
-DORAS = ("ft", "lora", "dora", "dora-row")
-DORAS_KINDS = ("query", "key", "value")
-DUALS = ("lora", "dual-lora")
-SBORAS = ("sbora-fa", "sbora-fb")
+if TYPE_CHECKING:
+    from deltaw.analysis.claims.pack import Pack
 
 # Options that make another method of one, for a claim that compares them; the value is the method's own.
 VARIANTS: dict[str, Any] = {"detach_norm": True, "activation": "relu", "sign": "ste"}
@@ -34,133 +37,83 @@ SAME = ("experiment", "model", "data", "corpus", "vision")  # what runs that are
 
 def gather(
     runs: Sequence[Trajectory],
-    papers: Iterable[str],
+    papers: "Iterable[str | Pack]",
     *,
     on_gpu: bool = False,
+    roles: Mapping[str, str] | None = None,
     progress: bool = False,
     work: Work = HERE,
 ) -> Evidence:
-    """Measure in recorded runs what the claims of some papers are about.
+    """Measure in recorded runs what the claims of some packs are about.
 
     Results are read from a run's result.json where it has one.
 
     Arguments:
         runs: Opened runs; several of a method are told apart by rank, and else averaged.
-        papers: Keys of ``PAPERS``; only what their claims want is measured.
+        papers: Packs, or names or paths of them; only what their claims want is measured.
         on_gpu: Whether memory was measured on a GPU, where a run's result does not say.
+        roles: By a run's name, what it counts as in place of its method: a pack may compare runs of which the method
+            says too little, as "rl" and "sft".
         progress: Show progress bars.
         work: Where and how it is measured.
 
     Raises:
-        OptionError: The runs are of different experiments, or there is none.
+        OptionError: The runs are of different experiments, or there is none; a role is of a run that is not there.
         RecordError: A run or its result is damaged, or a run has no checkpoint.
+        PackError: A pack cannot be read.
     """
     if not runs:
         raise OptionError("no run is given; name one or more run folders")
     for run in runs:
         if not run.steps:
             raise RecordError(f"{run.path}: no checkpoint was recorded; train on, or leave this run out")
+    for name in roles or {}:
+        if name not in {run.name for run in runs}:
+            raise OptionError(f"a role is given to {name!r}; there are {', '.join(run.name for run in runs)}")
+    wanted = [find_pack(pack) for pack in papers]
     results = [_result(run) for run in runs]
     _require_one_experiment(runs, results)
     entries = [_entry(run, result, on_gpu) for run, result in zip(runs, results, strict=True)]
-    labels = [entry["method"] for entry in entries]
+    for run, entry in zip(runs, entries, strict=True):
+        entry["method"] = (roles or {}).get(run.name, entry["method"])
     scores = pd.DataFrame(
         [row for entry, result in zip(entries, results, strict=True) for row in _scores(entry, result)],
         columns=list(SCORES),
     ).astype({"rank": "Int64", "direction_rank": "Int64"})
     weak = guessing(scores)
-    wanted = set(papers)
-    kinds = {kind for run in runs for kind in _kinds(run)}
-    kind = "query" if "query" in kinds else next(iter(_kinds(runs[0])))
+    plan = Plan(runs, [entry["method"] for entry in entries], wanted, progress, work)
 
-    def collect(
-        make: Callable[[Trajectory], pd.DataFrame], methods: Sequence[str], paper: str, columns: Sequence[str]
-    ) -> pd.DataFrame:
+    def collect(name: str, make: Callable[[Trajectory], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
         tables = []
-        for run, label, entry in zip(runs, labels, entries, strict=True):
-            if paper in wanted and label in methods:
+        for run, entry in zip(runs, entries, strict=True):
+            if run in plan.runs_of(name):
                 ranks = {"adapter_rank": entry["rank"], "direction_rank": entry["direction_rank"]}
                 # Which entries move follows from the method, whether it has learned or not.
-                reason = {} if make is regions else {"guessing": weak.get(entry["run"])}
-                tables.append(make(run).assign(method=label, **reason, **ranks))
+                reason = {} if name == "regions" else {"guessing": weak.get(entry["run"])}
+                tables.append(make(run).assign(method=entry["method"], **reason, **ranks))
         if not tables:
             return pd.DataFrame(columns=[*columns, "adapter_rank", "direction_rank"])
         whole = pd.concat(tables, ignore_index=True)
         return whole.astype({"adapter_rank": "Int64", "direction_rank": "Int64"})
 
-    def of_kinds(run: Trajectory, chosen: Sequence[str]) -> list[str]:
-        by_kind = _kinds(run)
-        return [name for one in chosen for name in by_kind.get(one, [])]
-
-    def spectra(run: Trajectory) -> pd.DataFrame:
-        return spectra_table([run], run.steps[-1:], groups=True, progress=progress, work=work)
-
-    boras, doras = (
-        [run for run, label in zip(runs, labels, strict=True) if label in methods and paper in wanted]
-        for methods, paper in ((BORAS, "bora"), (DORAS, "dora"))
-    )
-    last, shared = _last_common(boras), _last_common(doras)
-
-    def pairs_of(run: Trajectory) -> dict[str, list[tuple[Step, int]]]:
-        """What each paper's claims compare."""
-        start = 0 if 0 in run.steps else None  # the base, where the start was not recorded
-        after = [step for step in run.steps if step > 0]
-        ends = {*four_of(after), *([shared] if shared is not None else [])} if after else set()
-        later = {step for step in (run.steps[-1], last) if step}
-        return {
-            "consecutive": run.pairs("consecutive") if run in boras else [],
-            "initial": [(start, end) for end in sorted(later)] if run in boras else [],
-            "base": [(None, end) for end in sorted(ends)] if run in doras else [],
-        }
-
-    @functools.cache
-    def changes(run: Trajectory) -> dict[str, pd.DataFrame]:
-        """Return the changes of each kind of pairs; each checkpoint of a module is read once."""
-        pairs, own = pairs_of(run), of_kinds(run, [kind])
-        others = [name for name in of_kinds(run, DORAS_KINDS) if name not in own]
-        every = [pair for of_paper in pairs.values() for pair in of_paper]
-        frames = [
-            changes_table([run], at, modules=modules, progress=progress, work=work)
-            for at, modules in ((every, own), (pairs["base"], others))
-            if at and modules
-        ]
-        whole = joined(frames) if frames else pd.DataFrame(columns=list(CHANGES))
-        found = {}
-        for name, modules in (("consecutive", own), ("initial", own), ("base", of_kinds(run, DORAS_KINDS))):
-            there = {(module, *pair) for module in modules for pair in pairs[name]}
-            steps = zip(whole["module"], whole["step_from"].astype(object), whole["step_to"], strict=True)
-            keep = [(module, None if a is pd.NA else a, b) in there for module, a, b in steps]
-            found[name] = whole[pd.Series(keep, index=whole.index, dtype=bool)].reset_index(drop=True)
-        return found
-
     return Evidence(
         runs=pd.DataFrame(entries, columns=list(RUNS)).astype({"rank": "Int64", "direction_rank": "Int64"}),
         scores=scores,
-        consecutive=collect(lambda run: changes(run)["consecutive"], BORAS, "bora", CHANGES),
-        initial=collect(lambda run: changes(run)["initial"], BORAS, "bora", CHANGES),
-        base=collect(lambda run: changes(run)["base"], DORAS, "dora", CHANGES),
-        spectra=collect(spectra, DUALS, "dual-lora", SPECTRA),
-        regions=collect(regions, SBORAS, "sbora", REGIONS),
-        kind=kind,
+        consecutive=collect("consecutive", lambda run: plan.changes(run)["consecutive"], CHANGES),
+        initial=collect("initial", lambda run: plan.changes(run)["initial"], CHANGES),
+        base=collect("base", lambda run: plan.changes(run)["base"], CHANGES),
+        spectra=collect("spectra", plan.spectra, SPECTRA),
+        regions=collect("regions", regions, REGIONS),
+        geometry=collect("geometry", plan.geometry, GEOMETRY),
+        intruders=collect("intruders", plan.intruders, INTRUDERS),
+        distances=collect("distances", plan.distances, DISTANCES),
+        kind=plan.kind,
     )
 
 
 def regions(run: Trajectory) -> pd.DataFrame:
     """Return how much of ΔW at the last step is not zero, one row a matrix; see `regions_table`."""
     return regions_table([run])
-
-
-def _kinds(run: Trajectory) -> dict[str, list[str]]:
-    """The modules by kind."""
-    found: dict[str, list[str]] = {}
-    for name in run.modules:
-        found.setdefault(run.labels(name)["kind"], []).append(name)
-    return found
-
-
-def _last_common(runs: Sequence[Trajectory]) -> int | None:
-    common = set.intersection(*(set(run.steps) for run in runs)) if runs else set()
-    return max(common, default=None)
 
 
 def _result(run: Trajectory) -> dict[str, Any]:

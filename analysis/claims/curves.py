@@ -16,12 +16,13 @@ from deltaw.analysis.claims.interval import (
     LOG,
     Array,
     Measured,
+    Scale,
     Undecidable,
     Unlearned,
     Weights,
     bootstrap,
 )
-from deltaw.analysis.claims.rules import asymmetry, pearson
+from deltaw.analysis.claims.rules import asymmetry, pearson, slope
 from deltaw.analysis.measures.change import Axis
 
 P = ParamSpec("P")
@@ -204,6 +205,26 @@ def correlation_of(
         methods: One or several.
         combine: From the methods' r, each (resamples,), to the number.
     """
+    return _of_clouds(frame, kind, axis, methods, combine, pearson, FISHER if len(methods) == 1 else LINEAR)
+
+
+@_of_trained
+def slope_of(
+    frame: pd.DataFrame, kind: str, axis: Axis, methods: Sequence[str], combine: Callable[..., Array]
+) -> Measured:
+    """Return a number made of the slopes of ΔM on ΔD, of the same points and steps as ``correlation_of``."""
+    return _of_clouds(frame, kind, axis, methods, combine, slope, LINEAR)
+
+
+def _of_clouds(
+    frame: pd.DataFrame,
+    kind: str,
+    axis: Axis,
+    methods: Sequence[str],
+    combine: Callable[..., Array],
+    statistic: Callable[[Weights, str, Array, Array], Array],
+    scale: Scale,
+) -> Measured:
     rows = frame[frame["kind"] == kind]
     require_methods(frame, methods)
     require_methods(rows, methods, f"{kind} matrix")
@@ -225,10 +246,10 @@ def correlation_of(
         shown.append(", ".join(map(str, chosen)))
 
     def measure(weights: Weights) -> Array:
-        return np.asarray(combine(*(pearson(weights, method, *clouds[method]) for method in methods)))
+        return np.asarray(combine(*(statistic(weights, method, *clouds[method]) for method in methods)))
 
     runs = {method: both[0].runs for method, both in parts.items()}
-    found = bootstrap(measure, len(matrices), runs, FISHER if len(methods) == 1 else LINEAR)
+    found = bootstrap(measure, len(matrices), runs, scale)
     steps = "; ".join(dict.fromkeys(shown))
     return Measured(found.statistic, found.interval, f"{found.note}; steps {steps}")
 

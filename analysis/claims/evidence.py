@@ -11,6 +11,10 @@ from deltaw.analysis.tables.tidy import display_name
 
 CHANGES = ("run", "method", "module", "layer", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d")
 SPECTRA = ("run", "method", "module", "layer", "group", "rank", "full_rank")
+GEOMETRY = ("run", "method", "module", "layer", "kind", "step", "rotation_left", "rotation_right", "rotation_expected")
+GEOMETRY += ("drift", "off_principal", "off_principal_expected", "visible_bfloat16")
+INTRUDERS = ("run", "method", "module", "layer", "kind", "step", "index", "intruder")
+DISTANCES = ("run", "method", "module", "layer", "kind", "step", "frobenius")
 REGIONS = ("run", "method", "module", "out", "in", "moved_rows", "moved_columns", "untouched_weights")
 RUNS = (
     "run",
@@ -43,10 +47,13 @@ class Evidence:
         consecutive, initial, base: ``Trajectory.changes`` of such pairs; a column ``adapter_rank`` tells apart runs
             of several ranks.
         spectra: ``Trajectory.spectra`` at each run's last step, with groups, and adapter_rank and direction_rank.
-            These four may have a column ``guessing``: why the run is no better than guessing. Such a run counts for no
-            claim about trained models.
+        geometry: ``Trajectory.geometry`` at each run's last step, and the last that the compared runs have.
+        intruders: ``intruder_table`` at the same steps, one row a singular vector.
+        distances: ``Trajectory.spectra``'s frobenius of ΔW at each run's last step and the one nearest to half of it.
+            These seven have adapter_rank, and may have a column ``guessing``: why the run is no better than guessing.
+            Such a run counts for no claim about trained models.
         regions: One row a matrix, with adapter_rank: how many rows and columns of ΔW are not zero.
-        kind: The kind of matrix that BoRA's claims are about.
+        kind: The kind of matrix that a claim is about which names none.
     """
 
     runs: pd.DataFrame = field(default_factory=_empty(RUNS))
@@ -56,6 +63,9 @@ class Evidence:
     base: pd.DataFrame = field(default_factory=_empty(CHANGES))
     spectra: pd.DataFrame = field(default_factory=_empty(SPECTRA))
     regions: pd.DataFrame = field(default_factory=_empty(REGIONS))
+    geometry: pd.DataFrame = field(default_factory=_empty(GEOMETRY))
+    intruders: pd.DataFrame = field(default_factory=_empty(INTRUDERS))
+    distances: pd.DataFrame = field(default_factory=_empty(DISTANCES))
     kind: str = "query"
 
 

@@ -1,26 +1,28 @@
-"""The four papers by name, and all their claims; a paper's claims are imported when they are asked for."""
+"""The four papers by name, and all their claims; packs of other papers are checked in the same way."""
 
 from collections.abc import Iterator, Sequence
-from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaw.adapters.errors import OptionError
+from deltaw.analysis.claims.found import PACKS, find_pack
 
 if TYPE_CHECKING:
     from deltaw.analysis.claims.claim import Outcome
     from deltaw.analysis.claims.evidence import Evidence
+    from deltaw.analysis.claims.pack import Pack
     from deltaw.analysis.claims.rules import Check
 
-# By its name on the command line, the file in this folder with what each paper claims, in order of appearance.
-PAPERS = {"dora": "dora", "bora": "bora", "sbora": "sbora", "dual-lora": "dual_lora"}
+# Those that are reproduced here, and whose claims are checked where no pack is named.
+PAPERS = ("dora", "bora", "sbora", "dual-lora")
 
 
-def claims(evidence: "Evidence", papers: Sequence[str] | None = None) -> "list[Outcome]":
+def claims(evidence: "Evidence", papers: "Sequence[str | Pack] | None" = None) -> "list[Outcome]":
     """Hold the claims of some papers against recorded runs; the rules stand in ``deltaw.analysis.claims.rules``.
 
     Arguments:
         evidence: What was measured, as ``gather`` returns.
-        papers: Keys of ``PAPERS``; ``None`` for all.
+        papers: Packs, or their names, as those in ``PAPERS``; ``None`` for these.
 
     Returns:
         One outcome a claim, always all of them and in the same order. A claim that the runs cannot decide is "unclear",
@@ -40,15 +42,15 @@ def claims(evidence: "Evidence", papers: Sequence[str] | None = None) -> "list[O
     return [decide(check) for check in all_checks(evidence, papers)]
 
 
-def all_checks(evidence: "Evidence", papers: Sequence[str] | None = None) -> "Iterator[Check]":
+def all_checks(evidence: "Evidence", papers: "Sequence[str | Pack] | None" = None) -> "Iterator[Check]":
     """Yield the claims of some papers with their rules; nothing is measured before it is decided.
 
     Raises:
         OptionError: There is no such paper.
     """
-    chosen = list(PAPERS) if papers is None else list(dict.fromkeys(papers))
+    chosen = PAPERS if papers is None else papers
     for paper in chosen:
-        if paper not in PAPERS:
-            raise OptionError(f"there is no paper {paper!r}; choose from {', '.join(PAPERS)}")
-    for paper in chosen:
-        yield from import_module(f"deltaw.analysis.claims.{PAPERS[paper]}").checks(evidence)
+        if isinstance(paper, str) and paper not in PACKS and not Path(paper).is_file():
+            raise OptionError(f"there is no paper {paper!r}; choose from {', '.join(PACKS)}")
+    for pack in dict.fromkeys(map(find_pack, chosen)):
+        yield from pack.checks(evidence)

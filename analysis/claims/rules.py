@@ -81,44 +81,62 @@ class Rule:
     disagrees: Callable[[float, float], bool]
 
 
-SYMMETRIC = Rule("A ≤ 0.25", lambda low, high: high <= 0.25, lambda low, high: low > 0.25)
-ASYMMETRIC = Rule("A > 0.25", lambda low, high: low > 0.25, lambda low, high: high <= 0.25)
-POSITIVE = Rule("difference > 0", lambda low, high: low > 0, lambda low, high: high < 0)
-ABOVE_ZERO = Rule("r > 0", lambda low, high: low > 0, lambda low, high: high < 0)
-BELOW_ZERO = Rule("r < 0", lambda low, high: high < 0, lambda low, high: low > 0)
-MARKEDLY = Rule("ratio ≥ 1.5", lambda low, high: low >= 1.5, lambda low, high: high < 1.5)
-COMPARABLE = Rule(
-    "ratio from 1/2 to 2", lambda low, high: low >= 0.5 and high <= 2, lambda low, high: high < 0.5 or low > 2
-)
-LESS = Rule("ratio < 1", lambda low, high: high < 1, lambda low, high: low >= 1)
-MORE = Rule("ratio > 1", lambda low, high: low > 1, lambda low, high: high <= 1)
-LONGER = Rule("ratio > 1.03 (below 0.97 disagrees)", lambda low, high: low > 1.03, lambda low, high: high < 0.97)
-AS_HIGH = Rule(
-    f"difference from −{MARGIN} to {MARGIN}",
-    lambda low, high: low >= -MARGIN and high <= MARGIN,
-    lambda low, high: high < -MARGIN or low > MARGIN,
-)
-NOT_LOWER = Rule(f"difference > −{MARGIN}", lambda low, high: low > -MARGIN, lambda low, high: high < -MARGIN)
-A_LITTLE_MORE = Rule(
-    "ratio above 1, at most 1.1", lambda low, high: low > 1 and high <= 1.1, lambda low, high: high <= 1 or low > 1.1
-)
-LESS_THAN_HALF = Rule("ratio < 0.5", lambda low, high: high < 0.5, lambda low, high: low >= 0.5)
+def within(text: str, bounds: Mapping[str, float], disagrees: Mapping[str, float] | None = None) -> Rule:
+    """Return the rule that a number lies within bounds.
 
-
-def below(limit: float) -> Rule:
-    """Return the rule "a ratio is below the limit", where 3 % to either side are noise.
+    Arguments:
+        text: As it is printed; empty for one that is made of the bounds.
+        bounds: One or two of above, at_least, below and at_most. "Agrees" takes the whole interval within all of them.
+        disagrees: Where the whole interval has to be for "disagrees", on one of these sides; ``None`` for whatever the
+            bounds leave out. What lies between the two is noise, and "unclear".
 
     Example:
-        >>> rule = below(1.0)
-        >>> [(rule.agrees(ratio, ratio), rule.disagrees(ratio, ratio)) for ratio in (0.9, 0.99, 1.1)]
-        [(True, False), (False, False), (False, True)]
+        >>> rule = within("", {"above": 1.03}, {"below": 0.97})
+        >>> rule.text
+        '> 1.03 (< 0.97 disagrees)'
+        >>> [(rule.agrees(ratio, ratio), rule.disagrees(ratio, ratio)) for ratio in (0.9, 1.0, 1.1)]
+        [(False, True), (False, False), (True, False)]
     """
-    low_limit, high_limit = (1 - NOISE) * limit, (1 + NOISE) * limit
+    contrary = {_CONTRARY[name]: value for name, value in bounds.items()} if disagrees is None else dict(disagrees)
+    made = _in_words(bounds) + (f" ({_in_words(disagrees, ' or ')} disagrees)" if disagrees else "")
     return Rule(
-        f"ratio < {low_limit:.3g} (above {high_limit:.3g} disagrees)",
-        lambda low, high: high < low_limit,
-        lambda low, high: low > high_limit,
+        text or made,
+        lambda low, high: all(_HOLDS[name](low, high, value) for name, value in bounds.items()),
+        lambda low, high: any(_HOLDS[name](low, high, value) for name, value in contrary.items()),
     )
+
+
+BOUNDS = ("above", "at_least", "below", "at_most")
+_CONTRARY = {"above": "at_most", "at_least": "below", "below": "at_least", "at_most": "above"}
+_SIGNS = {"above": ">", "at_least": "≥", "below": "<", "at_most": "≤"}
+_HOLDS: dict[str, Callable[[float, float, float], bool]] = {
+    "above": lambda low, high, limit: low > limit,
+    "at_least": lambda low, high, limit: low >= limit,
+    "below": lambda low, high, limit: high < limit,
+    "at_most": lambda low, high, limit: high <= limit,
+}
+
+
+def _in_words(bounds: Mapping[str, float], between: str = " and ") -> str:
+    return between.join(f"{_SIGNS[name]} {value:g}" for name, value in bounds.items())
+
+
+MORE = within("ratio > 1", {"above": 1})
+# The rules that a claim may name; whatever else it needs it says by its bounds.
+RULES = {
+    "symmetric": within("A ≤ 0.25", {"at_most": 0.25}),
+    "asymmetric": within("A > 0.25", {"above": 0.25}),
+    "higher": within("difference > 0", {"above": 0}, {"below": 0}),
+    "rises": within("r > 0", {"above": 0}, {"below": 0}),
+    "falls": within("r < 0", {"below": 0}, {"above": 0}),
+    "markedly more": within("ratio ≥ 1.5", {"at_least": 1.5}),
+    "comparable": within("ratio from 1/2 to 2", {"at_least": 0.5, "at_most": 2}),
+    "less": within("ratio < 1", {"below": 1}),
+    "more": MORE,
+    "longer": within("ratio > 1.03 (below 0.97 disagrees)", {"above": 1 + NOISE}, {"below": 1 - NOISE}),
+    "as high": within(f"difference from −{MARGIN} to {MARGIN}", {"at_least": -MARGIN, "at_most": MARGIN}),
+    "not lower": within(f"difference > −{MARGIN}", {"above": -MARGIN}, {"below": -MARGIN}),
+}
 
 
 @dataclass(frozen=True)
@@ -256,10 +274,35 @@ def pearson(weights: Weights, method: str, x: Array, y: Array) -> Array:
     return found
 
 
+def slope(weights: Weights, method: str, x: Array, y: Array) -> Array:
+    """Return the mean over a method's runs of the slope Σ dx dy / Σ dx² of y on x, for every resample.
+
+    Arguments:
+        weights: A matrix counts with all its steps.
+        x, y: (runs, matrices, steps).
+    """
+    found = np.zeros(len(weights.matrices))
+    for run in range(x.shape[0]):
+        dx, dy = (_scaled(values[run]) for values in (x, y))
+        of_x, of_y, of_xx, of_xy = (weights.matrices @ values.mean(axis=1) for values in (dx, dy, dx * dx, dx * dy))
+        spread = of_xx - of_x**2
+        unit = _size(y[run]) / _size(x[run])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            steep = unit * (of_xy - of_x * of_y) / spread
+        steep[spread < 1e-14] = np.nan  # one point alone, but for rounding
+        share = weights.runs[method][:, run]
+        found += np.where(share > 0, share * steep, 0.0)
+    return found
+
+
+def _size(values: Array) -> float:
+    return float(np.abs(values - values.mean()).max()) or 1.0
+
+
 def _scaled(values: Array) -> Array:
     """Centred and of size 1, so that changes of 1e-9 lose no digit."""
     centred = values - values.mean()
-    return np.asarray(centred / (float(np.abs(centred).max()) or 1.0))
+    return np.asarray(centred / _size(values))
 
 
 def count_of(names: Sequence[str]) -> str:

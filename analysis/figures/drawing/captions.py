@@ -6,16 +6,7 @@ from typing import Any
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.facts import remembered
 from deltaw.analysis.figures.drawing.saving import Movie
-from deltaw.analysis.printable import printable
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "’": "'", "…": r"\dots{}",
-    "Δ": r"$\Delta$", "σ": r"$\sigma$", "φ": r"$\varphi$", "Σ": r"$\Sigma$", "′": "$'$", "±": r"$\pm$", "−": "$-$",
-    "×": r"$\times$", "·": r"$\cdot$", "‖": r"$\|$", "√": r"$\surd$", "≥": r"$\ge$", "≤": r"$\le$", "°": r"$^\circ$",
-}  # fmt: skip
-_LATEX |= {sign: f"$_{number}$" for number, sign in enumerate("₀₁₂₃₄₅₆₇₈₉")}
-_LATEX |= {sign: f"$^{number}$" for number, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")} | {"⁻": "$^-$"}
+from deltaw.analysis.printable import LATEX, printable
 
 
 def caption(figure: Any, about: str | None = None) -> str:
@@ -88,7 +79,7 @@ def escaped(text: str) -> str:
     if len(parts) % 2 == 0:  # a lone dollar is one
         parts = [dollar.join(parts)]
     found = [
-        f"${part}$" if odd % 2 else "".join(_LATEX.get(character, character) for character in part)
+        f"${part}$" if odd % 2 else "".join(LATEX.get(character, character) for character in part)
         for odd, part in enumerate(parts)
     ]
     return "".join(found).replace(dollar, r"\$")
