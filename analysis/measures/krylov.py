@@ -51,11 +51,15 @@ class Leading:
         lower: θ_1 … θ_k, (k,) descending: σ_i² is at least this,
         upper: and at most that, (k,).
         known: θ of all c Ritz vectors, (c,) descending: σ_i² is at least this.
+        vectors: An orthonormal basis of the Ritz vectors' span, (c, n), as rows.
+        rest: ρ, at least the norm of G on the complement of that span.
     """
 
     lower: Tensor
     upper: Tensor
     known: Tensor
+    vectors: Tensor
+    rest: float
 
 
 class BlockKrylov:
@@ -207,7 +211,7 @@ def _bounded(
         if least <= rho + rounding:
             return None
         upper = torch.linalg.eigvalsh(inner + residual @ residual.T / (least - rho)).flip(0)[:wanted] + 2 * rounding
-        found = Leading(values[:wanted].cpu(), upper.cpu(), values.cpu())
+        found = Leading(values[:wanted].cpu(), upper.cpu(), values.cpu(), taken, rho)
         if bool((found.upper <= (1 + AGREE) * found.lower)[:precise].all()):
             break
         taken = image  # a step of subspace iteration: what float32 left in the Ritz vectors of weaker ones goes
