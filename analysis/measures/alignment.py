@@ -68,11 +68,14 @@ def alignment(first: Update, second: Update) -> Alignment:
         >>> found.cosine, found.difference
         (0.0, 2.0)
     """
-    one, two = operand("first", first), operand("second", second)
-    same_shape(one, two)
-    apart = _apart(one, two)
-    chance = cosine_spread(*one.shape)
-    return Alignment(cosine_of(one, two), apart, one.norm * one.scale, two.norm * two.scale, chance=chance)
+    return aligned(operand("first", first), operand("second", second))
+
+
+def aligned(first: Operand, second: Operand) -> Alignment:
+    """Return `alignment` of two updates that are ready for inner products."""
+    same_shape(first, second)
+    norms = first.norm * first.scale, second.norm * second.scale
+    return Alignment(cosine_of(first, second), _apart(first, second), *norms, chance=cosine_spread(*first.shape))
 
 
 @public

@@ -1,10 +1,10 @@
 """The leading singular vectors of a large matrix without decomposing it, and a bound on how far they are off.
 
 The block Krylov method of `deltaw.analysis.measures.krylov` leaves an orthonormal basis of c Ritz vectors of G = AᵀA,
-or of A Aᵀ, the smaller, and ρ, a bound on G outside of their span. With Θ and the residuals E of these Ritz vectors, and
-for any t above ρ, G has no more eigenvalues above t than Θ + EᵀE/(t − ρ) has (the inertia of [[Θ, Eᵀ], [E, ρI]] − t I).
-Where these are k, all of G's but the first k are at most t. Then the span of the first k Ritz vectors, of that basis or
-of a better one, lies from that of the first k singular vectors by at most
+or of A Aᵀ, the smaller, and ρ, a bound on G outside of their span. With Θ and the residuals E of these Ritz vectors,
+and for any t above ρ, G has no more eigenvalues above t than Θ + EᵀE/(t − ρ) has, by the inertia of
+[[Θ, Eᵀ], [E, ρI]] − t I. Where these are k, all of G's but the first k are at most t. Then the span of the first k Ritz
+vectors, of that basis or of a better one, lies from that of the first k singular vectors by at most
 
     sin θ ≤ ‖E_k‖ / (θ_k − t)                                                               (Davis, Kahan 1970)
 

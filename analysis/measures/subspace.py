@@ -95,14 +95,27 @@ def directions(
         (2, [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     """
     found = spectrum(update, factors=factors, stored=stored, weight=weight)
-    if factors is not None:
-        q_u, r_u = torch.linalg.qr(finite_matrix("factors[0]", factors[0]))
-        q_v, r_v = torch.linalg.qr(finite_matrix("factors[1]", factors[1]).T.to(q_u.device))
-        p, values, g = torch.linalg.svd(r_u @ r_v.T, full_matrices=False)
-        left, right = q_u @ p, q_v @ g.T
-    else:
-        left, values, g = torch.linalg.svd(finite_matrix("update", update), full_matrices=False)
-        right = g.T
+    if factors is None:
+        return _of_dense(finite_matrix("update", update), found)
+    q_u, r_u = torch.linalg.qr(finite_matrix("factors[0]", factors[0]))
+    q_v, r_v = torch.linalg.qr(finite_matrix("factors[1]", factors[1]).T.to(q_u.device))
+    p, values, g = torch.linalg.svd(r_u @ r_v.T, full_matrices=False)
+    return _above(q_u @ p, values, q_v @ g.T, found)
+
+
+@torch.no_grad()
+@one_thread()
+def dense_directions(update: Tensor, found: Spectrum) -> Directions:
+    """Return `directions` of an update whose spectrum is known."""
+    return _of_dense(finite_matrix("update", update), found)
+
+
+def _of_dense(update: Tensor, found: Spectrum) -> Directions:
+    left, values, g = torch.linalg.svd(update, full_matrices=False)
+    return _above(left, values, g.T, found)
+
+
+def _above(left: Tensor, values: Tensor, right: Tensor, found: Spectrum) -> Directions:
     count = int((values > found.tolerance).sum())
     return Directions(left[:, :count].cpu(), right[:, :count].cpu(), found)
 

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-import torch
 
 from deltaw.adapters.errors import DeltawError
-from deltaw.analysis.measures.subspace import SIDES, Directions, directions, overlap, principal_angles
+from deltaw.analysis.measures.inner import Operand, cosine_of
+from deltaw.analysis.measures.subspace import SIDES, Directions, overlap, principal_angles
 from deltaw.analysis.progress import progress as shown
 from deltaw.analysis.report.matrices import WORK, work_of
 from deltaw.analysis.report.pack import Column, drawn, exact
 from deltaw.analysis.report.parts import Notes
-from deltaw.analysis.tables.run import update_of
+from deltaw.analysis.tables.updates import update_in
 from deltaw.analysis.trajectory import Trajectory
 
 PART = "between"
@@ -45,11 +45,12 @@ def between(
         notes.add(PART, "not measured: the directions of matrices this large would take minutes; ask for some modules")
         return {}
     for place, module in enumerate(shown(modules, "runs against each other", "module", progress)):
-        found: dict[int, Directions] = {}
+        found: dict[int, tuple[Operand, Directions]] = {}
         for number, run in enumerate(runs):
             if module in run.source.shapes and run.steps:
                 try:
-                    found[number] = directions(**update_of(run, module, run.steps[-1]))
+                    update = update_in(run, module, run.steps[-1])
+                    found[number] = update.operand(), update.leading(RANKS)
                 except DeltawError as error:  # one without W₀, or with NaN: the others are compared
                     notes.add(PART, f"{run.name}: {module}: {error}")
         for pair, (first, second) in enumerate(pairs):
@@ -58,20 +59,12 @@ def between(
             if runs[first].shape(module) != runs[second].shape(module):
                 notes.add(PART, f"{runs[first].name} and {runs[second].name}: {module} has another shape in each")
                 continue
-            one, two = found[first], found[second]
-            cosine[pair, place] = _cosine(one, two)
+            (this, one), (other, two) = found[first], found[second]
+            cosine[pair, place] = cosine_of(this, other)
             for side in SIDES:
-                a, b = one.basis(side)[:, :RANKS], two.basis(side)[:, :RANKS]
+                a, b = one.basis(side), two.basis(side)
                 count = min(a.shape[1], b.shape[1])
                 if count:
                     tables[f"overlap.{side}"][pair, place, :count] = overlap(a[:, :count], b[:, :count]).diagonal()
                     tables[f"angle.{side}"][pair, place, :count] = principal_angles(a[:, :count], b[:, :count])
     return {"between.cosine": exact(cosine)} | {f"between.{name}": drawn(table) for name, table in tables.items()}
-
-
-def _cosine(one: Directions, two: Directions) -> float:
-    """Return the cosine of two updates from their singular vectors: Σ σ_i τ_j (u_iᵀ a_j)(v_iᵀ b_j) / (‖σ‖‖τ‖)."""
-    s, t = one.spectrum.singular_values[: one.count], two.spectrum.singular_values[: two.count]
-    norms = float(torch.linalg.vector_norm(s) * torch.linalg.vector_norm(t))
-    inner = (one.left.T @ two.left) * (one.right.T @ two.right)
-    return float(s @ inner @ t) / norms if norms else float("nan")

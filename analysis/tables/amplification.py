@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 
 from deltaw.analysis.measures.amplification import amplification
-from deltaw.analysis.measures.subspace import directions
 from deltaw.analysis.measures.threads import one_thread
-from deltaw.analysis.tables.run import LABELS, Run, Steps, update_of
+from deltaw.analysis.tables.run import LABELS, Run, Steps
 from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.subspaces import checked_ranks
+from deltaw.analysis.tables.updates import update_at
 from deltaw.analysis.tables.walk import Walk, at_steps
 from deltaw.analysis.tables.work import HERE, Work
 
@@ -57,7 +57,7 @@ def _of_step(stop: Stop, ranks: Sequence[int]) -> list[dict[str, Any]]:
     base = stop.once("base", partial(stop.run.base, stop.module))
     with one_thread():
         own = stop.once("own", partial(torch.linalg.svdvals, base.double()))
-    moved = directions(**update_of(stop.run, stop.module, stop.step))
+    moved = update_at(stop).directions()
     rows = []
     for rank in checked_ranks(ranks, moved, stop.module):
         row = stop.labels | {"step": stop.step, "rank": int(rank), "directions": moved.count}

@@ -11,13 +11,15 @@ import torch
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError, ShapeError
-from deltaw.analysis.measures.alignment import alignment
+from deltaw.analysis.measures.alignment import aligned
 from deltaw.analysis.measures.chance import expected_angles
 from deltaw.analysis.measures.change import changes
-from deltaw.analysis.measures.subspace import SIDES, Directions, directions, overlap, principal_angles
+from deltaw.analysis.measures.subspace import SIDES, Directions, overlap, principal_angles
 from deltaw.analysis.records.foreign.base import BaseError
-from deltaw.analysis.tables.run import Run, Steps, update_of
+from deltaw.analysis.tables.device import placed
+from deltaw.analysis.tables.run import Run, Steps
 from deltaw.analysis.tables.stop import Stop, located
+from deltaw.analysis.tables.updates import update_at
 from deltaw.analysis.tables.walk import Walk, chosen_steps, common_modules
 from deltaw.analysis.tables.work import HERE, Work
 
@@ -73,7 +75,7 @@ def comparison_table(
     walk = Walk(
         [first], f"comparison with {second.name}", lambda _: [at], lambda _: chosen, progress=progress, work=work
     )
-    rows = walk.rows(partial(_of_module, other=second, rank=rank))
+    rows = walk.rows(partial(_of_module, other=second, rank=rank, device=work.device))
     return walk.frame(rows, [*_LABELS, *_WEIGHTS, *_UPDATES, *(_RANKS + _SIDES if rank else [])])
 
 
@@ -82,8 +84,8 @@ def _step(run: Run, step: int | None) -> int:
     return chosen_steps(run, wanted)[0]
 
 
-def _of_module(stop: Stop, other: Run, rank: int) -> list[dict[str, Any]]:
-    module, places = stop.module, ((stop.run, stop.step), (other, stop.step_from))
+def _of_module(stop: Stop, other: Run, rank: int, device: str) -> list[dict[str, Any]]:
+    module, places = stop.module, ((stop.run, stop.step), (placed(other, device), _known(stop.step_from)))
     row = {name: value for name, value in stop.labels.items() if name not in ("run", "method")}
     row |= {"step_first": stop.step, "step_second": stop.step_from} | dict.fromkeys([*_WEIGHTS, *_UPDATES], np.nan)
     row |= dict.fromkeys(_RANKS + _SIDES, np.nan) if rank else {}
@@ -100,14 +102,14 @@ def _of_module(stop: Stop, other: Run, rank: int) -> list[dict[str, Any]]:
     for run, step in places:
         try:
             with located(run, module, f"at step {step}"):
-                updates.append(update_of(run, module, _known(step)))
+                updates.append(update_at(stop, run, step))
         except BaseError:
             return [row]
-    found = alignment(*(update.get("factors") or update["update"] for update in updates))
+    found = aligned(*(update.operand() for update in updates))
     row |= {"norm_first": found.first, "norm_second": found.second, "difference": found.difference}
     row |= {"relative": found.relative, "cosine": found.cosine, "cosine_chance": found.chance}
     if rank:
-        one, two = (directions(**update) for update in updates)
+        one, two = (update.leading(rank) for update in updates)
         row |= _directions(one, two, rank)
     return [row]
 

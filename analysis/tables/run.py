@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.method import Method
-from deltaw.analysis.measures.threads import one_thread
 from deltaw.analysis.records.source import Source
 
 Step = int | None  # None: the base weights, before any step
@@ -55,14 +54,3 @@ class Run(Protocol):
 
     def method_of(self, module: str) -> Method | None:
         """Return the method of a module, where its tensors are recorded."""
-
-
-def update_of(run: Run, module: str, step: int) -> dict[str, Any]:
-    """Return an update as the arguments of `spectrum`: factors where there are any, else ΔW with its noise floor."""
-    with one_thread():  # factors are small, and threads that wait for each other take longer than one alone
-        factors = run.factors(module, step, torch.float64)
-    if factors is not None:
-        return {"factors": factors}
-    stored = run.source.rounding(module, step)
-    weight = None if stored is None else run.weight(module, step, torch.float64)
-    return {"update": run.update(module, step), "stored": stored, "weight": weight}

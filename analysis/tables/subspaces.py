@@ -12,10 +12,11 @@ import torch
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError, ShapeError
 from deltaw.analysis.measures.chance import expected_angles
-from deltaw.analysis.measures.subspace import SIDES, Directions, Side, directions, overlap, principal_angles
+from deltaw.analysis.measures.subspace import SIDES, Directions, Side, overlap, principal_angles
 from deltaw.analysis.tables.device import placed
-from deltaw.analysis.tables.run import Run, update_of
+from deltaw.analysis.tables.run import Run
 from deltaw.analysis.tables.stop import Stop, located
+from deltaw.analysis.tables.updates import update_at
 from deltaw.analysis.tables.walk import Walk, chosen_steps, common_modules, some
 from deltaw.analysis.tables.work import HERE, Work
 
@@ -115,7 +116,7 @@ class _Both:
         """Yield the directions of the first run's update, and of the second's."""
         for run, step in zip((stop.run, placed(self.second, self.device)), self.steps, strict=True):
             with located(run, stop.module, f"at step {step}"):
-                yield directions(**update_of(run, stop.module, step))
+                yield update_at(stop, run, step).directions()
 
     def labels(self, stop: Stop) -> dict[str, Any]:
         """Return the first columns."""
