@@ -23,7 +23,7 @@ from deltaw.analysis.records.foreign.foreign_adapters import refuse_files
 from deltaw.analysis.records.foreign.pair import PairSource
 from deltaw.analysis.records.foreign.split import SplitSource
 from deltaw.analysis.records.source import Source
-from deltaw.analysis.records.storage.file_names import folder_step
+from deltaw.analysis.records.storage.file_names import NO_PARTS, folder_step, unreadable
 from deltaw.analysis.records.storage.files import LocalStorage, is_address
 from deltaw.analysis.records.storage.location import (
     LOOKED_AT,
@@ -145,6 +145,9 @@ def glance(
     inner = _inner(location)
     if inner:
         raise RecordError(f"{location.storage.where}: holds {inner}; open one of these folders")
+    why = unreadable(location.names)
+    if why != NO_PARTS:
+        raise RecordError(f"{location.storage.where}: holds no model weights; {why}")
     raise RecordError(
         f"{location.storage.where}: is not a recorded run (it has no manifest.json), nor what else can be read: "
         f"{READABLE}"

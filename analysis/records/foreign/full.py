@@ -16,7 +16,7 @@ from deltaw.analysis.records.foreign.model_reader import model_reader, place_of
 from deltaw.analysis.records.source import Place, Shape, Source, State, fitting
 from deltaw.analysis.records.storage.file_names import has_model, is_sharded, weights_file
 from deltaw.analysis.records.storage.files import Storage
-from deltaw.analysis.records.storage.location import Location
+from deltaw.analysis.records.storage.location import Location, own_step
 from deltaw.analysis.records.storage.tensors import Tensors
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def opens(location: Location, base: BaseLike, everything: bool) -> Source:
     step, log = trainer_log(storage if "trainer_state.json" in names or not folders else last.storage)
     readers = {at: model_reader(folder) for at, folder in folders.items()}
     if not folders:
+        step = own_step(storage) if step is None else step
         readers = {step or 0: model_reader(location)}
     elif step is not None and step not in readers and weights_file(names):
         readers[step] = model_reader(location)

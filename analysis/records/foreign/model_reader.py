@@ -10,6 +10,7 @@ from deltaw.analysis.records.storage.file_names import (
     DCP_METADATA,
     FSDP,
     is_sharded,
+    is_universal,
     model_files,
     parts_of_one,
     unreadable,
@@ -32,6 +33,8 @@ def model_reader(folder: Folder) -> Callable[[], Tensors]:
         return partial(read_weights, storage, file)
     if is_sharded(names):
         return partial(_read_sharded, storage if DCP_METADATA in names else storage.folder(FSDP))
+    if is_universal(names):
+        return lambda: _read_universal(storage)  # no place: a list of this folder's files says nothing of those inside
     own = [] if parts_of_one(names) else model_files(names)
     if len(own) == 1:
         return partial(read_file, storage, own[0])
@@ -70,6 +73,12 @@ def read_file(storage: Storage, file: str) -> Tensors:
         RecordError: It is damaged, or a pickle that needs code to run.
     """
     return read_weights(storage, file) if file.endswith(".safetensors") else read_pickled(storage, file)
+
+
+def _read_universal(storage: Storage) -> Tensors:
+    from deltaw.analysis.records.foreign.universal import UniversalTensors  # it needs torch
+
+    return UniversalTensors(storage)
 
 
 def _read_sharded(storage: Storage) -> Tensors:

@@ -6,7 +6,7 @@ from deltaw.analysis.records.foreign.base import BaseLike
 from deltaw.analysis.records.foreign.full import trainer_log
 from deltaw.analysis.records.foreign.peft import Adapters
 from deltaw.analysis.records.source import Source
-from deltaw.analysis.records.storage.location import Location
+from deltaw.analysis.records.storage.location import Location, own_step
 
 
 def opens(location: Location, base: BaseLike, everything: bool) -> Source:
@@ -20,6 +20,7 @@ def opens(location: Location, base: BaseLike, everything: bool) -> Source:
     folders = {step: folder.storage for step, folder in location.checkpoints.items()}
     if not folders:
         step, log = trainer_log(storage)
+        step = own_step(storage, above=1) if step is None else step
         source = Adapters(storage.where, {step or 0: storage}, base, log)
         source.steps_known = step is not None
         return source

@@ -1,16 +1,27 @@
 """Files of whole models whose names hold a step, as ``step-100.safetensors``; or one such file."""
 
+import logging
 from functools import partial
 
 from deltaw.adapters.errors import RecordError
+from deltaw.analysis.printable import printable
 from deltaw.analysis.records.foreign.base import BaseLike, open_base
 from deltaw.analysis.records.foreign.foreign_adapters import refuse_factors, refuse_files
 from deltaw.analysis.records.foreign.full import FullModelSource, trainer_log
 from deltaw.analysis.records.foreign.model_reader import read_file
 from deltaw.analysis.records.source import Source
-from deltaw.analysis.records.storage.file_names import file_step, model_files, parts_of_one, steps_of_files, unreadable
+from deltaw.analysis.records.storage.file_names import (
+    file_step,
+    model_files,
+    parts_of_one,
+    steps_of_files,
+    unreadable,
+    without_copies,
+)
 from deltaw.analysis.records.storage.files import FILES
-from deltaw.analysis.records.storage.location import Location, adapters_in
+from deltaw.analysis.records.storage.location import Location, adapters_in, own_step
+
+logger = logging.getLogger(__name__)
 
 
 class StepFilesSource(FullModelSource):
@@ -56,6 +67,7 @@ def opens(location: Location, base: BaseLike, everything: bool) -> Source:
         raise RecordError(f"{storage.where}: holds no model weights (there are {there}); {unreadable(location.names)}")
     if len(files) == 1:
         return _one_file(location, files[0], base, everything)
+    files, aside = without_copies(files)
     first = read_file(storage, files[0])  # some files are no steps as they are adapters
     refuse_factors(first.names(), first.where)
     try:
@@ -66,6 +78,8 @@ def opens(location: Location, base: BaseLike, everything: bool) -> Source:
     config, log = storage.mapping("config.json"), trainer_log(storage)[1]
     source = StepFilesSource(storage.where, readers, config, open_base(base), everything=everything, log=log)
     source.check_common()
+    if aside:
+        logger.warning("%s: %s left out, their names say no step", storage.where, printable(", ".join(aside[:8])))
     return source
 
 
@@ -75,6 +89,7 @@ def _one_file(location: Location, file: str, base: BaseLike, everything: bool) -
     if not file.endswith(FILES):
         raise RecordError(f"{storage.file(file)}: is no run's folder, and no file of weights ({', '.join(FILES)})")
     step = file_step(file)
+    step = own_step(storage) if step is None else step
     readers = {step or 0: partial(read_file, storage, file)}
     config = storage.mapping("config.json")
     return StepFilesSource(

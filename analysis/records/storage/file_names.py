@@ -15,15 +15,26 @@ SAFE = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_mod
 PICKLED = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
 SHARDED = ".index.json"
 DCP_METADATA = ".metadata"  # the file by which a folder of torch.distributed.checkpoint is known
+UNIVERSAL = "zero"  # the folder of parameters in DeepSpeed's universal checkpoint
 FSDP = "pytorch_model_fsdp_0"  # where transformers and accelerate put the shards of FSDP
 
-# checkpoint-500 (transformers), step1000-unsharded and step1000-tokens4B (OLMo), epoch_0_step_20 (NeMo),
-# iter_0000100 (Megatron), global_step_10 (verl), global_step1000 (DeepSpeed)
+# checkpoint-500 (transformers), step1000-unsharded and step1000-tokens4B (OLMo), epoch_0_step_20 (NeMo Automodel),
+# iter_0000100 (Megatron), global_step_10 (verl), global_step1000 and global_step1000_universal (DeepSpeed),
+# epoch=0-step=20.ckpt (Lightning), ep0-ba20 (Composer)
 _STEP_FOLDER = re.compile(
     r"(?:epoch[-_=]?\d+[-_])?(?:checkpoint|ckpt|step|iter|iteration|global_?step|epoch)[-_=]?(\d{1,18})"
-    r"(?:-(?:un)?sharded|-tokens\d+[A-Za-z]?)?"
+    r"(?:-(?:un)?sharded|-tokens\d+[A-Za-z]?|_universal|\.ckpt)?"
+    r"|ep\d+-ba(\d{1,18})"
 )
-_STEP_WORD = re.compile(r"(?:step|checkpoint|ckpt|iter|iteration)s?[-_=]?(?:\d+[-_])?(\d{1,18})(?!\d)", re.IGNORECASE)
+# gpt--val_loss=5.6-step=100-consumed_samples=800.0 (NeMo): one search with nothing before it that could repeat
+_STEP_FIELD = re.compile(r"(?:^|(?<=-))step=(\d{1,18})(?![\w.])")
+_STEP_WORD = re.compile(
+    r"(?:step|checkpoint|ckpt|iter|iteration|(?<=\d-)ba)s?[-_=]?(?:\d+[-_])?(\d{1,18})(?!\d)", re.IGNORECASE
+)
+# checkpoint_1_500 (fairseq) is epoch 1, step 500; beside it stand whole epochs and copies, with no step in their names
+_EPOCH_AND_STEP = re.compile(r"checkpoint_\d{1,18}_\d{1,18}")
+_NO_STEP = re.compile(r"checkpoint(?:\d{1,18}|_best|_last)")
+MEGATRON = "model_optim_rng"  # Megatron's model, with the optimizer in one file
 _HELPER = re.compile(
     r"(?:.*[-_.])?optim(?:izer)?(?:[-_.].*)?|(?:lr_)?schedulers?(?:_\d+)?|(?:grad_)?scaler|training_args|"
     r"rng_states?(?:_\d+)?|random_states?(?:_\d+)?|(?:data)?sampler(?:_\d+)?|data(?:loader|set)?(?:_state)?(?:_\d+)?|"
@@ -51,9 +62,14 @@ def is_sharded(names: Collection[str]) -> bool:
     return DCP_METADATA in names or FSDP in names
 
 
+def is_universal(names: Collection[str]) -> bool:
+    """Return whether these are the names in a universal checkpoint of DeepSpeed."""
+    return UNIVERSAL in names and any(name.endswith("_model_states.pt") for name in names)
+
+
 def has_model(names: Collection[str]) -> bool:
     """Return whether a model stands there under one of the names that its libraries give it."""
-    return weights_file(names) is not None or is_sharded(names)
+    return weights_file(names) is not None or is_sharded(names) or is_universal(names)
 
 
 def model_files(names: Collection[str]) -> list[str]:
@@ -63,7 +79,8 @@ def model_files(names: Collection[str]) -> list[str]:
         >>> model_files(["last.pt", "optimizer.pt", "rng_state_0.pth", "scheduler.bin", "data.pt", "notes.txt"])
         ['last.pt']
     """
-    return [name for name in names if name.endswith(FILES) and not _HELPER.fullmatch(name.rpartition(".")[0])]
+    stems = ((name, name.rpartition(".")[0]) for name in names if name.endswith(FILES))
+    return [name for name, stem in stems if stem == MEGATRON or not _HELPER.fullmatch(stem)]
 
 
 def parts_of_one(names: Collection[str]) -> list[str]:
@@ -89,15 +106,34 @@ def unreadable(names: Sequence[str]) -> str:
     parts = parts_of_one(names)
     files = f"{', '.join(parts[:4])}{', …' if len(parts) > 4 else ''}"
     if "zero_to_fp32.py" in names or any(name.startswith(("zero_pp_rank", "bf16_zero_pp_rank")) for name in names):
-        return "DeepSpeed's ZeRO shards are put together by the zero_to_fp32.py beside them"
+        return "DeepSpeed's ZeRO shards are put together by the zero_to_fp32.py beside them, or by its ds_to_universal"
     if any("-of-" in name for name in parts):
         return "shards are read by their index (model.safetensors.index.json), which is missing"
     if parts:
-        return (
-            f"{files} are parts of one model, no steps; put them together with the tool that wrote them, and save the "
-            "model whole"
-        )
-    return "move it away, or save the model there"
+        return f"{files} are parts of one model, no steps; {_together(parts[0])}"
+    ranks = [name for name in names if name.startswith("mp_rank_")]
+    if len(ranks) > 1:
+        return f"{', '.join(ranks[:4])} are parts of one model, no steps; {_together(ranks[0])}"
+    return NO_PARTS
+
+
+NO_PARTS = "move it away, or save the model there"  # where nothing more is known
+# What puts the parts together, by how their names begin.
+_TOOLS = {
+    "consolidated": "transformers' convert_llama_weights_to_hf.py makes one model of them",
+    "mp_rank": "Megatron Bridge (or Megatron-LM's tools/checkpoint/convert.py) makes one model of them",
+    "model_world_size": "verl makes one model of them: python -m verl.model_merger merge --backend fsdp",
+    "model_fsdp": "save FSDP's full or sharded state dict, which can be read",
+    "pytorch_model_fsdp": "save FSDP's full or sharded state dict, which can be read",
+    "layer_": "GPT-NeoX's tools/ckpts/convert_neox_to_hf.py makes one model of them",
+    "hf_model": "give torchtune's checkpointer safe_serialization=True, or the index of its shards",
+}
+
+
+def _together(part: str) -> str:
+    """Return what to do with the parts of a model, by the name of one."""
+    found = next((advice for begin, advice in _TOOLS.items() if part.startswith(begin)), None)
+    return found or "put them together with the tool that wrote them, and save the model whole"
 
 
 def folder_step(name: str) -> int | None:
@@ -106,9 +142,29 @@ def folder_step(name: str) -> int | None:
     Example:
         >>> [folder_step(name) for name in ("checkpoint-500", "step1000-unsharded", "epoch_0_step_20", "latest")]
         [500, 1000, 20, None]
+        >>> [folder_step(name) for name in ("gpt--val_loss=5.6-step=100-consumed_samples=800.0", "ep0-ba20")]
+        [100, 20]
     """
     found = _STEP_FOLDER.fullmatch(name)
-    return int(found.group(1)) if found else None
+    if found:
+        return int(found.group(1) or found.group(2))
+    fields = _STEP_FIELD.findall(name)
+    return int(fields[0]) if len(fields) == 1 and len(name) <= 255 else None
+
+
+def without_copies(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the files that are a run's steps, and fairseq's beside them that are not: epochs without a step, copies.
+
+    Example:
+        >>> without_copies(["checkpoint_1_500.pt", "checkpoint_1_1000.pt", "checkpoint1.pt", "checkpoint_best.pt"])
+        (['checkpoint_1_500.pt', 'checkpoint_1_1000.pt'], ['checkpoint1.pt', 'checkpoint_best.pt'])
+        >>> without_copies(["checkpoint1.pt", "last.pt"])
+        (['checkpoint1.pt', 'last.pt'], [])
+    """
+    if not any(_EPOCH_AND_STEP.fullmatch(name.rpartition(".")[0]) for name in names):
+        return list(names), []
+    aside = [name for name in names if _NO_STEP.fullmatch(name.rpartition(".")[0])]
+    return [name for name in names if name not in aside], aside
 
 
 def file_step(name: str) -> int | None:

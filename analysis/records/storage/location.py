@@ -22,7 +22,8 @@ TRIED = (
 
 
 LOOKED_AT = 100  # names in a folder, when it is looked for adapters in folders
-INNER = ("model", "actor", "lora_adapter", "policy", "huggingface")  # where trainers put the model in a step's folder
+# Where trainers put the model in a step's folder: NeMo, verl, OLMo-core, TRL, Megatron with one part
+INNER = ("model", "actor", "lora_adapter", "policy", "huggingface", "weights", "model_and_optim", "mp_rank_00", "hf")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ def locate(path: str | Path) -> Location:
                 f"{storage.where}: {steps[step]} and {name} are folders of the same step; move one of them away"
             )
         steps[step] = name
+    if not steps and own_step(storage) is not None:  # one step's folder
+        inside = _model_in(storage)
+        return Location(inside.storage, inside.names)
     return Location(
         storage, names, None, {step: _model_in(storage.folder(steps[step]), adapter) for step in sorted(steps)}
     )
@@ -94,6 +98,29 @@ def _adapter_of_each(path: str | Path) -> str | None:
         return None
     steps = [found for found in os.listdir(parent) if folder_step(found) is not None]
     return name if steps and all(os.path.isfile(parent / step / name / CONFIG) for step in steps) else None
+
+
+def own_step(storage: Storage, *, above: int = 0) -> int | None:
+    """Return the step that the name of an opened folder says, or of the step's folder that it is the model's place in.
+
+    Arguments:
+        storage: The folder.
+        above: Folders of any name to climb, at most: an adapter in a step's folder has a name of its own.
+
+    Example:
+        >>> own_step(LocalStorage(Path("run/step1000-unsharded"))), own_step(LocalStorage(Path("run")))
+        (1000, None)
+    """
+    where = str(Path(storage.where).resolve()) if isinstance(storage, LocalStorage) else storage.where.partition("?")[0]
+    for name in reversed(where.replace(os.sep, "/").rstrip("/").split("/")):
+        step = folder_step(name)
+        if step is not None:
+            return step
+        if name not in INNER:
+            above -= 1
+            if above < 0:
+                return None
+    return None
 
 
 def adapters_in(folder: Folder) -> list[str]:
@@ -112,6 +139,8 @@ def _model_in(storage: Storage, adapter: str | None = None) -> Folder:
         inside = storage.folder(adapter)
         return Folder(inside, inside.names())
     while not is_readable(folder.names):
+        if sum(name.startswith("mp_rank_") for name in folder.names) > 1:
+            break  # parts of one model
         inner = [name for name in INNER if name in folder.names and folder.storage.has_folder(name)]
         if len(inner) != 1:
             inner = adapters_in(folder)

@@ -28,8 +28,12 @@ def adapter(folder, seed=1):
 
 @pytest.mark.parametrize(
     "name",
-    ["checkpoint-{}", "step{}-unsharded", "step{}-tokens4B", "epoch_0_step_{}", "iter_{:07d}", "global_step_{}"],
-)
+    [
+        "checkpoint-{}", "step{}-unsharded", "step{}-tokens4B", "epoch_0_step_{}", "iter_{:07d}", "global_step_{}",
+        "epoch=0-step={}.ckpt", "ep0-ba{}", "gpt--val_loss=5.61-step={}-consumed_samples=800.0",
+        "global_step{}_universal",
+    ],
+)  # fmt: skip
 def test_folders_of_steps(name, tmp_path):
     for step in (1000, 2000):
         folder = tmp_path / name.format(step)
@@ -39,6 +43,98 @@ def test_folders_of_steps(name, tmp_path):
     run = Trajectory.open(tmp_path)
     assert run.steps == [1000, 2000]
     assert torch.equal(run.weight(run.modules[0], 2000), weights(2000)[f"{run.modules[0]}.weight"])
+    alone = tmp_path / name.format(1000)
+    for path in (alone, alone / "model.safetensors"):
+        assert Trajectory.open(path).steps == [1000]
+        assert inspect_run(path)["steps_known"]
+
+
+@pytest.mark.parametrize("name", ["run", "v2", "gpt-step=1.5", "gpt-step=1-step=2", "checkpoint", "step=1e3", "ep0-ba"])
+def test_names_that_say_no_step(name, tmp_path):
+    (tmp_path / name).mkdir()
+    save_file(weights(0), tmp_path / name / "model.safetensors")
+    assert not inspect_run(tmp_path / name)["steps_known"]
+
+
+def test_megatron(tmp_path):
+    for step in (100, 200):
+        folder = tmp_path / "one" / f"iter_{step:07d}" / "mp_rank_00"
+        folder.mkdir(parents=True)
+        state = {"model": {"language_model": {"encoder": weights(step)}}, "iteration": step}
+        torch.save(state, folder / "model_optim_rng.pt")
+        for rank in range(2):
+            part = tmp_path / "two" / f"iter_{step:07d}" / f"mp_rank_{rank:02d}"
+            part.mkdir(parents=True)
+            torch.save(state, part / "model_optim_rng.pt")
+    run = Trajectory.open(tmp_path / "one")
+    assert run.steps == [100, 200]
+    assert torch.equal(run.weight(run.modules[0], 200), weights(200)[f"{run.modules[0]}.weight"])
+    assert Trajectory.open(tmp_path / "one" / "iter_0000100").steps == [100]
+    assert Trajectory.open(tmp_path / "one" / "iter_0000100" / "mp_rank_00" / "model_optim_rng.pt").steps == [100]
+    for path in (tmp_path / "two", tmp_path / "two" / "iter_0000100"):
+        with pytest.raises(
+            RecordError, match="mp_rank_00, mp_rank_01 are parts of one model, no steps; Megatron Bridge"
+        ):
+            Trajectory.open(path)
+
+
+def test_fairseqs_epochs_and_copies_are_left_out_and_named(tmp_path, caplog):
+    names = {"checkpoint_1_500": 500, "checkpoint_2_1000": 1000, "checkpoint1": 1, "checkpoint_best": 2}
+    for name, step in names.items():
+        torch.save({"model": weights(step)}, tmp_path / f"{name}.pt")
+    assert Trajectory.open(tmp_path).steps == [500, 1000]
+    assert "checkpoint1.pt, checkpoint_best.pt left out" in caplog.text
+    torch.save({"model": weights(7)}, tmp_path / "other.pt")
+    with pytest.raises(RecordError, match=r"'other\.pt' does not say its step"):
+        Trajectory.open(tmp_path)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_universal_checkpoint_of_deepspeed(stage, tmp_path):
+    for step in (10, 20):
+        folder, state = tmp_path / f"global_step{step}_universal", weights(step)
+        for name, value in state.items():
+            place = folder / "zero" / name
+            place.mkdir(parents=True)
+            flat = torch.cat([value.flatten(), torch.zeros(4)])  # the ranks' pieces are padded to be of one size
+            torch.save({"param": value, "cat_dim": 0} if stage == 2 else flat, place / "fp32.pt")
+            torch.save(value, place / "exp_avg.pt")
+        torch.save({"lr": 1.0}, folder / "zero" / "optimizer_state.pt")
+        shapes = [{name: value.shape for name, value in state.items()}]
+        name = "mp_rank_00_model_states.pt" if stage == 2 else "zero_pp_rank_0_mp_rank_00_model_states.pt"
+        torch.save({"module": {}, "param_shapes": shapes}, folder / name)
+    run = Trajectory.open(tmp_path)
+    assert (run.steps, len(run.modules)) == ([10, 20], 2)
+    for module in run.modules:
+        assert torch.equal(run.weight(module, 20), weights(20)[f"{module}.weight"])
+    assert len(run.changes("consecutive")) == 4
+    module = f"{run.modules[0]}.weight"
+    torch.save(torch.zeros(5), tmp_path / "global_step20_universal" / "zero" / module / "fp32.pt")
+    with pytest.raises(RecordError, match="5 numbers, too few"):
+        Trajectory.open(tmp_path).weight(run.modules[0], 20)
+    (tmp_path / "global_step20_universal" / "zero" / module / "fp32.pt").write_bytes(b"\x80\x04")
+    with pytest.raises(RecordError, match=r"fp32\.pt: holds more than tensors, or is damaged"):
+        Trajectory.open(tmp_path).weight(run.modules[0], 20)
+
+
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        (["consolidated.00.pth", "consolidated.01.pth"], "convert_llama_weights_to_hf"),
+        (["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"], "verl.model_merger"),
+        (["layer_00-model_states.pt", "layer_01-model_states.pt"], "convert_neox_to_hf"),
+        (["zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_model_states.pt"], "ds_to_universal"),
+        (["model_fsdp_rank0.bin", "model_fsdp_rank1.bin"], "full or sharded state dict"),
+    ],
+)
+def test_parts_are_refused_with_the_tool_that_puts_them_together(names, advice, tmp_path):
+    for step in (1, 2):
+        for name in names:
+            (tmp_path / f"step_{step}").mkdir(exist_ok=True)
+            torch.save(weights(step), tmp_path / f"step_{step}" / name)
+    for path in (tmp_path, tmp_path / "step_1"):
+        with pytest.raises(RecordError, match=advice):
+            Trajectory.open(path)
 
 
 def test_the_model_may_stand_deeper_in_a_steps_folder(tmp_path):

@@ -352,7 +352,7 @@ def test_a_start_from_data_is_read_with_checkpoint_zero(tmp_path):
         torch.testing.assert_close(run.weight(name, 7, torch.float64), theirs, rtol=0, atol=1e-6)
         assert float(run.update(name, 0).abs().max()) < 1e-15
     with pytest.raises(RecordError, match="path_initial_model_for_weight_conversion"):
-        Trajectory.open(tmp_path / "run" / "checkpoint-7", base=base).update(run.modules[0], 0)
+        Trajectory.open(tmp_path / "run" / "checkpoint-7", base=base).update(run.modules[0], 7)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -225,7 +225,7 @@ def test_only_the_ranges_needed_are_read(server, tmp_path):
     assert MATRIX < server.served - opened < MATRIX + HEADER
     assert server.served < total / 50
     file = Trajectory.open(f"{server.start}org/run/checkpoint-2/model.safetensors")
-    assert torch.equal(file.weight("layers.0.query", 0), local.weight("layers.0.query", 2))
+    assert torch.equal(file.weight("layers.0.query", 2), local.weight("layers.0.query", 2))
     based = Trajectory.open(f"{server.start}org/run", base=f"{server.start}org/run/checkpoint-1")
     assert based.update("layers.0.query", 3).eq(2).all()
 
