@@ -37,6 +37,7 @@ from .measures.visible import visible_share as visible_share
 from .runs import open_runs as open_runs
 from .runs import table as table
 from .tables.amplification import amplification_table as amplification_table
+from .tables.geometry import geometry_table as geometry_table
 from .tables.intruders import intruder_table as intruder_table
 from .tables.similarity import similarity_table as similarity_table
 from .tables.singular_values import singular_values as singular_values

@@ -20,13 +20,14 @@ from deltaw.analysis.records.open import Opening
 from deltaw.analysis.records.run_folder.format import MANIFEST, Manifest
 from deltaw.analysis.records.source import Source
 from deltaw.analysis.tables.run import PairKind, Pairs, Step, Steps
+from deltaw.analysis.tables.run_tables import RunTables
 from deltaw.analysis.tables.work import chosen_work
 
 if TYPE_CHECKING:  # tables are made with pandas, weights are read without
     import pandas as pd
 
 
-class Trajectory:
+class Trajectory(RunTables):
     """One run's checkpoints, read from what deltaw recorded or from what others saved.
 
     Weights are read when they are asked for, one matrix at a time. W' of an adapter is rebuilt from its parameters by

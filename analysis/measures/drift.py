@@ -10,8 +10,9 @@ from torch import Tensor
 
 from deltaw.adapters.checks import public
 from deltaw.analysis.measures.matrix import Matrix
-from deltaw.analysis.measures.principal import Decomposed, Principal
+from deltaw.analysis.measures.principal import Principal
 from deltaw.analysis.measures.principal_rotation import same_shape
+from deltaw.analysis.measures.routes import SMALL
 
 AGREE = 1e-6  # relative, of the drift: what the faster way may leave uncertain
 
@@ -46,7 +47,7 @@ class SpectralDrift:
 
 @public
 @torch.no_grad()
-def spectral_drift(before: Matrix | Principal, after: Matrix) -> SpectralDrift:
+def spectral_drift(before: Matrix | Principal, after: Matrix | Principal) -> SpectralDrift:
     r"""Return how far the singular values of W' are from those of W₀, with both in descending order.
 
         drift = ‖σ(W') − σ(W₀)‖₂ / ‖σ(W₀)‖₂
@@ -89,16 +90,21 @@ def spectral_drift(before: Matrix | Principal, after: Matrix) -> SpectralDrift:
 
 def drift_between(base: Principal, trained: Principal) -> SpectralDrift:
     """Return the drift of two matrices that differ."""
-    found = _drift(base.quick, trained.quick)
-    if found.error <= AGREE * found.drift:
-        return found
-    return _drift(base.exact, trained.exact)
+    if min(base.shape) >= SMALL:
+        found = _drift(base.quick_values, trained.quick_values, "gram")
+        if found.error <= AGREE * found.drift:
+            return found
+    return _drift(base.exact_values, trained.exact_values, "svd")
 
 
-def _drift(before: Decomposed, after: Decomposed) -> SpectralDrift:
-    old, new = before.values, after.values
+def _drift(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], route: str) -> SpectralDrift:
+    (old, old_errors), (new, new_errors) = before, after
     size = float(old.norm())
     if size == 0:
-        return SpectralDrift(math.nan, old, new, math.nan, after.route)
-    error = float((before.errors + after.errors).norm()) / size
-    return SpectralDrift(float((new - old).norm()) / size, old, new, error, after.route)
+        return SpectralDrift(math.nan, old, new, math.nan, route)
+    moved, errors = (new - old) / size, (old_errors + new_errors) / size
+    drift = float(moved.norm())
+    error = float(errors.norm())
+    if drift > 0:  # |‖d + e‖ − ‖d‖| = |2⟨d, e⟩ + ‖e‖²|/(‖d + e‖ + ‖d‖): what is uncertain are σ that hardly count
+        error = min(error, float(2 * moved.abs() @ errors + errors @ errors) / drift)
+    return SpectralDrift(drift, old, new, error, route)

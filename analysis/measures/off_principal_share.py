@@ -29,11 +29,13 @@ class Outside:
         both: Outside U_kU_kᵀ · V_kV_kᵀ.
         left: Outside U_kU_kᵀ.
         right: Outside V_kV_kᵀ.
+        norm: ‖ΔW‖_F.
     """
 
     both: float
     left: float
     right: float
+    norm: float
 
 
 @public
@@ -106,18 +108,19 @@ def off_principal(
 @one_thread()
 def outside(base: Principal, update: Tensor) -> Outside:
     """Return the shares of ΔW (out, in) in float64 that lie outside."""
-    update = update / power_of_two(update)  # no square over- or underflows
+    scale = power_of_two(update)
+    update = update / scale  # no square over- or underflows
     left, right = base.left, base.right
     off_left = update - left @ (left.T @ update)
     off_right = update - (update @ right) @ right.T
     within = left.T @ update  # (k, in)
     beside = within - (within @ right) @ right.T
-    return _shares(base, *(float(part.norm()) for part in (update, off_left, off_right, beside)))
+    return _shares(base, scale, *(float(part.norm()) for part in (update, off_left, off_right, beside)))
 
 
 @one_thread()
-def outside_of_factors(base: Principal, U: Tensor, V: Tensor) -> Outside:
-    """Return the shares of ΔW = U V that lie outside, from thin products."""
+def outside_of_factors(base: Principal, U: Tensor, V: Tensor, scaling: float = 1.0) -> Outside:
+    """Return the shares of ΔW = scaling·U V that lie outside, from thin products."""
     if U.shape[1] != V.shape[0] or (U.shape[0], V.shape[1]) != base.shape:
         raise ShapeError(
             f"factors have shapes {tuple(U.shape)} and {tuple(V.shape)}; "
@@ -126,17 +129,19 @@ def outside_of_factors(base: Principal, U: Tensor, V: Tensor) -> Outside:
     device = base.matrix.device
     q_u, r_u = torch.linalg.qr(U.to(device).double())
     q_v, r_v = torch.linalg.qr(V.T.to(device).double())
-    core = (r_u / power_of_two(r_u)) @ (r_v / power_of_two(r_v)).T  # nothing under- or overflows
+    scales = power_of_two(r_u), power_of_two(r_v)
+    core = (r_u / scales[0]) @ (r_v / scales[1]).T  # nothing under- or overflows
     left, right = base.left, base.right
     off_left = (q_u - left @ (left.T @ q_u)) @ core  # times Q_vᵀ, which keeps norms
     outer = q_v - right @ (right.T @ q_v)
     off_right = core @ outer.T
     beside = (left.T @ q_u) @ core @ outer.T
-    return _shares(base, *(float(part.norm()) for part in (core, off_left, off_right, beside)))
+    size = abs(scaling) * scales[0] * scales[1]
+    return _shares(base, size, *(float(part.norm()) for part in (core, off_left, off_right, beside)))
 
 
-def _shares(base: Principal, whole: float, left: float, right: float, beside: float) -> Outside:
-    if whole == 0 or not base.defined:
-        return Outside(math.nan, math.nan, math.nan)
+def _shares(base: Principal, scale: float, whole: float, left: float, right: float, beside: float) -> Outside:
+    if whole * scale == 0 or not base.defined:
+        return Outside(math.nan, math.nan, math.nan, whole * scale)
     both = (left / whole) ** 2 + (beside / whole) ** 2
-    return Outside(*(min(1.0, share) for share in (both, (left / whole) ** 2, (right / whole) ** 2)))
+    return Outside(*(min(1.0, share) for share in (both, (left / whole) ** 2, (right / whole) ** 2)), whole * scale)

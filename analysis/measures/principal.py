@@ -100,6 +100,22 @@ class Principal:
         """By the singular value decomposition."""
         return by_svd(self.matrix, self._count)
 
+    @cached_property
+    def quick_values(self) -> tuple[Tensor, Tensor]:
+        """All singular values and how far off each may be, without vectors where none were asked for yet."""
+        if "quick" in self.__dict__ or min(self.shape) < SMALL:
+            return self.quick.values, self.quick.errors
+        return values_by_gram(self.matrix)
+
+    @cached_property
+    def exact_values(self) -> tuple[Tensor, Tensor]:
+        """The same by the decomposition."""
+        if "exact" in self.__dict__:
+            return self.exact.values, self.exact.errors
+        with one_thread():
+            values = torch.linalg.svdvals(self.matrix).cpu()
+        return values, torch.full_like(values, _backward(values))
+
     def _count(self, values: Tensor) -> int:
         return held_by(values, self._wanted) if isinstance(self._wanted, float) else self._wanted
 
@@ -111,7 +127,7 @@ class Principal:
     @property
     def values(self) -> Tensor:
         """All singular values, (min(out, in),) descending, float64 on the CPU."""
-        return self.quick.values
+        return self.quick_values[0]
 
     @cached_property
     def best(self) -> Decomposed:
@@ -145,7 +161,7 @@ def by_svd(matrix: Tensor, count: Callable[[Tensor], int]) -> Decomposed:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     values = values.cpu()
     k = count(values)
-    error = 4 * math.sqrt(len(values)) * EPS * float(values[0])
+    error = _backward(values)
     turned = _turned(error, float(values[k - 1]), following(values, k))
     return Decomposed(left[:, :k], right[:k].T, values, torch.full_like(values, error), turned, "svd")
 
@@ -176,6 +192,11 @@ def values_by_gram(matrix: Tensor) -> tuple[Tensor, Tensor]:
     squared, bound = squares(found)
     sigma = squared.sqrt()
     return sigma * found.scale, (bound / sigma).clamp(max=math.sqrt(bound)) * found.scale
+
+
+def _backward(values: Tensor) -> float:
+    """Return how far off the decomposition's singular values may be: its errors are those of a matrix so near to W."""
+    return 4 * math.sqrt(len(values)) * EPS * float(values[0])
 
 
 def _turned(error: float, last: float, after: float) -> float:

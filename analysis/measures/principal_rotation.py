@@ -49,7 +49,7 @@ class Rotation:
 
 @public
 @torch.no_grad()
-def rotation(before: Matrix | Principal, after: Matrix, k: Count = 16) -> Rotation:
+def rotation(before: Matrix | Principal, after: Matrix | Principal, k: Count = 16) -> Rotation:
     r"""Return how far the leading k left and right singular subspaces of W' are turned against those of W₀.
 
         cos θ_i = σ_i(U_kᵀ U'_k),    sin θ_i = σ_i(U'_k − U_k U_kᵀ U'_k)            (left; V_k for right)
@@ -68,7 +68,7 @@ def rotation(before: Matrix | Principal, after: Matrix, k: Count = 16) -> Rotati
     Arguments:
         before: W₀ (out, in), a tensor or NumPy array of any floating dtype; or, where it is compared with many,
             ``Principal(W₀, k)``, whose k then counts.
-        after: W' (out, in).
+        after: W' (out, in); or a `Principal` of the same k.
         k: How many directions, from 1 to min(out, in); or, as a number between 0 and 1, as many as hold this share of
             Σσ² of W₀.
 
@@ -93,7 +93,7 @@ def rotation(before: Matrix | Principal, after: Matrix, k: Count = 16) -> Rotati
         (36.8699, 0.0)
     """
     base = before if isinstance(before, Principal) else Principal(before, k)
-    trained = Principal(after, base.k, "after")
+    trained = after if isinstance(after, Principal) else Principal(after, base.k, "after")
     same_shape(base.shape, trained.shape)
     new = trained.matrix.to(base.matrix.device)
     if torch.equal(base.matrix, new):

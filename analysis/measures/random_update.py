@@ -98,6 +98,17 @@ def random_rotation(
         >>> random_rotation(values, 3, 3, 1, norm=2.0)
         nan
     """
+    return turned_by(rotation_rate(singular_values, rows, columns, k, draws=draws) * norm)
+
+
+def turned_by(tangent: float) -> float:
+    """Return the angle in degrees, NaN where first order does not tell it."""
+    angle = math.degrees(math.atan(tangent))
+    return angle if angle <= FIRST_ORDER else float("nan")
+
+
+def rotation_rate(singular_values: ArrayLike, rows: int, columns: int, k: int, *, draws: int = 64) -> float:
+    """Return the mean tangent of `random_rotation` for an update of norm 1, to be made once a matrix."""
     sigma = np.asarray(singular_values, dtype=np.float64)
     for name, size in (("rows", rows), ("columns", columns)):
         _checked(k, whole_number(name, size, 1))
@@ -111,9 +122,7 @@ def random_rotation(
     for size in {rows, columns}:
         if size > k:
             largest = max(largest, _mean_norm(sigma / scale, size, k, whole_number("draws", draws, 1)))
-    tangent = largest * norm / scale / math.sqrt(rows * columns)
-    angle = math.degrees(math.atan(tangent))
-    return angle if angle <= FIRST_ORDER else float("nan")
+    return largest / scale / math.sqrt(rows * columns)
 
 
 def _mean_norm(sigma: NDArray[np.float64], size: int, k: int, draws: int) -> float:

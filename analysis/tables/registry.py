@@ -12,6 +12,7 @@ import pandas as pd
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.tables.amplification import amplification_table
 from deltaw.analysis.tables.changes import changes_table
+from deltaw.analysis.tables.geometry import geometry_table
 from deltaw.analysis.tables.intruders import intruder_table
 from deltaw.analysis.tables.regions import regions_table
 from deltaw.analysis.tables.similarity import similarity_table
@@ -51,6 +52,7 @@ TABLES: dict[str, TableKind] = {
     "singular_values": TableKind(singular_values, "the singular values of ΔW"),
     "amplification": TableKind(amplification_table, "LoRA's amplification factor"),
     "intruders": TableKind(intruder_table, "how like W₀'s the strongest singular vectors of W′ are"),
+    "geometry": TableKind(geometry_table, "how ΔW stands to W₀: rotation, drift, off-principal share, visible changes"),
     "similarity": TableKind(similarity_table, "CKA of W′ with W₀, or with another run"),
     "regions": TableKind(regions_table, "how many rows and columns of ΔW are not zero"),
 }
