@@ -18,6 +18,8 @@ from .measures.energy import OverlapEnergy as OverlapEnergy
 from .measures.energy import overlap_energy as overlap_energy
 from .measures.intruders import Intruders as Intruders
 from .measures.intruders import intruders as intruders
+from .measures.masks import MaskAgreement as MaskAgreement
+from .measures.masks import mask_agreement as mask_agreement
 from .measures.off_principal_share import off_principal as off_principal
 from .measures.principal import Principal as Principal
 from .measures.principal_rotation import Rotation as Rotation
@@ -36,6 +38,7 @@ from .measures.visible import visible_changes as visible_changes
 from .measures.visible import visible_share as visible_share
 from .runs import open_runs as open_runs
 from .runs import table as table
+from .tables.agreement import update_agreement as update_agreement
 from .tables.amplification import amplification_table as amplification_table
 from .tables.geometry import geometry_table as geometry_table
 from .tables.intruders import intruder_table as intruder_table
@@ -44,4 +47,6 @@ from .tables.singular_values import singular_values as singular_values
 from .tables.subspaces import subspace_angles as subspace_angles
 from .tables.subspaces import subspace_overlap as subspace_overlap
 from .tables.vectors import vector_changes as vector_changes
+from .tables.whole_model import agreement_matrix as agreement_matrix
+from .tables.whole_model import model_agreement as model_agreement
 from .trajectory import Trajectory as Trajectory

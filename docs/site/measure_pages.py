@@ -208,6 +208,17 @@ MEASURES = {
         chance="k/out, k/in and k²/(out·in); the spread is `OverlapEnergy.spread`.",
         table="update_agreement(runs, k=8)",
     ),
+    "masks.mask_agreement": Note(
+        "agreement-of-two-updates",
+        (
+            "Two runs that change most weights agree by chance: read `expected` beside it, always.",
+            "Above `expected` it may still be whole rows or columns that both change more; `expected_rows` and"
+            " `expected_columns` tell.",
+            "Name the dtype: in float32 nearly all weights change, and J is near 1 for any two runs.",
+        ),
+        chance="p q/(p + q − p q) for independent masks that hold the shares p and q.",
+        table='update_agreement(runs, visible="bfloat16")',
+    ),
     "survival.survival": Note(
         "rank",
         ("It needs the exact update: one that was read off merged weights has been through the rounding already.",),
