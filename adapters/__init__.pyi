@@ -14,10 +14,13 @@ from .injection import inject as inject
 from .injection import merge as merge
 from .layer import AdaptedLayer as AdaptedLayer
 from .method import Method as Method
+from .methods.adalora import AdaLoRA as AdaLoRA
+from .methods.adalora import RankAllocator as RankAllocator
 from .methods.asylora import AsyLoRA as AsyLoRA
 from .methods.bora import BoRA as BoRA
 from .methods.corda import CorDA as CorDA
 from .methods.corda import input_covariances as input_covariances
+from .methods.delora import DeLoRA as DeLoRA
 from .methods.delta_lora import DeltaLoRA as DeltaLoRA
 from .methods.dora import DoRA as DoRA
 from .methods.dual_lora import DualLoRA as DualLoRA
@@ -30,8 +33,10 @@ from .methods.lora_fa import LoRAFA as LoRAFA
 from .methods.lora_plus import LoRAPlus as LoRAPlus
 from .methods.lora_plus import parameter_groups as parameter_groups
 from .methods.magnitude import Magnitude as Magnitude
+from .methods.map import MAP as MAP
 from .methods.mora import MoRA as MoRA
 from .methods.oa import OrthogonalAdaptation as OrthogonalAdaptation
+from .methods.oft import OFT as OFT
 from .methods.pissa import PiSSA as PiSSA
 from .methods.randlora import RandLoRA as RandLoRA
 from .methods.registry import METHODS as METHODS
@@ -40,6 +45,7 @@ from .methods.sbora import SBoRA as SBoRA
 from .methods.vera import DVoRA as DVoRA
 from .methods.vera import VeRA as VeRA
 from .modules import adapted as adapted
+from .modules import penalty as penalty
 from .peft.read import load_peft as load_peft
 from .peft.write import save_peft as save_peft
 from .quantization import quantize as quantize

@@ -281,6 +281,14 @@ class Method(ABC):
         del model, targets, lr, betas, eps, weight_decay
         return None
 
+    def penalty(self, layers: Sequence[Layer]) -> Tensor | None:
+        """Return what is added to the loss in training, a scalar, for the layers that have this method; or ``None``."""
+        del layers
+        return None
+
+    def follow(self, model: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int) -> None:  # noqa: B027
+        """Have a part in the training, by hooks of its optimizer; most methods have none."""
+
     def observe(self, layer: Layer) -> None:
         """Take note of the layer's state before it is used or read; only a method with a clock needs to."""
         del layer

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltaw.adapters.bitsandbytes import is_quantized, quantized_shape
+from deltaw.adapters.checks import public
 from deltaw.adapters.errors import TargetError
 from deltaw.adapters.layer import AdaptedLayer
+from deltaw.adapters.method import Method
 from deltaw.adapters.peft.names import BASE_LAYER
 
 
@@ -30,6 +32,25 @@ def is_adaptable(module: object) -> bool:
 def adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
     """Return the adapted layers of a model by module name, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLayer)}
+
+
+@public
+def penalty(model: nn.Module) -> Tensor | float:
+    """Return what the methods of a model add to the loss in training; 0.0 where they add nothing.
+
+    Of deltaw's own methods AdaLoRA and BiDoRA add something. ``deltaw train`` does it; a loop of one's own has
+    ``loss = loss + penalty(model)``.
+
+    Example:
+        >>> from deltaw.adapters import LoRA, inject, penalty
+        >>> penalty(inject(nn.Sequential(nn.Linear(6, 4)), LoRA(rank=2), targets=["0"]))
+        0.0
+    """
+    layers: dict[Method, list[AdaptedLayer]] = {}
+    for layer in adapted(model).values():
+        layers.setdefault(layer.method, []).append(layer)
+    found = [added for method, own in layers.items() if (added := method.penalty(own)) is not None]
+    return sum(found) if found else 0.0
 
 
 def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

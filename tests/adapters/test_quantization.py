@@ -28,6 +28,7 @@ from deltaw.adapters import (
     save_adapters,
 )
 from deltaw.adapters.bitsandbytes import QuantizedLayer, load_bitsandbytes
+from deltaw.adapters.methods.registry import options_of
 from deltaw.adapters.modules import linear_shape
 from deltaw.analysis import Trajectory, spectrum
 from deltaw.trainers import Recorder
@@ -49,7 +50,7 @@ def net(dtype: torch.dtype = torch.float32, bias: bool = True) -> nn.Sequential:
 
 
 def method_of(name: str):
-    options = {} if name == "magnitude" else {"rank": 4}
+    options = {"rank": 4} if "rank" in options_of(name) else {}
     return create(name, **options, **({"warmup_steps": 0, "init_std": 0.3} if name == "dual-lora" else {}))
 
 

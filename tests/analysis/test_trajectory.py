@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from deltaw.adapters import METHODS, NonFiniteError, OptionError, TargetError, create, inject
+from deltaw.adapters.methods.registry import options_of
 from deltaw.analysis import Trajectory, open_runs, spectrum, table
 from deltaw.analysis.names import kind_of, layer_of
 from deltaw.trainers import Recorder, every
@@ -21,9 +22,11 @@ def record(folder, method, steps=7, dtype=torch.float32, corrupt=None):
     torch.manual_seed(0)
     layers = [nn.ModuleDict({"query": nn.Linear(9, 7), "value": nn.Linear(9, 7)}) for _ in range(2)]
     model = nn.ModuleDict({"layers": nn.ModuleList(layers)}).to(dtype)
-    options = {} if method in ("ft", "magnitude") else {"rank": 2}
+    options = {"rank": 2} if "rank" in options_of(method) else {}
     if method == "dual-lora":
         options["warmup_steps"] = 3
+    if method == "adalora":
+        options["alpha"] = 50.0  # else six steps give an update that is hardly above the rounding of W'
     targets = ["*.query", "*.value"]
     context = {f"layers.{i}.{kind}": torch.eye(9) for i in range(2) for kind in ("query", "value")}
     inject(model, create(method, **options), targets, context=context)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from deltaw.adapters import METHODS, LoRA, RecordError, TargetError, adapted, create, effective_weight, inject
+from deltaw.adapters.methods.registry import options_of
 from deltaw.analysis.records.run_folder.format import (
     BASE,
     INDEX,
@@ -31,7 +32,7 @@ from deltaw.trainers import Recorder, at, epochs, every, geometric
 def make(method="bora", dtype=torch.float32):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 10), nn.Dropout(0.3), nn.Linear(10, 2)).to(dtype)
-    chosen = create(method, **({} if method in ("ft", "magnitude") else {"rank": 2}))
+    chosen = create(method, **({"rank": 2} if "rank" in options_of(method) else {}))
     return inject(model, chosen, targets=["0"], trainable=["2"], context={"0": torch.eye(12)})
 
 

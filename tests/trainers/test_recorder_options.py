@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from deltaw.adapters import METHODS, OptionError, RecordError, WriteError, create, effective_weight, inject
+from deltaw.adapters.methods.registry import options_of
 from deltaw.analysis.measures.spectrum import spectrum
 from deltaw.analysis.records.run_folder import run_writer as recorder_module
 from deltaw.analysis.records.run_folder.lock import LOCK
@@ -25,7 +26,7 @@ from deltaw.trainers.thinning import stride
 def make(method="ft", dtype=torch.float32):
     torch.manual_seed(0)
     model = nn.ModuleDict({"query": nn.Linear(12, 10), "value": nn.Linear(12, 10)}).to(dtype)
-    return inject(model, create(method, **({} if method in ("ft", "magnitude") else {"rank": 2})), targets=["*"])
+    return inject(model, create(method, **({"rank": 2} if "rank" in options_of(method) else {})), targets=["*"])
 
 
 def moved(model, size=0.01):
@@ -185,7 +186,7 @@ def test_schedules_answer_alike_in_any_order():
 def test_the_budget_is_what_the_record_takes(method, tmp_path, caplog):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 12))
-    options = {} if method in ("ft", "magnitude") else {"rank": 2}
+    options = {"rank": 2} if "rank" in options_of(method) else {}
     context = {"0": torch.eye(12), "1": torch.eye(10)}
     inject(model, create(method, **options), targets=["*"], context=context)
     with caplog.at_level(logging.INFO, "deltaw"), Recorder(model, tmp_path, when=every(5), total_steps=10) as recorder:

@@ -26,7 +26,7 @@ from deltaw.adapters.layer import AdaptedLayer
 
 OUT, IN, RANK = 11, 7, 3
 INJECTED = [name for name in METHODS if create(name).injects]
-RANKED = [name for name in INJECTED if name != "magnitude"]
+RANKED = [name for name in INJECTED if name not in ("magnitude", "oft")]
 # Every method, and every option that changes its arithmetic.
 CASES: dict[str, tuple[str, dict[str, object]]] = {
     **{name: (name, {}) for name in INJECTED},
@@ -60,10 +60,17 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "mora sharing": ("mora", {"variant": "sharing", "alpha": 5.0}),
     "hira alpha": ("hira", {"alpha": 5.0}),
     "randlora alpha": ("randlora", {"alpha": 5.0}),
+    "adalora alpha": ("adalora", {"alpha": 5.0}),
+    "delora alpha": ("delora", {"alpha": 5.0}),
+    "delora zero": ("delora", {"subtract_start": False, "alpha": 5.0}),
+    "oft shared": ("oft", {"block_share": True}),
+    "oft series": ("oft", {"neumann_terms": 5}),
+    "oft short series": ("oft", {"neumann_terms": 2}),
 }
 # The inner dimension of the factors, for those that have any.
 FACTORS = {"lora": 3, "rslora": 3, "lora+": 3, "lora-fa": 3, "asylora": 3, "oa": 3, "pissa": 6, "corda": 6}
 FACTORS |= {"delta-lora": 3, "delta-lora from step 20": 6, "vera": 3, "sbora-fa": 3, "sbora-fb": 3, "mora sharing": 7}
+FACTORS |= {"delora": 6, "delora zero": 3, "adalora": 3}
 # SBoRA Table 1, BoRA §3.2 and DoRA §5.1 (a magnitude a row or column), Dual LoRA §3.3 (two groups).
 COUNTS = {
     "lora": RANK * (OUT + IN),
@@ -81,11 +88,15 @@ COUNTS = {
     "magnitude": IN,
     "mora": 6 * 6,  # ⌊√(18·3)⌋ = 7, even for the rotation
     "randlora": 3 * (RANK + IN),  # ⌈7 / 3⌉ bases
+    "adalora": RANK * (OUT + IN + 1),
+    "delora": RANK * (OUT + IN) + 1,
+    "map": RANK * (OUT + IN) + 2,
+    "oft": IN * (IN - 1) // 2,  # no divisor of 7 below 7 is at least 3
 }
 
 
 # Those that a table's formula says in words.
-IN_WORDS = {"ft", "galore", "magnitude", "mora"}
+IN_WORDS = {"ft", "galore", "magnitude", "mora", "oft"}
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - IN_WORDS))
@@ -103,7 +114,7 @@ def method_of(case: str, **options: object):
 
 
 def rank_of(name: str, rank: int) -> dict[str, int]:
-    return {} if name == "magnitude" else {"rank": rank}
+    return {"magnitude": {}, "oft": {"block_size": rank}}.get(name, {"rank": rank})
 
 
 def covariance(columns: int) -> Tensor:
@@ -262,7 +273,7 @@ def test_scaled_factors_are_the_stored_numbers(case, dtype):
         update = layer.method.update(base_weight(layer), wide)
         torch.testing.assert_close(found.scaling * found.U.double() @ found.V.double(), update, rtol=1e-12, atol=1e-14)
     elif FACTORS.get(case, FACTORS.get(case.split()[0])) is not None:
-        assert case.split()[0] in ("vera", "delta-lora")  # whose factors have to be computed
+        assert case.split()[0] in ("vera", "delta-lora", "delora", "adalora")  # whose factors have to be computed
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -343,7 +354,7 @@ def test_zero_matrix(case):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "magnitude" not in case])
+@pytest.mark.parametrize("case", [case for case in CASES if case.split()[0] not in ("magnitude", "oft")])
 def test_dropout_acts_in_training_alone_and_keeps_the_mean(case):
     model = model_with(case, dropout=0.5)
     layer = move(model)
@@ -585,7 +596,7 @@ def test_the_scaled_low_rank_form_is_the_weight(case, dtype):
     wide = {key: value.double() if value.is_floating_point() else value for key, value in state.items()}
     form = layer.method.scaled_low_rank(base_weight(layer), wide)
     name = case.split()[0]
-    if not (name in FACTORS or case in FACTORS or name in {"dora", "dora-row", "bora", "dvora", "magnitude"}):
+    if not (name in FACTORS or case in FACTORS or name in {"dora", "dora-row", "bora", "dvora", "magnitude", "map"}):
         assert form is None
         return
     rho, gamma, U, V = form

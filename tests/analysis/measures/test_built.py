@@ -12,19 +12,23 @@ from deltaw.analysis.measures.change import AXES, Change, PairChanges, changes
 
 OUT, IN, RANK = 37, 29, 3
 FORMS = ["lora", "rslora", "lora-fa", "dora", "dora-row", "bora", "vera", "dvora", "sbora-fa", "sbora-fb", "pissa"]
-FORMS += ["asylora", "oa", "lora+", "delta-lora", "magnitude"]
+FORMS += ["asylora", "oa", "lora+", "delta-lora", "magnitude", "adalora", "delora", "map"]
 
 
 def states(name: str, size: float, shape=(OUT, IN)) -> tuple[object, Tensor, list[dict[str, Tensor]]]:
     """W₀ in float32, and a method's tensors at two steps that are apart by so much of their size."""
     generator = torch.Generator().manual_seed(3)
-    method = create(name, **({} if name == "magnitude" else {"rank": RANK}))
+    options = {} if name == "magnitude" else {"rank": RANK}
+    method = create(name, **options, **({"alpha": 200.0} if name == "adalora" else {}))  # of three small matrices
     base = torch.randn(shape, generator=generator) * 0.1
     first = method.start(base, generator, {})
 
     def moved(state, by):
         return {
-            key: value + by * value.std().clamp(min=0.1) * torch.randn(value.shape, generator=generator)
+            key: value
+            + by
+            * value.std(correction=int(value.numel() > 1)).clamp(min=0.1)
+            * torch.randn(value.shape, generator=generator)
             if key in method.shapes(*base.shape)
             else value
             for key, value in state.items()
@@ -140,5 +144,5 @@ def test_threads_and_neighbours_make_no_difference(threads):
 
 
 def test_which_methods_have_the_form():
-    without = {"ft", "dual-lora", "mora", "hira", "randlora", "galore", "corda"}
+    without = {"ft", "dual-lora", "mora", "hira", "randlora", "galore", "corda", "oft"}
     assert set(FORMS) == set(METHODS) - without

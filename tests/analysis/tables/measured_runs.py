@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deltaw.adapters import METHODS, inject
+from deltaw.adapters.methods.registry import options_of
 from deltaw.analysis.tables.run import LABELS
 from deltaw.analysis.tables.walk import Walk, at_steps
 from deltaw.analysis.tables.work import Work
@@ -25,7 +26,7 @@ def recorded(folder, method="bora", steps=14) -> Path:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(24, 16), nn.Linear(16, 24), nn.Linear(24, 40), nn.Linear(40, 16))
     # The others' options have defaults; CorDA asks for a context.
-    inject(net, METHODS[method](**({} if method in ("ft", "magnitude") else {"rank": 4})), targets=list(NAMES))
+    inject(net, METHODS[method](**({"rank": 4} if "rank" in options_of(method) else {})), targets=list(NAMES))
     with Recorder(net, folder) as recorder:
         for step in range(steps):
             recorder.step(step)

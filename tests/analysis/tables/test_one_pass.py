@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deltaw.adapters import create, inject
+from deltaw.adapters.methods.registry import options_of
 from deltaw.analysis import Trajectory
 from deltaw.analysis.records.storage import safetensors_file
 from deltaw.trainers import Recorder
@@ -20,7 +21,7 @@ STEPS = 6
 def recorded(folder, method: str, steps: int = STEPS, size: float = 1e-3) -> Trajectory:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 12))
-    inject(net, create(method, **({} if method in ("ft", "magnitude") else {"rank": 3})), targets=["*"])
+    inject(net, create(method, **({"rank": 3} if "rank" in options_of(method) else {})), targets=["*"])
     with Recorder(net, folder) as recorder:
         for step in range(steps):
             recorder.step(step)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from deltaw.adapters import METHODS, NonFiniteError, OptionError, ShapeError, TargetError, create, inject
+from deltaw.adapters.methods.registry import options_of
 from deltaw.analysis import Trajectory
 from deltaw.analysis.measures.chance import expected_angles, expected_similarity
 from deltaw.analysis.measures.change import change
@@ -30,7 +31,7 @@ def record(folder, method, *, seed=0, steps=5, interval=2, width=9, names=("quer
     torch.manual_seed(7)
     layers = [nn.ModuleDict({name: nn.Linear(width, 7, dtype=torch.float64) for name in names}) for _ in range(2)]
     model = nn.ModuleDict({"layers": nn.ModuleList(layers)})
-    options = {} if method in ("ft", "magnitude") else {"rank": 2}
+    options = {"rank": 2} if "rank" in options_of(method) else {}
     if method == "dual-lora":
         options["warmup_steps"] = 2
     context = {name: torch.eye(width) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
