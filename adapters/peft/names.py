@@ -17,6 +17,9 @@ TENSORS: dict[str, dict[str, str]] = {
     "VERA": {"vera_lambda_d": "vera_d", "vera_lambda_b": "vera_b"},
     "HIRA": {"hira_A": "hira_A", "hira_B": "hira_B"},
     "RANDLORA": {"randlora_lambda": "randlora_lambda", "randlora_gamma": "randlora_gamma"},
+    "DELORA": {name: name for name in ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")},
+    "OFT": {"oft_R.weight": "oft_R"},
+    "ADALORA": {"lora_A": "lora_A", "lora_B": "lora_B", "lora_E": "lora_E"},
 }
 SHARED = {"VERA": ("vera_A", "vera_B"), "RANDLORA": ("randlora_A", "randlora_B")}  # one for all layers
 
@@ -28,11 +31,13 @@ UNDERSTOOD = frozenset(
     re.findall(
         r"\w+",
         """
-    alpha_pattern auto_mapping base_model_name_or_path bias corda_config d_initial eva_config exclude_modules
-    fan_in_fan_out hira_dropout inference_mode init_lora_weights init_weights layers_pattern layers_to_transform
-    loftq_config lora_alpha lora_dropout lora_ga_config megatron_core modules_to_save peft_type peft_version
-    projection_prng_key qalora_group_size r randlora_alpha randlora_dropout rank_pattern revision runtime_config
-    save_projection sparse target_modules task_type use_dora use_rslora vera_dropout very_sparse
+    alpha_pattern auto_mapping base_model_name_or_path beta1 beta2 bias block_share corda_config d_initial deltaT
+    delora_lambda eps eva_config exclude_modules fan_in_fan_out hira_dropout inference_mode init_lora_weights init_r
+    init_weights lambda_pattern layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout lora_ga_config
+    megatron_core module_dropout modules_to_save num_cayley_neumann_terms oft_block_size orth_reg_weight peft_type
+    peft_version projection_prng_key qalora_group_size r randlora_alpha randlora_dropout rank_pattern revision
+    runtime_config save_projection sparse target_modules target_r task_type tfinal tinit total_step use_cayley_neumann
+    use_dora use_rslora vera_dropout very_sparse
     """,
     )
 )

@@ -1,6 +1,7 @@
 """Read a folder of PEFT's into a plain model, as methods of ours; PEFT itself is not needed for it."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,12 @@ from deltaw.adapters.errors import DataError, DeltawError, OptionError, ShapeErr
 from deltaw.adapters.injection import layer_over, put_in
 from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.method import Method
+from deltaw.adapters.methods.adalora import AdaLoRA
+from deltaw.adapters.methods.delora import DeLoRA
 from deltaw.adapters.methods.dora import DoRA
 from deltaw.adapters.methods.hira import HiRA
 from deltaw.adapters.methods.lora import LoRA
+from deltaw.adapters.methods.oft import OFT
 from deltaw.adapters.methods.pissa import PiSSA
 from deltaw.adapters.methods.randlora import RandLoRA
 from deltaw.adapters.methods.vera import VeRA
@@ -47,9 +51,10 @@ Tensors = dict[str, Tensor]
 def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     """Put the adapters of a PEFT folder into a plain model, as methods of ours, in place; the rest is frozen.
 
-    LoRA, rsLoRA, DoRA, VeRA, HiRA and RandLoRA become the method of the same name. Where LoRA started from W₀ itself
-    ("pissa" with the exact SVD, "olora"), the start is made again from the model's weights, as PEFT does, and the
-    method is ``PiSSA``, W' = W₀ − s·B₀ A₀ + s·B A. The ``modules_to_save`` are put in and stay trainable.
+    LoRA, rsLoRA, DoRA, VeRA, HiRA, RandLoRA, DeLoRA, OFT and AdaLoRA become the method of the same name. Where LoRA
+    started from W₀ itself ("pissa" with the exact SVD, "olora"), the start is made again from the model's weights, as
+    PEFT does, and the method is ``PiSSA``, W' = W₀ − s·B₀ A₀ + s·B A. The ``modules_to_save`` are put in and stay
+    trainable.
 
     Arguments:
         model: The plain model that the adapters were trained on.
@@ -192,13 +197,23 @@ def _method(kind: str, config: Config, name: str, state: Tensors, where: str) ->
             raise DataError(f"{where}: {key} of {name!r} is {value!r:.60}, which is no number")
         return value
 
-    dropout = option(f"{kind.lower()}_dropout", 0.0)
+    dropout = option({"ADALORA": "lora", "DELORA": "module"}.get(kind, kind.lower()) + "_dropout", 0.0)
     if kind == "VERA":
         return VeRA(rank=option("r", 256), dropout=dropout)
     if kind == "HIRA":
         return HiRA(rank=_unpadded(state) or option("r", 32), dropout=dropout)
     if kind == "RANDLORA":
         return RandLoRA(rank=option("r", 32), alpha=option("randlora_alpha", 640), dropout=dropout)
+    if kind == "DELORA":
+        strength = option("delora_lambda", 15, "lambda_pattern")
+        return DeLoRA(rank=option("r", 8, "rank_pattern"), alpha=strength, dropout=dropout, subtract_start=False)
+    if kind == "OFT":
+        return _oft(config, state, where)
+    if kind == "ADALORA":
+        # PEFT divides by the rank at the start, and by a little more, whatever was pruned and cut off since.
+        rank, first = _with_a_triplet(state), option("init_r", 12) + 1e-5
+        alpha = option("lora_alpha", 8)
+        return AdaLoRA(rank=rank, alpha=(alpha if alpha > 0 else first) / first * rank, dropout=dropout)
     rank, alpha = option("r", 8, "rank_pattern"), option("lora_alpha", 8, "alpha_pattern")
     stabilized = bool(config.get("use_rslora"))
     if config.get("use_dora"):
@@ -207,6 +222,30 @@ def _method(kind: str, config: Config, name: str, state: Tensors, where: str) ->
     if config["init_lora_weights"] in LEAVES_THE_BASE:
         return method
     return PiSSA(rank=rank, alpha=method.scaling * rank, dropout=dropout)
+
+
+def _oft(config: Config, state: Tensors, where: str) -> OFT:
+    """OFT with blocks of the size that the tensor has."""
+    stored = state.get("oft_R")
+    size = (1 + math.isqrt(1 + 8 * stored.shape[1])) // 2 if stored is not None and stored.ndim == 2 else 0
+    if size < 2:
+        raise ShapeError(f"{where}: oft_R holds no rotations")
+    series = config.get("use_cayley_neumann", True)
+    version = re.match(r"(\d{1,6})\.(\d{1,6})", str(config.get("peft_version")))
+    if "oft_block_size" not in config or (series and (version is None or tuple(map(int, version.groups())) < (0, 18))):
+        raise OptionError(f"{where}: OFT had another formula before PEFT 0.18, which wrote this; {UNLOAD}")
+    terms = config.get("num_cayley_neumann_terms", 5) if series else None
+    return OFT(block_size=size, block_share=bool(config.get("block_share")), neumann_terms=terms)
+
+
+def _with_a_triplet(state: Tensors) -> int:
+    """Return the rank of AdaLoRA's tensors; where all triplets were pruned, put in one that is zero."""
+    A, B, E = (state.get(name) for name in ("lora_A", "lora_B", "lora_E"))
+    if A is None or B is None or E is None or A.ndim != 2 or B.ndim != 2:
+        return 1  # which the check of the shapes tells of
+    if not len(A):
+        state |= {"lora_A": A.new_zeros(1, A.shape[1]), "lora_B": B.new_zeros(len(B), 1), "lora_E": E.new_zeros(1, 1)}
+    return max(1, len(A))
 
 
 def _unpadded(state: Tensors) -> int:

@@ -1,6 +1,7 @@
 """Write adapters as a folder that ``peft.PeftModel.from_pretrained`` loads; PEFT itself is not needed for it.
 
-See PEFT's classes ``LoraConfig``, ``VeraConfig``, ``HiraConfig`` and ``RandLoraConfig``.
+See PEFT's classes ``LoraConfig``, ``VeraConfig``, ``HiraConfig``, ``RandLoraConfig``, ``DeloraConfig``, ``OFTConfig``
+and ``AdaLoraConfig``.
 """
 
 import contextlib
@@ -24,11 +25,14 @@ from deltaw.adapters.checks import public
 from deltaw.adapters.errors import OptionError, TargetError, WriteError
 from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.linear.norms import constant_norms
-from deltaw.adapters.method import RankedMethod
+from deltaw.adapters.method import Method, RankedMethod
+from deltaw.adapters.methods.adalora import AdaLoRA
+from deltaw.adapters.methods.delora import DeLoRA
 from deltaw.adapters.methods.dora import DoRA
 from deltaw.adapters.methods.hira import HiRA
 from deltaw.adapters.methods.lora import LoRA
 from deltaw.adapters.methods.lora_fa import FrozenDown
+from deltaw.adapters.methods.oft import OFT
 from deltaw.adapters.methods.randlora import RandLoRA
 from deltaw.adapters.methods.vera import VeRA
 from deltaw.adapters.modules import adapted
@@ -48,10 +52,11 @@ def save_peft(model: nn.Module, folder: str | Path) -> None:
 
     What PEFT makes of it has the same forward in evaluation, up to rounding. The files appear whole or not at all.
 
-    - LoRA, rsLoRA, DoRA by rows, VeRA, HiRA and RandLoRA are written as such (an s that PEFT has not, into b or B).
+    - LoRA, rsLoRA, DoRA by rows, VeRA, HiRA, RandLoRA, OFT, AdaLoRA, and DeLoRA whose B started at zero are written as
+      such (an s that PEFT has not, into b or B).
     - LoRA+, LoRA-FA, AsyLoRA, OA: as LoRA, with their A and B.
-    - Whatever else has factors ΔW = U V (PiSSA, CorDA, Delta-LoRA, SBoRA, …): as LoRA on W₀ with A = V, B = U and
-      s = 1; of rank 2r for PiSSA and CorDA.
+    - Whatever else has factors ΔW = U V (PiSSA, CorDA, Delta-LoRA, SBoRA, DeLoRA less its start, …): as LoRA on W₀ with
+      A = V, B = U and s = 1; of rank 2r for PiSSA, CorDA and DeLoRA.
     - Trainable parameters outside the adapters: as ``modules_to_save``.
 
     RandLoRA: PEFT pairs the rows of its bases otherwise than the paper does, in a way that depends on their number
@@ -89,12 +94,13 @@ def save_peft(model: nn.Module, folder: str | Path) -> None:
     where = getattr(model, "name_or_path", None)
     config |= {
         "base_model_name_or_path": where if isinstance(where, str) and where else None,
-        "fan_in_fan_out": any(layer.transposed for layer in layers.values()),
         "inference_mode": True,
         "modules_to_save": heads or None,
         "target_modules": _target_modules(model, layers),
         "task_type": None,
     }
+    if config["peft_type"] != "DELORA":  # which does not know it
+        config["fan_in_fan_out"] = any(layer.transposed for layer in layers.values())
     for head in heads:
         state = model.get_submodule(head).state_dict()
         tensors |= {f"{PREFIX}{head}.{key}": value for key, value in state.items()}
@@ -105,15 +111,20 @@ def _kind(name: str, layer: AdaptedLayer) -> str:
     method = layer.method
     if isinstance(method, DoRA) and method.axis == "row":
         return "dora"
-    for kind, of in (("vera", VeRA), ("hira", HiRA), ("randlora", RandLoRA)):
+    if isinstance(method, DeLoRA):
+        return "lora" if method.subtract_start or layer.transposed else "delora"
+    if isinstance(method, OFT) and layer.transposed:
+        raise OptionError(f"PEFT has no oft on a Conv1D, which module {name!r} is; {MERGE}")
+    kinds = {"vera": VeRA, "hira": HiRA, "randlora": RandLoRA, "oft": OFT, "adalora": AdaLoRA}
+    for kind, of in kinds.items():
         if isinstance(method, of):
             return kind
     if layer.factors() is not None:
         return "lora"
     raise OptionError(
         f"{method.name} (module {name!r}) has no counterpart in PEFT; what has one: lora, rslora, dora-row, vera, "
-        "hira, randlora, and as plain LoRA lora+, lora-fa, asylora, oa, pissa, corda, delta-lora, sbora-fa, sbora-fb; "
-        + MERGE
+        "hira, randlora, oft, adalora, delora, and as plain LoRA lora+, lora-fa, asylora, oa, pissa, corda, "
+        "delta-lora, sbora-fa, sbora-fb; " + MERGE
     )
 
 
@@ -217,6 +228,47 @@ def _write_randlora(layers: Mapping[str, AdaptedLayer]) -> tuple[Config, Tensors
     return config | {"randlora_dropout": dropout, "save_projection": True}, tensors
 
 
+def _write_delora(layers: Mapping[str, AdaptedLayer]) -> tuple[Config, Tensors]:
+    """DeLoRA as PEFT has it, with nothing to subtract."""
+    methods = {name: _ranked(layer) for name, layer in layers.items()}
+    r, rank_pattern = _patterns_of({name: method.rank for name, method in methods.items()})
+    names = ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")
+    tensors = {f"{PREFIX}{name}.{key}": layer.tensor(key) for name, layer in layers.items() for key in names}
+    strength, lambda_pattern = _patterns_of({name: method.rank * method.scaling for name, method in methods.items()})
+    config = {"peft_type": "DELORA", "r": r, "rank_pattern": rank_pattern, "delora_lambda": strength}
+    return config | {"lambda_pattern": lambda_pattern, "module_dropout": _one(methods, "dropout")}, tensors
+
+
+def _write_oft(layers: Mapping[str, AdaptedLayer]) -> tuple[Config, Tensors]:
+    """OFT, whose block size is the same for all layers in PEFT."""
+    methods = {name: layer.method for name, layer in layers.items() if isinstance(layer.method, OFT)}
+    sizes = {method.block(layers[name].in_features) for name, method in methods.items()}
+    if len(sizes) > 1:
+        raise OptionError(f"PEFT has one block size for all modules, but here there are {sorted(sizes)}; {MERGE}")
+    terms, share = _one(methods, "neumann_terms"), _one(methods, "block_share")
+    # The series is that of PEFT 0.18; without the number PEFT takes it for an older one.
+    config = {"peft_type": "OFT", "peft_version": "0.18.0", "r": 0, "oft_block_size": sizes.pop(), "block_share": share}
+    config |= {"use_cayley_neumann": terms is not None, "num_cayley_neumann_terms": 5 if terms is None else terms}
+    return config, {f"{PREFIX}{name}.oft_R.weight": layer.tensor("oft_R") for name, layer in layers.items()}
+
+
+def _write_adalora(layers: Mapping[str, AdaptedLayer]) -> tuple[Config, Tensors]:
+    """AdaLoRA, with PEFT's s = α/(r + 1e-5); where there are several s, they go into Λ, and zeros fill lower ranks."""
+    methods = {name: _ranked(layer) for name, layer in layers.items()}
+    rank = max(method.rank for method in methods.values())
+    scaling = next(iter(methods.values())).scaling
+    tensors: Tensors = {}
+    for name, layer in layers.items():
+        spare, factor = rank - methods[name].rank, methods[name].scaling / scaling
+        A, B, E = (layer.tensor(key) for key in ("lora_A", "lora_B", "lora_E"))
+        tensors[f"{PREFIX}{name}.lora_A"] = F.pad(A, (0, 0, 0, spare))
+        tensors[f"{PREFIX}{name}.lora_B"] = F.pad(B, (0, spare))
+        tensors[f"{PREFIX}{name}.lora_E"] = F.pad(factor * E, (0, 0, 0, spare))
+    config = {"peft_type": "ADALORA", "init_r": rank, "target_r": rank, "lora_alpha": scaling * (rank + 1e-5)}
+    config["total_step"] = 1
+    return config | {"lora_dropout": _one(methods, "dropout"), "init_lora_weights": True}, tensors
+
+
 def reordered(B: Tensor, rank: int, order: str) -> Tensor:
     """Return B (n·r, larger side) with row j·r + k, column k of base j, at row k·n + j as PEFT has it; or back."""
     n = len(B) // rank
@@ -230,6 +282,9 @@ WRITERS: dict[str, Callable[[Mapping[str, AdaptedLayer]], tuple[Config, Tensors]
     "vera": _write_vera,
     "hira": _write_hira,
     "randlora": _write_randlora,
+    "delora": _write_delora,
+    "oft": _write_oft,
+    "adalora": _write_adalora,
 }
 
 
@@ -239,7 +294,7 @@ def _ranked(layer: AdaptedLayer) -> RankedMethod:
     return layer.method
 
 
-def _one(methods: Mapping[str, RankedMethod], option: str) -> Any:
+def _one(methods: Mapping[str, Method], option: str) -> Any:
     """Return the value that all modules have in common."""
     values = {getattr(method, option) for method in methods.values()}
     if len(values) > 1:
