@@ -103,6 +103,7 @@ def _fine_tune(settings: Settings, task: Task, out: Path, progress: bool) -> Tra
             **task.evaluation,
         )
         trainer.make_optimizer = optimizer_of(method, model, task.targets, arguments)
+        trainer.follow = lambda optimizer: method.follow(model, optimizer, steps)
         trainer.batches, trainer.score = task.batches, task.score
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)

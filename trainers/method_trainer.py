@@ -13,6 +13,7 @@ from typing_extensions import override
 from deltaw.adapters.errors import RecordError
 from deltaw.adapters.method import Method
 from deltaw.adapters.methods.lora_plus import parameter_groups
+from deltaw.adapters.modules import penalty
 from deltaw.adapters.state_file import repeated
 from deltaw.analysis.progress import Progress, progress
 from deltaw.trainers.settings import Settings
@@ -20,12 +21,13 @@ from deltaw.trainers.task import Task
 
 
 class MethodTrainer(Trainer):
-    """A Trainer for any method: with the method's optimizer where it has one, and for layers that share tensors.
+    """A Trainer for any method: with the optimizer, the penalty and the part in the training that the method has.
 
     The learning-rate schedule scales every group of the optimizer.
     """
 
     make_optimizer: Callable[[], torch.optim.Optimizer | None] | None = None
+    follow: Callable[[torch.optim.Optimizer], None] | None = None
     batches: Any = None
     score: Callable[[nn.Module], dict[str, float]] | None = None
 
@@ -34,7 +36,18 @@ class MethodTrainer(Trainer):
         if self.optimizer is None and self.make_optimizer is not None:
             self.optimizer = self.make_optimizer()
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if self.follow is not None:
+            self.follow(optimizer)
+            self.follow = None  # once
         return optimizer
+
+    @override
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        found = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        added = penalty(model) if model.training else 0.0
+        if not isinstance(added, torch.Tensor):
+            return found
+        return (found[0] + added, found[1]) if return_outputs else found + added
 
     @override
     def get_train_dataloader(self) -> DataLoader[Any]:
