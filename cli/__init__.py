@@ -26,7 +26,8 @@ class Verbs(Group):
         "compare": "Print how two runs, models or adapters differ, on one screen.",
         "plot": "Draw a figure from recorded runs, or from results of training.",
         "reproduce": "Train, record, analyse, plot, and hold the result against the paper.",
-        "claims": "Hold the claims of the four papers against recorded runs of one experiment.",
+        "claims": "Hold papers' claims against recorded runs of one experiment.",
+        "packs": "List the packs of claims, or show one: its claims, measures, rules and figures.",
         "doctor": "Print versions, threads, GPUs, caches, and what each verb still needs.",
         "params": "Count a method's trainable parameters.",
     }

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from deltaw.adapters.methods.registry import METHODS
+from deltaw.analysis.claims.found import PACKS
 from deltaw.analysis.claims.papers import PAPERS
 from deltaw.analysis.tables.work import ENGINES, Work, chosen_work
-from deltaw.cli.commands import OneOf
+from deltaw.cli.commands import OneOf, did_you_mean
 from deltaw.cli.output import TABLES, check_table_path, check_writable
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -22,6 +24,23 @@ MODULES_HELP = "Glob pattern over module names; may be repeated."
 # Read when a name is checked or shown, not before: entry points of other packages take a moment to look up.
 METHOD = OneOf(METHODS)
 PAPER = OneOf(PAPERS)
+
+
+class PackName(click.Path):
+    """The name of a pack of claims, or the path of one in a file."""
+
+    name = "pack"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return it as it is; a word that is neither gets a suggestion."""
+        if value not in PACKS and not Path(value).is_file():
+            self.fail(f"{str(value)!r} is no file, and {did_you_mean(str(value), PACKS)}", param, ctx)
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Complete the names, and paths."""
+        named = [CompletionItem(name) for name in PACKS if name.startswith(incomplete)]
+        return [*named, *super().shell_complete(ctx, param, incomplete)]
 
 
 def _check_table(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:

@@ -1,8 +1,10 @@
 """The page of all claims: ``python docs/claims_page.py`` writes claims.md from ``deltaw.analysis.claims``."""
 
+import textwrap
 from pathlib import Path
 
 from deltaw.analysis.claims import PAPERS, Evidence, all_checks, markdown_table, rules
+from deltaw.analysis.claims.found import SHIPPED, find_pack
 
 PAGE = Path(__file__).with_name("claims.md")
 HEAD = """# The claims
@@ -11,14 +13,15 @@ Every claim of the four papers that recorded runs can check: {count} of them, ea
 decides it, and the paper's own number where it prints one for what is measured. `deltaw claims runs/*` holds them
 against runs of one experiment, `deltaw reproduce all --out papers` trains the runs first. A claim "agrees", "disagrees"
 or is "unclear": a method, matrix or score that is missing makes it unclear, and the note names it. The sentences are
-ours, not the papers'.
+ours, not the papers'. Behind the four stand {more} claims of {others} other papers, which `--pack` names. How to write
+a pack of one's own is in [packs.md](packs.md).
 
 All rules were fixed before anything was measured, and none depends on a result. Where the paper's own difference is too
 small to be told with so few examples, the note says so.
 
 {points}
 
-This page is made by `make docs` from `analysis/claims/`, and a test fails where it is out of date.
+This page is made by `make docs` from the packs in `analysis/claims/shipped/`, and a test fails where it is out of date.
 
 ## How it is decided
 
@@ -42,11 +45,13 @@ POINTS = """What to know when reading a verdict:
 
 def page() -> str:
     """Return the text of docs/claims.md."""
-    checks = list(all_checks(Evidence()))
+    packs = [find_pack(name) for name in SHIPPED]
+    count = {name: len(find_pack(name).claims) for name in SHIPPED}
+    four = sum(count[name] for name in PAPERS)
     text = (rules.__doc__ or "").partition("\n\n")[2].strip()
-    parts = [HEAD.format(count=len(checks), points=POINTS, rules=_as_markdown(text))]
-    for name in PAPERS:
-        own = list(all_checks(Evidence(), [name]))
+    others = {"more": sum(count.values()) - four, "others": len(SHIPPED) - len(PAPERS)}
+    parts = [HEAD.format(count=four, **others, points=POINTS, rules=_as_markdown(text))]
+    for pack in packs:
         rows = [
             [
                 check.claim.sentence,
@@ -54,9 +59,12 @@ def page() -> str:
                 check.text,
                 "" if check.claim.paper_number is None else f"{check.claim.paper_number:g}",
             ]
-            for check in own
+            for check in all_checks(Evidence(), [pack])
         ]
-        parts.append(f"## {own[0].claim.paper}\n")
+        parts.append(f"## {pack.paper.short}\n")
+        link = f"https://arxiv.org/abs/{pack.paper.arxiv}"
+        parts.append(f"*{pack.paper.title}*, arXiv [{pack.paper.arxiv}]({link}): `--pack {pack.name}`.\n")
+        parts += [f"{textwrap.fill(pack.about, 120)}\n"] if pack.about else []
         parts.append(markdown_table(["claim", "source", "measured: rule", "paper"], rows) + "\n")
     return "\n".join(parts)
 

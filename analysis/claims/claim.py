@@ -1,6 +1,7 @@
 """A paper's claim, what came of it in recorded runs, and how that is written down."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from tabulate import tabulate
 from deltaw.analysis.printable import html_table
 
 Verdict = Literal["agrees", "disagrees", "unclear"]
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,8 @@ def claims_markdown(outcomes: Sequence[Outcome]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table whose cells may hold bars and line breaks."""
-    clean = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    """Return a Markdown table whose cells may hold bars, line breaks and what a browser would take for a tag."""
+    clean = [[_TAG.sub("&lt;", cell.replace("|", "\\|").replace("\n", " ")) for cell in row] for row in rows]
     return tabulate(clean, headers=head, tablefmt="pipe", disable_numparse=True)
 
 

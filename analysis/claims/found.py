@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deltaw.analysis.claims.pack import Pack
 
 ENTRY_POINTS = "deltaw.packs"
-SHIPPED = ("dora", "bora", "sbora", "dual-lora")
+SHIPPED = ("dora", "bora", "sbora", "dual-lora", "bidora", "delora", "map", "path-not-taken", "lora-vs-full")
 
 
 def shipped_file(name: str) -> Path:

@@ -12,7 +12,6 @@ import pandas as pd
 from deltaw.analysis.claims.evidence import of_equal_rank, require_methods, trained
 from deltaw.analysis.claims.interval import LINEAR, LOG, Array, Measured, Undecidable, Weights, bootstrap
 
-GEOMETRY_COLUMNS = ("rotation_left", "rotation_right", "drift", "off_principal", "visible_bfloat16")
 EXPECTED = {
     "rotation_left": "rotation_expected",
     "rotation_right": "rotation_expected",
@@ -25,7 +24,7 @@ def geometry_ratio(geometry: pd.DataFrame, column: str, over: str, under: str) -
 
     Arguments:
         geometry: See ``Evidence``.
-        column: One of ``GEOMETRY_COLUMNS``.
+        column: Of the table.
         over, under: The methods.
     """
     values, note = _at_last(geometry, [over, under], [column])

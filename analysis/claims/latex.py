@@ -94,6 +94,8 @@ def _entry(paper: "Paper") -> str:
     }
     if paper.venue:
         fields["booktitle"] = latex_text(paper.venue)
+    if paper.journal:
+        fields["journal"] = latex_text(paper.journal)
     if paper.arxiv:
         fields |= {"eprint": paper.arxiv, "archivePrefix": "arXiv"}
     if paper.doi:
@@ -101,7 +103,8 @@ def _entry(paper: "Paper") -> str:
     if paper.url or paper.arxiv:
         fields["url"] = latex_text(paper.url) if paper.url else f"https://arxiv.org/abs/{paper.arxiv}"
     lines = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
-    return f"@{'inproceedings' if paper.venue else 'misc'}{{{paper.key},\n{lines}\n}}"
+    kind = "inproceedings" if paper.venue else "article" if paper.journal else "misc"
+    return f"@{kind}{{{paper.key},\n{lines}\n}}"
 
 
 def _row(cells: Iterable[str]) -> str:

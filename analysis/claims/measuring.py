@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.claims.arguments import Argument
-from deltaw.analysis.claims.interval import Measured
-from deltaw.analysis.claims.rules import Parts
+
+if TYPE_CHECKING:
+    from deltaw.analysis.claims.interval import Measured
+    from deltaw.analysis.claims.rules import Parts
 
 TABLES = ("consecutive", "initial", "base", "spectra", "regions", "geometry", "intruders", "distances")
 
@@ -40,22 +43,32 @@ class Measure:
     Arguments:
         about: It in one line.
         find: find(evidence, **arguments) returns the number with its interval, or several as ``Parts``; it raises
-            ``Undecidable`` where the runs lack something.
+            ``Undecidable`` where the runs lack something. Or its path, "package.module:function", which is imported
+            when a claim is decided.
         arguments: What it takes, by name.
         needs: needs(**arguments) returns the tables that have to be measured; results of runs are always there.
 
     Example:
         >>> from deltaw.analysis.claims.arguments import text
         >>> from deltaw.analysis.claims.evidence import Evidence
+        >>> from deltaw.analysis.claims.interval import Measured
         >>> steps = Measure("how many runs there are", lambda evidence, method: Measured(1.0, None), {"method": text()})
-        >>> steps.find(Evidence(), method="lora").statistic
+        >>> steps.load()(Evidence(), method="lora").statistic
         1.0
     """
 
     about: str
-    find: Callable[..., Measured | Parts]
+    find: "Callable[..., Measured | Parts] | str"
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     needs: Callable[..., tuple[Need, ...]] = lambda **given: ()
+
+    def load(self) -> "Callable[..., Measured | Parts]":
+        """Return ``find``; import it if need be."""
+        if not isinstance(self.find, str):
+            return self.find
+        module, _, name = self.find.partition(":")
+        found: Callable[..., Measured | Parts] = getattr(import_module(module), name)
+        return found
 
 
 def of_methods(table: str, *names: str, **more: Any) -> Callable[..., tuple[Need, ...]]:

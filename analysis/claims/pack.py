@@ -22,7 +22,7 @@ class Paper:
         short: What it is called in a table.
         title, authors, year: As on its first page.
         key: Of its entry in BibTeX.
-        venue: Where it was published; empty for a preprint.
+        venue, journal: The conference or the journal it was published in; both empty for a preprint.
         arxiv, doi, url: Where it is; empty where that is not known.
     """
 
@@ -32,6 +32,7 @@ class Paper:
     year: int
     key: str
     venue: str = ""
+    journal: str = ""
     arxiv: str = ""
     doi: str = ""
     url: str = ""
@@ -130,7 +131,7 @@ class Pack:
         from deltaw.analysis.claims.rules import Check
 
         for one in self.claims:
-            find = self.measures[one.measure].find
+            find = self.measures[one.measure].load()
             yield Check(one.claim, one.measured, one.rule, partial(find, evidence, **one.options))
 
     def needs(self) -> list[Need]:

@@ -63,7 +63,7 @@ class _Reader:
             raise self.fail("must be a text", *where)
         if len(value) > most:
             raise self.fail(f"has {len(value)} characters; at most {most} are read", *where)
-        return value.strip()
+        return " ".join(value.split())
 
     def fitting(self, value: Any, pattern: re.Pattern[str], what: str, *where: str | int) -> str:
         found = self.text(value, *where)
@@ -130,12 +130,14 @@ def pack_of(document: Document, *, measures: Mapping[str, Measure] | None = None
 
 
 def _paper(read: _Reader, table: Any) -> Paper:
-    keys = ("short", "title", "authors", "year", "key", "venue", "arxiv", "doi", "url")
+    keys = ("short", "title", "authors", "year", "key", "venue", "journal", "arxiv", "doi", "url")
     found = read.keys(table, ("paper",), keys, keys[:5])
     authors = found["authors"]
     if not isinstance(authors, list) or not authors:
         raise read.fail("must be a list of names", "paper", "authors")
     read.count(authors, "paper", "authors")
+    if "venue" in found and "journal" in found:
+        raise read.fail("stands beside a venue; a paper has one of them", "paper", "journal")
     year = found["year"]
     if isinstance(year, bool) or not isinstance(year, int) or not 1900 <= year <= 2200:
         raise read.fail("must be a year", "paper", "year")
@@ -146,7 +148,9 @@ def _paper(read: _Reader, table: Any) -> Paper:
         "url": (_LINK, "an address with http:// or https://"),
     }
     fitting = {name: read.fitting(found[name], *patterns[name], "paper", name) for name in patterns if name in found}
-    texts = {name: read.text(found[name], "paper", name) for name in ("short", "title", "venue") if name in found}
+    texts = {
+        name: read.text(found[name], "paper", name) for name in ("short", "title", "venue", "journal") if name in found
+    }
     return Paper(authors=tuple(read.text(name, "paper", "authors") for name in authors), year=year, **texts, **fitting)
 
 
@@ -199,6 +203,7 @@ def _claim(
         raise read.fail(f"must be a table with {', '.join(measures[name].arguments)}", *where, "with")
     try:
         options = checked(measures[name].arguments, given)
+        measures[name].needs(**options)  # refuses what cannot stand together
     except WrongArgumentError as error:
         raise read.fail(error.said, *where, "with", *error.key.split(".")) from None
     claim = Claim(
