@@ -19,7 +19,6 @@ from deltaw.adapters.peft.names import CONFIG
 from deltaw.analysis.records import recorded
 from deltaw.analysis.records.foreign import full, step_files
 from deltaw.analysis.records.foreign.base import BaseLike
-from deltaw.analysis.records.foreign.foreign_adapters import refuse_files
 from deltaw.analysis.records.foreign.pair import PairSource
 from deltaw.analysis.records.foreign.split import SplitSource
 from deltaw.analysis.records.source import Source
@@ -53,6 +52,20 @@ class Format(NamedTuple):
     opens: Callable[[Location, BaseLike, bool], Source]
 
 
+def _opens_other(location: Location, base: BaseLike, everything: bool) -> Source:
+    from deltaw.analysis.records.foreign.formats.opening import opens
+
+    return opens(location, base, everything)
+
+
+def _is_other(location: Location) -> bool:
+    if not location.any_has(CONFIG):
+        return False
+    from deltaw.analysis.records.foreign.formats.opening import recognises
+
+    return recognises(location)
+
+
 def _opens_peft(location: Location, base: BaseLike, everything: bool) -> Source:
     from deltaw.analysis.records.foreign.peft_folders import opens  # its formulas need torch
 
@@ -61,6 +74,7 @@ def _opens_peft(location: Location, base: BaseLike, everything: bool) -> Source:
 
 FORMATS = [
     Format(recorded.recognises, recorded.opens),
+    Format(_is_other, _opens_other),
     Format(lambda location: location.any_has(CONFIG), _opens_peft),
     Format(full.recognises, full.opens),
     Format(step_files.recognises, step_files.opens),
@@ -141,7 +155,6 @@ def glance(
     for form in FORMATS:
         if form.recognises(location):
             return _shown(form.opens(location, base, modules is not None), modules, split, began)
-    refuse_files(location.names, location.storage.where)
     inner = _inner(location)
     if inner:
         raise RecordError(f"{location.storage.where}: holds {inner}; open one of these folders")

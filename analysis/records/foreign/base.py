@@ -61,15 +61,22 @@ class Base:
         config: Its ``config.json``.
         ordered: Whether the tensors come in the model's order, as those of a file or a state dict need not.
         place: Where they stand, ``None`` where they are in memory.
+        kernels: Take the kernels of convolutions as matrices [out, in·k…].
     """
 
     def __init__(
-        self, tensors: Tensors, config: Mapping[str, Any], *, ordered: bool = False, place: Place | None = None
+        self,
+        tensors: Tensors,
+        config: Mapping[str, Any],
+        *,
+        ordered: bool = False,
+        place: Place | None = None,
+        kernels: bool = False,
     ) -> None:
         self.places = None if place is None else [place]
         self.where, self.config = tensors.where, dict(config)
         self._tensors, self._ordered = tensors, ordered
-        self._matrices = matrices(tensors, config, everything=True)
+        self._matrices = matrices(tensors, config, everything=True, kernels=kernels)
         self._by_name = BaseNames(self._matrices, self.config)
         self.order = [name for name, part in self._matrices.items() if ordered and part.tensor == f"{name}.weight"]
 
@@ -81,6 +88,11 @@ class Base:
         """Return where the matrix of a module stands, perhaps under another prefix; see ``BaseNames``."""
         found = self._by_name.find(module)
         return None if found is None else self._matrices[found]
+
+    @property
+    def names(self) -> Collection[str]:
+        """The modules that it has a matrix of."""
+        return self._matrices
 
     def has(self, module: str) -> bool:
         """Return whether there is a matrix of exactly this name."""
@@ -210,8 +222,8 @@ def quantised_as(tensors: Tensors, config: Mapping[str, Any], part: str = ".") -
     return ", ".join(str(part)[:40] for part in kind if part) or ("packed integers" if packed else small[0])
 
 
-def open_base(base: BaseLike) -> Base | None:
-    """Return the base that was given.
+def open_base(base: BaseLike, *, kernels: bool = False) -> Base | None:
+    """Return the base that was given; with ``kernels`` convolutions count as matrices [out, in·k…].
 
     Raises:
         RecordError: There is no model there, or the name is not in the cache.
@@ -220,7 +232,7 @@ def open_base(base: BaseLike) -> Base | None:
     if base is None:
         return None
     if not isinstance(base, (str, Path)):
-        return _base_in_memory(base)
+        return _base_in_memory(base, kernels)
     where: str | Path = base
     if isinstance(base, str) and not is_address(base) and not Path(base).exists():
         cached = cached_model(base)
@@ -234,7 +246,7 @@ def open_base(base: BaseLike) -> Base | None:
     names = [file] if file is not None else listed(storage)
     if file is None and weights_file(names) is None and is_readable(names) and CONFIG not in names:
         reader = model_reader(Folder(storage, names))
-        return Base(reader(), storage.mapping("config.json"), place=place_of(reader))
+        return Base(reader(), storage.mapping("config.json"), place=place_of(reader), kernels=kernels)
     file = file or weights_file(names)
     if file is None:
         if CONFIG in names:
@@ -246,21 +258,21 @@ def open_base(base: BaseLike) -> Base | None:
         raise RecordError(f"{storage.where}: holds no model (no model.safetensors); give the folder of the base model")
     tensors = read_weights(storage, file)
     refuse_factors(tensors.names(), tensors.where, alone=True)
-    return Base(tensors, storage.mapping("config.json"), place=(storage, None))
+    return Base(tensors, storage.mapping("config.json"), place=(storage, None), kernels=kernels)
 
 
-def _base_in_memory(base: nn.Module | Mapping[str, Tensor]) -> Base:
+def _base_in_memory(base: nn.Module | Mapping[str, Tensor], kernels: bool) -> Base:
     from torch import Tensor, nn
 
     if isinstance(base, nn.Module):
         config: Any = getattr(base, "config", None)
         settings = config.to_dict() if hasattr(config, "to_dict") else {}
         state = InMemory(_plain(base.state_dict(keep_vars=True)), f"base ({type(base).__name__})")
-        return Base(state, settings, ordered=True)
+        return Base(state, settings, ordered=True, kernels=kernels)
     if isinstance(base, Mapping):
         if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in base.items()):
             raise OptionError("base: a mapping must be a state dict, from names to tensors")
-        return Base(InMemory(_plain(base), "base (state dict)"), {})
+        return Base(InMemory(_plain(base), "base (state dict)"), {}, kernels=kernels)
     raise OptionError(f"base is a {type(base).__name__}; give a folder, a name, a model or its state dict")
 
 

@@ -1,6 +1,6 @@
-"""Adapters of other tools than PEFT, known by the names of their tensors and files, and refused by name.
+"""Adapters of other tools than PEFT, known by the names of their tensors: what reads them, or nothing.
 
-Their factors are matrices, and would be read as layers. A format that is read later leaves this table for a `Source`.
+Their factors are matrices, and would be read as layers. ``formats/`` has the readers.
 """
 
 import re
@@ -23,48 +23,70 @@ class Tool(NamedTuple):
         tensor: What a name of one of its tensors has in it, and no layer's.
         advice: What to do.
         within: What such a name has in it, too; apart, so that every search is linear in a stranger's name.
+        reads: The name of the format in ``formats/opening.py`` that reads it, "" where none does.
     """
 
     name: str
     tensor: re.Pattern[str]
     advice: str = MERGE
     within: str = ""
+    reads: str = ""
 
 
 # The first that fits counts: a tool with names of its own stands before those that share theirs.
 TOOLS = [
-    Tool("AdapterHub's adapters", re.compile(r"\.(?:loras|adapters|prefix_tunings|shared_parameters)\.[^.]+\.")),
-    Tool("NVlabs' DoRA", re.compile(r"\.weight_m_wdecomp(?:\.weight)?$")),
+    Tool(
+        "AdapterHub's adapters", re.compile(r"\.(?:loras|adapters|prefix_tunings|shared_parameters)\.[^.]+\."),
+        reads="adapterhub",
+    ),
+    Tool("NVlabs' DoRA", re.compile(r"\.weight_m_wdecomp(?:\.weight)?$"), reads="nvlabs-dora"),
     Tool(
         "a PEFT model's state dict or adapter without its configuration",
         re.compile(r"\.(?:lora_|hada_|lokr_|oft_|boft_|ia3_l|vera_|hira_|miss_|randlora_)"),
         CONFIGURE,
         "base_model.model.",
+        "peft-state",
     ),
-    Tool("LyCORIS's LoHa", re.compile(r"\.hada_[wt][12]")),
-    Tool("LyCORIS's LoKr", re.compile(r"\.lokr_[wt][12]")),
-    Tool("LyCORIS's or kohya's DoRA", re.compile(r"\.dora_scale$")),
+    Tool("LyCORIS's LoHa", re.compile(r"\.hada_[wt][12]"), reads="lycoris"),
+    Tool("LyCORIS's LoKr", re.compile(r"\.lokr_[wt][12]"), reads="lycoris"),
+    Tool("LyCORIS's or kohya's DoRA", re.compile(r"\.dora_scale$"), reads="lycoris"),
+    Tool(
+        "LyCORIS's IA3 or full difference", re.compile(r"^(?:lora|lycoris)_.*\.(?:on_input|diff(?:_b)?|w_norm)$"),
+        reads="lycoris",
+    ),
+    Tool(
+        "kohya's LoRA (sd-scripts)", re.compile(r"^lora_[a-z]+\d*_.*\.lora_(?:down|up|mid)\.weight$"), reads="kohya"
+    ),
+    Tool("LoRA of a diffusion model", re.compile(r"\.lora_(?:down|up|mid)(?:\.weight)?$"), reads="comfyui"),
+    Tool(
+        "diffusers' LoRA", re.compile(r"(?:_lora|\.lora(?:_linear_layer)?)\.(?:down|up)\.weight$"), reads="diffusers"
+    ),
     Tool("LyCORIS's OFT", re.compile(r"\.(?:oft_blocks|oft_diag)$")),
-    Tool("LyCORIS's IA3 or full difference", re.compile(r"^(?:lora|lycoris)_.*\.(?:on_input|diff(?:_b)?)$")),
     Tool("LyCORIS's GLoRA", re.compile(r"^(?:lora|lycoris)_.*\.[ab][12]\.weight$")),
-    Tool("kohya's LoRA (sd-scripts)", re.compile(r"^lora_[a-z]+\d*_.*\.lora_(?:down|up|mid)\.weight$")),
-    Tool("LoRA of a diffusion model", re.compile(r"\.lora_(?:down|up|mid)(?:\.weight)?$")),
-    Tool("diffusers' LoRA", re.compile(r"(?:_lora|\.lora(?:_linear_layer)?)\.(?:down|up)\.weight$")),
     Tool("cloneofsimo's LoRA", re.compile(r"^\w+:\d+:(?:up|down)$")),
-    Tool("torchtune's LoRA", re.compile(r"\.lora_[ab]\.weight$")),
-    Tool("MLX's LoRA", re.compile(r"\.lora_[ab]$")),
+    Tool("torchtune's LoRA", re.compile(r"\.lora_[ab]\.weight$"), reads="torchtune"),
+    Tool("MLX's LoRA", re.compile(r"\.lora_[ab]$"), reads="mlx"),
     Tool("DeepSpeed's LoRA", re.compile(r"\.lora_(?:right_weight|left_weight|weight_[12](?:\.weight)?)$")),
     Tool("NeMo's or Megatron's adapter", re.compile(r"\.linear_(?:in|out)\.weight$"), MERGE, "adapter"),
-    Tool("LoRA of loralib, LitGPT or minLoRA", re.compile(r"\.lora_[AB]$")),
+    Tool("LoRA of loralib, LitGPT or minLoRA", re.compile(r"\.lora_[AB]$"), reads="loralib"),
     Tool(
         "LoRA, as diffusers saves it, or PEFT without its prefix",
         re.compile(r"(?:^|\.)lora_(?:A|B|E|embedding_A|embedding_B)\.(?:[\w-]+\.)?weight$|\.lora_(?:embedding|magnitude)"),
         f"{CONFIGURE}; of a diffusion model: {MERGE}",
+        reads="diffusers",
     ),
     Tool("a bottleneck adapter", re.compile(r"(?:^|\.)adapter_(?:down|up)(?:\.\d+)?\.weight$")),
 ]  # fmt: skip
-# Files that can't be opened at all, or whose names tell more than their tensors do.
-FILES = {"lit_model.pth.lora": "LitGPT's LoRA", "pytorch_adapter.bin": "AdapterHub's adapters"}
+BY_SETTINGS = {
+    reads: Tool(name, re.compile(""), reads=reads)
+    for reads, name in {
+        "nvlabs-dora": "NVlabs' DoRA",
+        "mlx": "MLX's adapters",
+        "adapterhub": "AdapterHub's adapters",
+        "litgpt": "LitGPT's LoRA",
+        "loralib": "LoRA of loralib, LitGPT or minLoRA",
+    }.items()
+}
 
 
 def foreign_tool(names: Iterable[str]) -> tuple[Tool, str] | None:
@@ -102,32 +124,22 @@ def refuse_factors(names: Iterable[str], where: str, *, alone: bool = False) -> 
         return
     if found is not None:
         tool, name = found
-        raise RecordError(f"{where}: holds {tool.name} (it has {name:.120}), which is not read; {tool.advice}")
+        held = f"{where}: holds {tool.name} (it has {name:.120})"
+        if tool.reads:
+            raise RecordError(f"{held}, which is an adapter and no model; {tool.advice}")
+        raise RecordError(f"{held}, which is not read; {tool.advice}")
 
 
-def refuse_files(names: Iterable[str], where: str) -> None:
-    """Raise where a folder, or a file's name, is known as another tool's adapters.
-
-    Raises:
-        RecordError: Says whose they are and what to do.
-    """
-    for name in names:
-        if name in FILES:
-            raise RecordError(f"{where}: {name} is {FILES[name]}, which is not read; {MERGE}")
-
-
-def refuse_settings(settings: Mapping[str, Any], where: str) -> None:
-    """Raise where an ``adapter_config.json`` is another tool's than PEFT's.
-
-    Raises:
-        RecordError: Says whose it is and what to do.
-    """
-    tool = None
+def settings_tool(settings: Mapping[str, Any]) -> Tool | None:
+    """Return whose an ``adapter_config.json``, or LitGPT's hyperparameters, are, ``None`` for PEFT's and others."""
     if settings.get("peft_type") == "DORA":
-        tool = "NVlabs' DoRA"
-    elif "peft_type" not in settings and {"fine_tune_type", "lora_parameters", "lora_layers"} & set(settings):
-        tool = "MLX's adapters"
-    elif "peft_type" not in settings and isinstance(settings.get("config"), dict):
-        tool = "AdapterHub's adapters"
-    if tool is not None:
-        raise RecordError(f"{where}: holds {tool}, which is not read; {MERGE}")
+        return BY_SETTINGS["nvlabs-dora"]
+    if "peft_type" in settings:
+        return None
+    if {"fine_tune_type", "lora_parameters", "lora_layers"} & set(settings):
+        return BY_SETTINGS["mlx"]
+    if isinstance(settings.get("config"), dict) or settings.get("architecture") == "lora":
+        return BY_SETTINGS["adapterhub"]
+    if "lora_r" in settings:
+        return BY_SETTINGS["litgpt"]
+    return BY_SETTINGS["loralib"] if "enable_lora" in settings else None

@@ -11,10 +11,11 @@ from typing_extensions import override
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.foreign.base import GIVE, Base, BaseError, BaseLike, open_base, quantised_as
 from deltaw.analysis.records.foreign.foreign_adapters import refuse_factors
+from deltaw.analysis.records.foreign.formats.opening import adapter_source
 from deltaw.analysis.records.foreign.layout import matrices
 from deltaw.analysis.records.foreign.model_reader import model_reader, place_of
 from deltaw.analysis.records.source import Place, Shape, Source, State, fitting
-from deltaw.analysis.records.storage.file_names import has_model, is_sharded, weights_file
+from deltaw.analysis.records.storage.file_names import adapter_file, has_model, is_sharded, weights_file
 from deltaw.analysis.records.storage.files import Storage
 from deltaw.analysis.records.storage.location import Location, own_step
 from deltaw.analysis.records.storage.tensors import Tensors
@@ -38,6 +39,7 @@ class FullModelSource(Source):
         log: What was logged, a mapping a line.
         info: What else is known.
         steps_known: Whether the files say the steps.
+        first: The model of the first step, where it is open already.
 
     Raises:
         RecordError: The first checkpoint is damaged, or has no matrix of a linear layer.
@@ -56,11 +58,14 @@ class FullModelSource(Source):
         log: list[dict[str, float]] | None = None,
         info: Mapping[str, Any] | None = None,
         steps_known: bool = True,
+        first: Tensors | None = None,
     ) -> None:
         self.where, self.method, self.steps_known = where, "ft", steps_known
         self.steps, self.config, self.info = sorted(models), dict(config), dict(info or {})
         self._models, self._base, self._log = dict(models), base, log or []
         self._open: OrderedDict[int, Tensors] = OrderedDict()
+        if first is not None:
+            self._open[self.steps[0]] = first
         first = self._tensors(self.steps[0])
         refuse_factors(first.names(), first.where)
         self._matrices = matrices(first, config, everything=everything)
@@ -132,7 +137,8 @@ class DcpSource(FullModelSource):
 
 def recognises(location: Location) -> bool:
     """Return whether whole models stand there, in folders of their steps or in the folder itself."""
-    return location.file is None and (bool(location.checkpoints) or has_model(location.names))
+    names = location.names
+    return location.file is None and (bool(location.checkpoints) or has_model(names) or adapter_file(names) is not None)
 
 
 def opens(location: Location, base: BaseLike, everything: bool) -> Source:
@@ -156,7 +162,16 @@ def opens(location: Location, base: BaseLike, everything: bool) -> Source:
     )
     source = DcpSource if is_dcp else FullModelSource
     known = bool(folders) or step is not None
-    return source(storage.where, readers, config, open_base(base), everything=everything, log=log, steps_known=known)
+    first = readers[min(readers)]()
+    places = {at: folder.storage for at, folder in folders.items()}
+    adapted = adapter_source(
+        storage.where, readers, first, {at: places.get(at, storage) for at in readers}, base, root=storage, log=log,
+        steps_known=known,
+    )  # fmt: skip
+    if adapted is not None:
+        return adapted
+    given = open_base(base)
+    return source(storage.where, readers, config, given, everything=everything, log=log, steps_known=known, first=first)
 
 
 def trainer_log(storage: Storage) -> tuple[int | None, list[dict[str, float]]]:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,16 +37,21 @@ class StoredMatrix:
     def read(self, tensors: Tensors) -> Tensor:
         """Return the matrix (out, in)."""
         matrix = tensors.read(self.tensor, self.expert)
+        if matrix.ndim > 2:  # a convolution's kernel, a row a filter
+            matrix = matrix.flatten(1)
         return matrix.T if self.turned else matrix
 
 
-def matrices(tensors: Tensors, config: Mapping[str, Any], *, everything: bool) -> dict[str, StoredMatrix]:
+def matrices(
+    tensors: Tensors, config: Mapping[str, Any], *, everything: bool, kernels: bool = False
+) -> dict[str, StoredMatrix]:
     """Return the matrices of a model by module name.
 
     Arguments:
         tensors: The model's.
         config: Its ``config.json``, or nothing.
-        everything: Embeddings and output heads too. Vectors, convolutions and quantised weights never count.
+        everything: Embeddings and output heads too. Vectors and quantised weights never count.
+        kernels: The kernels [out, in, k…] of convolutions too, as matrices [out, in·k…].
     """
     turned = _conv1d(tensors, config)
     hidden, text = _hidden(config), config.get("text_config")
@@ -68,6 +74,8 @@ def matrices(tensors: Tensors, config: Mapping[str, Any], *, everything: bool) -
             head = module.removesuffix(last)
             for expert in range(shape[0]):
                 found[f"{head}{expert}.{last}"] = StoredMatrix(name, sides, expert, flip)
+        elif kernels and 3 <= len(shape) <= 5:
+            found[module] = StoredMatrix(name, (shape[0], math.prod(shape[1:])))
     return found
 
 

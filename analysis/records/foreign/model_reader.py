@@ -4,11 +4,11 @@ from collections.abc import Callable
 from functools import partial
 
 from deltaw.adapters.errors import RecordError
-from deltaw.analysis.records.foreign.foreign_adapters import refuse_files
 from deltaw.analysis.records.source import Place
 from deltaw.analysis.records.storage.file_names import (
     DCP_METADATA,
     FSDP,
+    adapter_file,
     is_sharded,
     is_universal,
     model_files,
@@ -28,6 +28,9 @@ def model_reader(folder: Folder) -> Callable[[], Tensors]:
         RecordError: There is no model, or no telling which file it is.
     """
     storage, names = folder.storage, folder.names
+    own_name = adapter_file(names)
+    if own_name is not None:
+        return partial(read_file, storage, own_name)
     file = weights_file(names)
     if file is not None:
         return partial(read_weights, storage, file)
@@ -38,7 +41,6 @@ def model_reader(folder: Folder) -> Callable[[], Tensors]:
     own = [] if parts_of_one(names) else model_files(names)
     if len(own) == 1:
         return partial(read_file, storage, own[0])
-    refuse_files(names, storage.where)
     adapters = adapters_in(folder)
     if adapters:
         each = "; in a run's folder, RUN/NAME opens the adapter of this name of all checkpoints" if adapters[1:] else ""

@@ -6,7 +6,6 @@ from typing import Any
 from deltaw.adapters.errors import RecordError
 from deltaw.adapters.peft.formulas.table import FORMULAS, REFUSED
 from deltaw.adapters.peft.names import CONFIG
-from deltaw.analysis.records.foreign.foreign_adapters import refuse_settings
 from deltaw.analysis.records.storage.files import Storage
 
 # Options of LoRA with which no one W' belongs to a layer.
@@ -24,7 +23,6 @@ def read_settings(place: Storage) -> dict[str, Any]:
         RecordError: It is damaged, or its type or an option cannot be read; says why and what to do.
     """
     settings = place.mapping(CONFIG)
-    refuse_settings(settings, place.where)
     kind = settings.get("peft_type")
     if isinstance(kind, str) and kind in REFUSED:
         raise RecordError(f"{place.where}: {kind} adapters are not read: {REFUSED[kind]}")

@@ -6,7 +6,8 @@ from functools import partial
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.printable import printable
 from deltaw.analysis.records.foreign.base import BaseLike, open_base
-from deltaw.analysis.records.foreign.foreign_adapters import refuse_factors, refuse_files
+from deltaw.analysis.records.foreign.foreign_adapters import foreign_tool, refuse_factors
+from deltaw.analysis.records.foreign.formats.opening import adapter_source
 from deltaw.analysis.records.foreign.full import FullModelSource, trainer_log
 from deltaw.analysis.records.foreign.model_reader import read_file
 from deltaw.analysis.records.source import Source
@@ -14,6 +15,7 @@ from deltaw.analysis.records.storage.file_names import (
     file_step,
     model_files,
     parts_of_one,
+    steps_of_adapters,
     steps_of_files,
     unreadable,
     without_copies,
@@ -67,31 +69,44 @@ def opens(location: Location, base: BaseLike, everything: bool) -> Source:
         raise RecordError(f"{storage.where}: holds no model weights (there are {there}); {unreadable(location.names)}")
     if len(files) == 1:
         return _one_file(location, files[0], base, everything)
-    files, aside = without_copies(files)
     first = read_file(storage, files[0])  # some files are no steps as they are adapters
-    refuse_factors(first.names(), first.where)
+    found = foreign_tool(first.names())
+    if found is not None and not found[0].reads:
+        refuse_factors(first.names(), first.where)
     try:
-        by_step = steps_of_files(files)
+        kept, aside = without_copies(files)
+        by_step = steps_of_files(kept) if found is None else steps_of_adapters(files)
     except RecordError as error:
-        raise RecordError(f"{storage.where}: {error}") from None
-    readers = {at: partial(read_file, storage, name) for at, name in by_step.items()}
-    config, log = storage.mapping("config.json"), trainer_log(storage)[1]
-    source = StepFilesSource(storage.where, readers, config, open_base(base), everything=everything, log=log)
-    source.check_common()
+        held = "" if found is None else f"holds {found[0].name}; "
+        raise RecordError(f"{storage.where}: {held}{error}") from None
+    if found is not None:
+        aside = sorted(set(files) - set(by_step.values()))
     if aside:
         logger.warning("%s: %s left out, their names say no step", storage.where, printable(", ".join(aside[:8])))
+    readers = {at: partial(read_file, storage, name) for at, name in by_step.items()}
+    config, log = storage.mapping("config.json"), trainer_log(storage)[1]
+    if found is not None:
+        earliest = readers[min(readers)]()
+        adapted = adapter_source(storage.where, readers, earliest, dict.fromkeys(readers, storage), base, log=log)
+        if adapted is not None:
+            return adapted
+    source = StepFilesSource(storage.where, readers, config, open_base(base), everything=everything, log=log)
+    source.check_common()
     return source
 
 
 def _one_file(location: Location, file: str, base: BaseLike, everything: bool) -> Source:
     storage = location.storage
-    refuse_files([file], storage.where)
     if not file.endswith(FILES):
         raise RecordError(f"{storage.file(file)}: is no run's folder, and no file of weights ({', '.join(FILES)})")
     step = file_step(file)
     step = own_step(storage) if step is None else step
     readers = {step or 0: partial(read_file, storage, file)}
+    first, known = read_file(storage, file), step is not None
+    adapted = adapter_source(storage.file(file), readers, first, {step or 0: storage}, base, steps_known=known)
+    if adapted is not None:
+        return adapted
     config = storage.mapping("config.json")
     return StepFilesSource(
-        storage.file(file), readers, config, open_base(base), everything=everything, steps_known=step is not None
+        storage.file(file), readers, config, open_base(base), everything=everything, steps_known=known, first=first
     )

@@ -14,6 +14,11 @@ from deltaw.analysis.records.storage.files import FILES
 SAFE = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.safetensors")
 PICKLED = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
 SHARDED = ".index.json"
+# The names under which other tools than PEFT save an adapter: diffusers, LitGPT, MLX-LM, AdapterHub.
+ADAPTERS = (
+    "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "lit_model.pth.lora", "adapters.safetensors",
+    "adapter.safetensors", "pytorch_adapter.bin",
+)  # fmt: skip
 DCP_METADATA = ".metadata"  # the file by which a folder of torch.distributed.checkpoint is known
 UNIVERSAL = "zero"  # the folder of parameters in DeepSpeed's universal checkpoint
 FSDP = "pytorch_model_fsdp_0"  # where transformers and accelerate put the shards of FSDP
@@ -40,6 +45,7 @@ _HELPER = re.compile(
     r"rng_states?(?:_\d+)?|random_states?(?:_\d+)?|(?:data)?sampler(?:_\d+)?|data(?:loader|set)?(?:_state)?(?:_\d+)?|"
     r"train(?:er)?(?:_state)?|recipe_state|extra_state(?:_.*)?"
 )
+_END = re.compile(r"[-_](?:step|epoch)?[-_]?(\d{1,18})\.[A-Za-z]+$")  # of a file of kohya's: -000001, -step00000500
 # A number after one of these counts the parts of one model, not its steps.
 _PART = re.compile(
     r"(?:^|[-_.])(?:(?:mp|tp|pp|dp|ep|world_size_\d+)_)?(?:consolidated\.|(?:rank|shard|layer|part|stage)[-_]?)\d+"
@@ -55,6 +61,11 @@ def weights_file(names: Collection[str]) -> str | None:
             if name in names:
                 return name
     return None
+
+
+def adapter_file(names: Collection[str]) -> str | None:
+    """Return under which name a folder has an adapter of another tool than PEFT, ``None`` if it has none."""
+    return next((name for name in ADAPTERS if name in names), None)
 
 
 def is_sharded(names: Collection[str]) -> bool:
@@ -98,7 +109,12 @@ def parts_of_one(names: Collection[str]) -> list[str]:
 
 def is_readable(names: Collection[str]) -> bool:
     """Return whether a folder of these names holds a model or an adapter that can be opened."""
-    return has_model(names) or CONFIG in names or (bool(model_files(names)) and not parts_of_one(names))
+    return (
+        has_model(names)
+        or adapter_file(names) is not None
+        or CONFIG in names
+        or (bool(model_files(names)) and not parts_of_one(names))
+    )
 
 
 def unreadable(names: Sequence[str]) -> str:
@@ -176,6 +192,25 @@ def file_step(name: str) -> int | None:
     """
     found = _STEP_WORD.findall(re.sub(r"\.[A-Za-z]+$", "", name))
     return int(found[-1]) if found else None
+
+
+def steps_of_adapters(names: Sequence[str]) -> dict[int, str]:
+    """Return the files of adapters by step, as ``steps_of_files``; of last-000001 and last, those with a number.
+
+    Raises:
+        RecordError: As ``steps_of_files``.
+
+    Example:
+        >>> steps_of_adapters(["last-000001.safetensors", "last-000002.safetensors", "last.safetensors"])
+        {1: 'last-000001.safetensors', 2: 'last-000002.safetensors'}
+    """
+    ends = {name: _END.search(name) for name in names}
+    stems = {name[: end.start()] if end else name.rpartition(".")[0] for name, end in ends.items()}
+    steps = {int(end.group(1)): name for name, end in ends.items() if end}
+    plain = [name for name, end in ends.items() if not end]
+    if len(stems) == 1 and len(plain) <= 1 and len(steps) == len(names) - len(plain) > 0:
+        return steps
+    return steps_of_files(names)
 
 
 def steps_of_files(names: Sequence[str]) -> dict[int, str]:

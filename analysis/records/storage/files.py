@@ -26,7 +26,7 @@ Buffer = memoryview | bytearray
 LOG_LIMIT = 2**28  # bytes of an index or a log; a line has a hundred
 MAPPED_FROM_START = 2**32  # bytes of a file up to which torch maps it
 CHUNK = 2**24  # bytes of a file behind an address that are held at once while its checksum is taken
-FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # what a single file with weights is called
+FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pth.lora")  # what a single file with weights is called
 
 
 class Storage(ABC):

@@ -66,6 +66,17 @@ def read_header(storage: Storage, name: str) -> dict[str, Entry]:
     return header_entries(header_text(storage, name, size), size, storage.file(name))
 
 
+def read_metadata(storage: Storage, name: str) -> dict[str, str]:
+    """Return the texts that a file holds beside its tensors, its ``__metadata__``; only texts are taken.
+
+    Raises:
+        RecordError: As ``read_header``.
+    """
+    raw = parsed(header_text(storage, name, storage.size(name)), storage.file(name), unique=True)
+    found = raw.get("__metadata__") if isinstance(raw, dict) else None
+    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
+
+
 def header_text(storage: Storage, name: str, size: int) -> bytes:
     """Return the JSON of a file's header.
 

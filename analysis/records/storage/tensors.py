@@ -13,7 +13,13 @@ from deltaw.adapters.errors import RecordError
 from deltaw.adapters.peft.names import PREFIX
 from deltaw.analysis.records.storage.file_names import SHARDED
 from deltaw.analysis.records.storage.files import LocalStorage, Storage, plain_name
-from deltaw.analysis.records.storage.safetensors_file import Entry, read_header, read_tensor, torch_dtype
+from deltaw.analysis.records.storage.safetensors_file import (
+    Entry,
+    read_header,
+    read_metadata,
+    read_tensor,
+    torch_dtype,
+)
 from deltaw.analysis.records.storage.torch_file import model_in_file
 
 if TYPE_CHECKING:
@@ -48,6 +54,10 @@ class Tensors(ABC):
     @abstractmethod
     def read(self, name: str, index: int | None = None) -> Tensor:
         """Return a tensor, or its slice ``index`` along the first dimension."""
+
+    def metadata(self) -> dict[str, str]:
+        """Return the texts that stand beside the tensors; none where the format has no place for them."""
+        return {}
 
     def need(self, name: str) -> None:
         """Raise where there is no such tensor."""
@@ -113,6 +123,11 @@ class SafeTensors(Tensors):
         entry, file = self._entry(name), self._files[name]
         self._storage.check_unchanged(file, self._stamps[file])
         return read_tensor(self._storage, file, entry, index, size=self._stamps[file][0])
+
+    @override
+    def metadata(self) -> dict[str, str]:
+        files = sorted(set(self._files.values()))
+        return read_metadata(self._storage, files[0]) if len(files) == 1 else {}
 
 
 class SavedTensors(Tensors):

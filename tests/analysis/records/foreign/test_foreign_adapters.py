@@ -1,4 +1,4 @@
-"""Adapters of other tools: refused in one line that says whose they are, never read as layers."""
+"""Adapters of other tools: never read as layers; what is damaged or not read is one line that says whose it is."""
 
 import json
 import time
@@ -20,7 +20,6 @@ NAMES = {
     "loha": (["lora_unet_a.hada_w1_a", "lora_unet_a.hada_w1_b"], "LyCORIS's LoHa"),
     "lokr": (["lycoris_a.lokr_w1", "lycoris_a.lokr_w2_a"], "LyCORIS's LoKr"),
     "dora": (["lora_unet_a.lora_down.weight", "lora_unet_a.dora_scale"], "LyCORIS's or kohya's DoRA"),
-    "full difference": (["lora_unet_a.diff"], "full difference"),
     "processors": (["down.0.attn1.processor.to_q_lora.down.weight"], "diffusers' LoRA"),
     "diffusers": (["unet.0.attn1.to_q.lora.down.weight", "unet.0.attn1.to_q.lora.up.weight"], "diffusers' LoRA"),
     "diffusers as PEFT": (["transformer.blocks.0.to_q.lora_A.weight"], "as diffusers saves it"),

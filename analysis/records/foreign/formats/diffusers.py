@@ -1,0 +1,120 @@
+"""diffusers: its attention processors, its own LoRA layers, and PEFT's names with a part of the pipeline before them.
+
+    down_blocks.0.….attn1.processor.to_q_lora.down.weight      UNet2DConditionModel.save_attn_procs
+    text_encoder.….q_proj.lora_linear_layer.down.weight        save_lora_weights, before PEFT
+    unet.….to_q.lora_A.weight, transformer.….to_q.lora_B.weight   with PEFT
+
+α stands in the file's metadata (``lora_adapter_metadata``, JSON, from diffusers 0.35 on) or in tensors; where it does
+not, diffusers takes α = r.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from deltaw.adapters.errors import RecordError
+from deltaw.adapters.peft.names import LEAVES_THE_BASE
+from deltaw.adapters.peft.targets import fits
+from deltaw.adapters.small_files import bounded_json
+from deltaw.analysis.records.foreign.formats.layers import (
+    PAIRS,
+    Found,
+    Layer,
+    grouped,
+    kernel_shape,
+    lora_layers,
+    number,
+    plain_adapter_names,
+)
+from deltaw.analysis.records.storage.tensors import Tensors
+
+METADATA = "lora_adapter_metadata"
+PARTS = (
+    "unet",
+    "transformer",
+    "transformer_2",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "prior",
+    "diffusion_model",
+)
+UNKNOWN = "α is in no file: ΔW is shown for α = r; its direction and rank are right, its size only up to α/r"
+_PROCESSOR = re.compile(r"(?:\.processor)?\.(to_q|to_k|to_v|to_out|add_[qkv]_proj|to_add_out)_lora\.(down|up)\.weight$")
+
+
+def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
+    """Return the layers of a file.
+
+    Arguments:
+        tensors: Its tensors.
+        settings: What stands in an ``adapter_config.json`` beside it, where there is one.
+
+    Raises:
+        RecordError: A layer lacks one of its tensors, or the metadata is damaged.
+    """
+    plain = plain_adapter_names(tensors.names(), tensors.where)
+    groups, rest = grouped({_of_layer(name): stored for name, stored in plain.items()}, PAIRS)
+    said = _metadata(tensors) or dict(settings)
+    layers = {
+        name: with_alpha(name, layer, tensors, said) for name, layer in lora_layers(groups, tensors.where).items()
+    }
+    told = any(
+        "alpha" in layer.tensors or layer.alpha is not None or layer.scaling is not None for layer in layers.values()
+    )
+    of_diffusers = all(name.partition(".")[0] in PARTS or ".attn" in name for name in layers)
+    return Found(
+        layers,
+        dict.fromkeys(rest, "it is no part of an adapter"),
+        [] if told or of_diffusers else [UNKNOWN],
+        settings=said,
+    )
+
+
+def _of_layer(name: str) -> str:
+    """The name of a processor's tensor as that of its layer's."""
+    found = _PROCESSOR.search(name)
+    if not found:
+        return name
+    layer = found.group(1).replace("to_out", "to_out.0") if found.group(1) == "to_out" else found.group(1)
+    return f"{name[: found.start()]}.{layer}.lora.{found.group(2)}.weight"
+
+
+def _metadata(tensors: Tensors) -> dict[str, Any]:
+    text = tensors.metadata().get(METADATA)
+    if text is None:
+        return {}
+    try:
+        found = bounded_json(text.encode())
+    except ValueError as error:
+        raise RecordError(f"its metadata {METADATA} is damaged ({error})") from None
+    return found if isinstance(found, dict) else {}
+
+
+def with_alpha(name: str, layer: Layer, tensors: Tensors, said: Mapping[str, Any]) -> Layer:
+    """Return a layer with the scale that PEFT's settings give it, under their own names or after a part's.
+
+    Raises:
+        RecordError: By these settings the start took a part out of the base.
+    """
+    part, _, rest = name.partition(".")
+    prefix = f"{part}." if f"{part}.lora_alpha" in said or f"{part}.r" in said else ""
+    module = rest if prefix else name
+    start = said.get(f"{prefix}init_lora_weights", True)
+    if not any(start == leaves for leaves in LEAVES_THE_BASE):
+        raise RecordError(f"init_lora_weights = {start!r:.40} took a part out of the base that is not in the file")
+    alpha = number(said.get(f"{prefix}lora_alpha"))
+    patterns = said.get(f"{prefix}alpha_pattern")
+    if isinstance(patterns, dict):
+        found = (
+            v
+            for key, v in patterns.items()
+            if isinstance(key, str) and fits(key, module, tensors.where, "alpha_pattern")
+        )
+        alpha = next((number(v) for v in found), alpha)
+    if alpha is None or "alpha" in layer.tensors or layer.kind != "lora":
+        return layer
+    rank = kernel_shape(tensors.shape(layer.tensors["down"]))[1 if layer.turned else 0]
+    scaling = alpha / math.sqrt(rank) if said.get(f"{prefix}use_rslora") and rank else alpha / max(rank, 1)
+    return Layer(layer.kind, layer.tensors, scaling=scaling, turned=layer.turned)
