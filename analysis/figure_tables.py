@@ -11,6 +11,7 @@ from deltaw.adapters.patterns import matching
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.measures.subspace import Side
 from deltaw.analysis.runs import Paths, open_runs, table
+from deltaw.analysis.tables.agreement import update_agreement
 from deltaw.analysis.tables.amplification import amplification_table
 from deltaw.analysis.tables.changes import changes_table
 from deltaw.analysis.tables.frame import joined
@@ -89,6 +90,17 @@ def singular_values(
 ) -> pd.DataFrame:
     """Return the singular values of ΔW over training."""
     return _over_training(paths, values_table, kind, modules, at_most, work)
+
+
+def agreement(
+    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, work: Work | None = None
+) -> pd.DataFrame:
+    """Return how far the updates of every two runs agree, at each run's last step."""
+    runs = _moved(paths)
+    having = [set(run.modules) for run in runs]
+    chosen = [name for name in modules_of_kind(runs[0], kind, modules) if all(name in names for names in having)]
+    frame = update_agreement(runs, modules=chosen or None, k=0, progress=True, work=work or HERE)
+    return told(frame, runs)
 
 
 def amplification(

@@ -1,4 +1,4 @@
-"""``deltaw compare``: two runs, models or adapters on one screen."""
+"""``deltaw compare``: two runs, models or adapters on one screen, or several against each other."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,17 @@ COLUMNS = {
     "angle": "the smallest principal angle between these, in degrees; beside it by chance",
 }
 
+SQUARES = {  # of several runs: the title, and what it is
+    "cosine": ("cosine", "of all updates as one vector; by chance its standard deviation about 0"),
+    "sign_agreement": ("same sign", "the share of entries whose updates have the same sign, zeros among them"),
+    "jaccard": ("visible", "of the weights whose bfloat16 value changed in either run, the share that changed in both"),
+}
+CHANCE = {"cosine": "cosine_chance", "sign_agreement": "sign_expected", "jaccard": "jaccard_expected"}
+
 
 @click.command("compare", cls=Command)
-@click.argument("first", type=click.Path())
-@click.argument("second", type=click.Path())
-@click.option("--step", "steps", multiple=True, type=int, help="Of both; given twice, of each. Default: the last.")
+@click.argument("runs", nargs=-1, required=True, type=click.Path())
+@click.option("--step", "steps", multiple=True, type=int, help="Of all; given twice, of each of two. Default: last.")
 @click.option(
     "--rank", type=click.IntRange(min=0), default=8, show_default=True, help="Leading directions; 0 leaves them out."
 )
@@ -42,8 +48,7 @@ COLUMNS = {
 @work_options
 @json_option
 def command(
-    first: str,
-    second: str,
+    runs: tuple[str, ...],
     steps: tuple[int, ...],
     rank: int,
     modules: tuple[str, ...],
@@ -53,20 +58,28 @@ def command(
     as_json: bool,
     work: Work,
 ) -> None:
-    """Print how two runs, models or adapters differ, on one screen.
+    """Print how two runs, models or adapters differ, on one screen; or how far several agree, runs by runs.
 
-    Options and modules, and the ten matrices that differ most: the changes from one's weights to the other's, the norms
-    and ranks of the two updates, how parallel they are, and what their leading directions share, beside chance. The
-    file given by -o and --json hold every matrix.
+    Of two: options and modules, and the ten matrices that differ most: the changes from one's weights to the other's,
+    the norms and ranks of the two updates, how parallel they are, and what their leading directions share, beside
+    chance. The file given by -o and --json hold every matrix.
+
+    Of three or more: squares of the cosine of their updates, of the signs and of the weights that visibly changed in
+    bfloat16, over all matrices that they have in common, with what chance gives above the diagonal.
 
     \b
     Example:
       deltaw compare runs/lora runs/bora
+      deltaw compare runs/ft runs/lora runs/dora runs/bora -o agreement.csv
       deltaw compare adapter-a adapter-b --base meta-llama/Llama-3.2-1B -o differences.csv
       deltaw compare runs/bora runs/bora --step 100 --step 2000
     """
     from deltaw.analysis.runs import compare
 
+    if len(runs) != 2:
+        _several(runs, steps, rank, modules, base, explain, path, as_json, work)
+        return
+    first, second = runs
     if len(steps) > 2:
         raise click.UsageError(f"--step is given {len(steps)} times; name one step of each")
     at = dict(zip(("step_first", "step_second"), (*steps, *steps) if len(steps) == 1 else steps, strict=False))
@@ -86,6 +99,8 @@ def command(
 
 def _parts(frame: "pd.DataFrame", first: str, second: str) -> list[str]:
     """What differs of the two, and of their matrices."""
+    from deltaw.analysis.tables.whole_model import whole_cosine
+
     parts = []
     differ = frame.attrs["settings"]
     if differ:
@@ -104,6 +119,71 @@ def _parts(frame: "pd.DataFrame", first: str, second: str) -> list[str]:
     means = frame[list(names)].mean().dropna()
     if len(means):
         parts.append("mean over all: " + ", ".join(f"{names[name]} {value:.3g}" for name, value in means.items()))
+    whole = whole_cosine(frame)
+    if whole["cosine"] == whole["cosine"]:
+        parts.append(
+            f"all updates as one vector: cosine {whole['cosine']:.3g} ± {whole['cosine_chance']:.1g} by chance"
+        )
+    return parts
+
+
+def _several(
+    runs: tuple[str, ...],
+    steps: tuple[int, ...],
+    rank: int,
+    modules: tuple[str, ...],
+    base: str | None,
+    explain: bool,
+    path: Path | None,
+    as_json: bool,
+    work: Work,
+) -> None:
+    """Print how far several runs agree."""
+    from deltaw.analysis.runs import open_runs
+    from deltaw.analysis.tables.agreement import update_agreement
+
+    if len(runs) < 2:
+        raise click.UsageError("one run is given; name two or more to compare")
+    if len(steps) > 1:
+        raise click.UsageError(f"--step is given {len(steps)} times for {len(runs)} runs; name one step of all")
+    opened = open_runs(runs, base=base)
+    given: dict[str, Any] = {"modules": modules or None, "k": rank, "work": work, "steps": steps or "last"}
+    frame = update_agreement(opened, progress=progress(as_json), **given)
+    if path is not None:
+        write_table(frame, path)
+    if as_json:
+        emit_table(frame, True, None)
+        return
+    emit("\n\n".join(_squares(frame, [run.name for run in opened])))
+    if explain:
+        emit("\n" + "\n".join(f"{name}: {meaning}" for name, meaning in SQUARES.values()))
+    end = f"{path} has" if path is not None else "-o FILE writes"
+    emit(f"\n{end} every matrix and column of all {len(frame)} rows; --explain says what is shown")
+
+
+def _squares(frame: "pd.DataFrame", names: list[str]) -> list[str]:
+    """The squares of runs by runs: measured below the diagonal, chance above it."""
+    from deltaw.analysis.tables.whole_model import agreement_matrix, model_agreement
+
+    whole = model_agreement(frame)
+    parts = []
+    if missing := frame.attrs.get("not_common", []):
+        more = f" and {len(missing) - NAMES} more" if len(missing) > NAMES else ""
+        parts.append(f"not in all runs, and left out: {', '.join(missing[:NAMES])}{more}")
+    steps = sorted({int(step) for name in ("step_first", "step_second") for step in frame[name]})
+    at = f"step {steps[0]}" if len(steps) == 1 else f"their last steps, {steps[0]} to {steps[-1]}"
+    parts.append(f"{frame['module'].nunique()} matrices at {at}; below the diagonal measured, above it by chance")
+    for measure, (title, _) in SQUARES.items():
+        values, chance = agreement_matrix(whole, measure), agreement_matrix(whole, CHANCE[measure])
+        rows = []
+        for i, name in enumerate(names):
+            row = {title: name}
+            for j, other in enumerate(names):
+                shown = values.iloc[i, j] if i > j else chance.iloc[i, j]
+                sign = "±" if i < j and measure == "cosine" else ""
+                row[other] = "" if i == j else f"{sign}{_number(shown)}"
+            rows.append(row)
+        parts.append(fitted(rows))
     return parts
 
 

@@ -51,6 +51,10 @@ _OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["--pairs"],
         {"type": OneOf(["base", "initial"]), "help": "Changes since W₀, or the first step. Default: {pairs}."},
     ),
+    "measure": (
+        ["--measure"],
+        {"type": OneOf(["cosine", "sign_agreement", "jaccard"]), "help": "One of the panels. Default: all."},
+    ),
     "step": (["--step"], {"type": int, "help": "A recorded step. Default: each run's last."}),
     "pair": (
         ["--step", "pair"],

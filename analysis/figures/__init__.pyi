@@ -4,6 +4,7 @@ from .drawing.formats import check_path as check_path
 from .drawing.saving import Movie as Movie
 from .drawing.saving import save as save
 from .drawing.style import paper_style as paper_style
+from .kinds.agreement import agreement as agreement
 from .kinds.amplification import amplification as amplification
 from .kinds.animation import animation as animation
 from .kinds.cloud import cloud as cloud

@@ -157,6 +157,12 @@ FIGURES = {
     ),
     "overlap": _kind("overlap", "overlap", "how much two updates share, φ(i, j) (LoRA, Figures 3 and 4)", **_PAIR),
     "angles": _kind("overlap:angles", "angles", "the principal angles between two updates", **_PAIR),
+    "agreement": _kind(
+        "agreement",
+        "agreement",
+        "how far the updates of every two runs agree: cosine, signs, visible changes",
+        "kind measure modules",
+    ),
     "amplification": _kind(
         "amplification",
         "amplification",

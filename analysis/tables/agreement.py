@@ -91,7 +91,7 @@ def update_agreement(
     at = _steps_of_all(runs, steps)
     walk = Walk(
         [first],
-        f"agreement of {len(runs)} runs",
+        f"agreement with {len(others)} other runs" if len(others) > 1 else f"agreement with {others[0].name}",
         lambda _: [(None, of_all[0]) for of_all in at],
         lambda _: chosen,
         progress=progress,

@@ -47,18 +47,33 @@ def model_agreement(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
+def whole_cosine(rows: pd.DataFrame) -> dict[str, float]:
+    """Return the cosine of two models' updates from those of their modules, with its mean and spread by chance.
+
+    Arguments:
+        rows: A row a module, with norm_first, norm_second, cosine and cosine_chance; see `model_agreement`.
+    """
+    first, second, cosine, spread = (
+        rows[name].to_numpy(dtype=np.float64) for name in ("norm_first", "norm_second", "cosine", "cosine_chance")
+    )
+    there = ~np.isnan(cosine)  # NaN where one of the two is zero
+    whole = math.sqrt(np.nansum(first**2)) * math.sqrt(np.nansum(second**2))
+    products = (first * second)[there]
+    if not whole:
+        return {"cosine": math.nan, "cosine_mean": math.nan, "cosine_chance": math.nan}
+    return {
+        "cosine": float((products * cosine[there]).sum()) / whole,
+        "cosine_mean": float(cosine[there].mean()) if there.any() else math.nan,
+        "cosine_chance": math.sqrt(np.sum((products * spread[there]) ** 2)) / whole,
+    }
+
+
 def _whole(rows: pd.DataFrame) -> dict[str, float]:
     known = rows[rows["norm_first"].notna() & rows["norm_second"].notna()]
     entries, first, second = (known[name].to_numpy(dtype=np.float64) for name in ("entries", *COSINE[:2]))
-    cosine = known["cosine"].to_numpy(dtype=np.float64)
-    inner = np.where(np.isnan(cosine), 0.0, cosine) * first * second  # NaN where one of the two is zero
-    norms = math.sqrt(np.sum(first**2)), math.sqrt(np.sum(second**2))
-    whole = norms[0] * norms[1]
     found: dict[str, float] = {"modules": len(known), "entries": int(entries.sum())}
-    found |= {"norm_first": norms[0], "norm_second": norms[1]}
-    found["cosine"] = float(inner.sum() / whole) if whole else math.nan
-    found["cosine_mean"] = float(np.nanmean(cosine)) if len(cosine) and not np.isnan(cosine).all() else math.nan
-    found["cosine_chance"] = math.sqrt(np.sum((first * second) ** 2 / entries)) / whole if whole else math.nan
+    found |= {"norm_first": math.sqrt(np.sum(first**2)), "norm_second": math.sqrt(np.sum(second**2))}
+    found |= whole_cosine(known)
     share = entries / max(entries.sum(), 1)
     if "sign_agreement" in rows:
         found |= {name: float((known[name] * share).sum()) for name in ("sign_agreement", "sign_expected")}

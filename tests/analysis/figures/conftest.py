@@ -20,6 +20,7 @@ SINGLE: dict[str, dict[str, Any]] = {
     "distribution": {"measure": "delta_m"},
     "heatmap": {"measure": "delta_d"},
     "overlap": {"layers": [0]},
+    "agreement": {"measure": "cosine"},
 }
 
 
@@ -35,6 +36,8 @@ def table() -> pd.DataFrame:
             "quantile": 0.5, "seed": 0, "best_mcc": 0.5, "seconds_per_epoch": 1.0, "peak_megabytes": 9.0,
             "run_first": "a", "run_second": "b", "step_first": 1, "step_second": 1, "side": "right", "i": 1, "j": 1,
             "overlap": 0.5, "angle": 0.5, "expected": 0.25,
+            "entries": 100, "norm_first": 1.0, "norm_second": 2.0, "cosine": 0.5, "cosine_chance": 0.1,
+            "sign_agreement": 0.6, "sign_expected": 0.5, "sign_chance": 0.01,
         }
         for method in ("lora", "dual-lora")
         for layer in range(3)

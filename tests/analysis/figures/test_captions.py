@@ -27,7 +27,7 @@ def test_kind_and_spacing_stand_in_every_picture_and_caption(name, whole) -> Non
         assert "query matrices" in text.lower()
         assert "checkpoints every 10 steps" in text.lower()
     assert "layers 0 to 2" in caption(drawn)
-    if name not in ("overlap", "angles"):
+    if name not in ("overlap", "angles", "agreement"):
         assert "seeds 0 and 1" in caption(drawn)
         assert "LoRA and Dual LoRA" in caption(drawn)
 

@@ -1,5 +1,6 @@
 """Runs against runs: every number against its measure, over the whole model against one long vector."""
 
+import json
 import math
 from itertools import combinations
 
@@ -24,6 +25,7 @@ from deltaw.analysis import (
     visible_changes,
 )
 from deltaw.analysis.tables.work import Work
+from deltaw.cli import main
 from deltaw.trainers import Recorder
 
 NAMES = ["layers.0.query", "layers.1.query"]
@@ -118,7 +120,7 @@ def test_the_chance_of_the_whole_model_is_its_spread():
             a, b = (weight * torch.randn(shape, generator=generator) for _ in range(2))
             named = {"run_first": f"a{pair}", "run_second": "b", "step_first": 0, "step_second": 0, "module": module}
             named |= {"norm_first": float(a.norm()), "norm_second": float(b.norm()), "cosine": update_cosine(a, b)}
-            rows.append(named | {"entries": a.numel(), "cosine_chance": 0.0})
+            rows.append(named | {"entries": a.numel(), "cosine_chance": a.numel() ** -0.5})
     found = model_agreement(pd.DataFrame(rows))
     assert np.std(found["cosine"]) == pytest.approx(found["cosine_chance"].mean(), rel=0.1)
 
@@ -181,3 +183,24 @@ def test_bad_calls(runs, tmp_path):
 def _alien(tmp_path):
     save_file({"h.weight": torch.ones(3, 4)}, tmp_path / "alien.safetensors")
     return Trajectory.open(tmp_path / "alien.safetensors")
+
+
+def test_the_command_prints_squares_of_several_runs(runs, tmp_path, capsys):
+    paths, table = [str(run.path) for run in runs], tmp_path / "agreement.csv"
+    assert main(["compare", *paths, "-o", str(table), "--explain"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) < 40
+    assert "2 matrices at their last steps, 2 to 3; below the diagonal measured" in out
+    assert "not in all runs, and left out: layers.2.query" in out
+    assert "same sign" in out
+    square = agreement_matrix(update_agreement(runs))
+    assert f"{square.loc['bora', 'lora']:.2g}" in out
+    assert len(pd.read_csv(table)) == 12
+    assert main(["compare", *paths, "--step", "1", "--json"]) == 0
+    assert {row["step_second"] for row in json.loads(capsys.readouterr().out)} == {1}
+    assert main(["compare", *paths, "--step", "1", "--step", "2"]) == 2
+    assert "name one step of all" in capsys.readouterr().err
+    assert main(["compare", paths[0]]) == 2
+    assert "name two or more" in capsys.readouterr().err
+    assert main(["compare", *paths[:2]]) == 0
+    assert "all updates as one vector: cosine" in capsys.readouterr().out
