@@ -17,6 +17,7 @@ from deltaw.analysis.records.foreign.base_names import BaseNames, from_layer
 from deltaw.analysis.records.foreign.foreign_adapters import refuse_factors
 from deltaw.analysis.records.foreign.layout import StoredMatrix, matrices, module_name
 from deltaw.analysis.records.foreign.model_reader import model_reader, place_of
+from deltaw.analysis.records.foreign.quantised.dequantised import UnreadError, dequantised
 from deltaw.analysis.records.source import Place, Shape, fitting
 from deltaw.analysis.records.storage.file_names import is_readable, weights_file
 from deltaw.analysis.records.storage.files import is_address
@@ -75,6 +76,7 @@ class Base:
     ) -> None:
         self.places = None if place is None else [place]
         self.where, self.config = tensors.where, dict(config)
+        tensors = dequantised(tensors, config)
         self._tensors, self._ordered = tensors, ordered
         self._matrices = matrices(tensors, config, everything=True, kernels=kernels)
         self._by_name = BaseNames(self._matrices, self.config)
@@ -184,6 +186,12 @@ class Base:
             BaseError: The base has no such module, or of another shape: it is another model's.
             RecordError: It cannot be read.
         """
+        try:
+            return self._read(module, shape)
+        except UnreadError as error:
+            raise BaseError(str(error)) from None
+
+    def _read(self, module: str, shape: Shape) -> Tensor:
         parts = self._pieces(module)
         if not parts:
             raise BaseError(f"{self.where}: {self.why_not(module)}")

@@ -14,6 +14,7 @@ from deltaw.analysis.records.foreign.foreign_adapters import refuse_factors
 from deltaw.analysis.records.foreign.formats.opening import adapter_source
 from deltaw.analysis.records.foreign.layout import matrices
 from deltaw.analysis.records.foreign.model_reader import model_reader, place_of
+from deltaw.analysis.records.foreign.quantised.dequantised import dequantised
 from deltaw.analysis.records.source import Place, Shape, Source, State, fitting
 from deltaw.analysis.records.storage.file_names import adapter_file, has_model, is_sharded, weights_file
 from deltaw.analysis.records.storage.files import Storage
@@ -79,7 +80,7 @@ class FullModelSource(Source):
 
     def _tensors(self, step: int) -> Tensors:
         if step not in self._open:
-            self._open[step] = self._models[step]()
+            self._open[step] = dequantised(self._models[step](), self.config)
             while len(self._open) > OPEN_AT_ONCE:
                 self._open.popitem(last=False)
         self._open.move_to_end(step)
