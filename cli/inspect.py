@@ -2,12 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import click
 
-from deltaw.adapters.errors import RecordError
+from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.analysis.printable import printable
 from deltaw.cli.commands import Command
 from deltaw.cli.options import base_option, json_option, modules_option
@@ -19,11 +19,24 @@ from deltaw.cli.output import emit, emit_json, in_columns, progress
 @base_option
 @modules_option
 @click.option(
+    "--merge-into",
+    metavar="MODEL",
+    help="The model that was quantised for the training (QLoRA): what merging the update into it costs.",
+)
+@click.option(
     "--verify", is_flag=True, help="Read every file, compare checksums where there are any, check every step."
 )
 @click.option("--quick", is_flag=True, help="Look at names and sizes alone; read no weights.")
 @json_option
-def command(path: str, base: str | None, modules: tuple[str, ...], verify: bool, quick: bool, as_json: bool) -> None:
+def command(
+    path: str,
+    base: str | None,
+    modules: tuple[str, ...],
+    merge_into: str | None,
+    verify: bool,
+    quick: bool,
+    as_json: bool,
+) -> None:
     """Show what a run holds, whether it is whole, and whether it is sound; exit code 1 where something is broken.
 
     PATH is a run that deltaw recorded, an output folder of Hugging Face or PEFT, a folder of checkpoints, or its
@@ -31,17 +44,30 @@ def command(path: str, base: str | None, modules: tuple[str, ...], verify: bool,
     magnitudes still at their start, a base that is not this run's, steps that repeat; and how much of the last update
     is left when it is merged into bfloat16 or float16.
 
+    QLoRA trains on the dequantised base. Merged into the 16-bit model instead, the update loses what the
+    quantisation had changed, which is often more than the update: --merge-into MODEL says how much.
+
     A run that deltaw recorded keeps its own base; --base holds it against another.
 
     \b
     Example:
       deltaw inspect runs/bora --verify
       deltaw inspect output/checkpoint-500 --base roberta-base
+      deltaw inspect qlora --base llama-bnb-4bit --merge-into llama
     """
     from deltaw.analysis.inspection.inspect import inspect_run
 
-    shown = progress(as_json)
-    found = inspect_run(path, base=base, modules=modules or None, verify=verify, check=not quick, progress=shown)
+    if quick and merge_into:
+        raise OptionError("--quick reads no weights, --merge-into needs them; leave one of them out")
+    found = inspect_run(
+        path,
+        base=base,
+        modules=modules or None,
+        verify=verify,
+        check=not quick,
+        merge_into=merge_into,
+        progress=progress(as_json),
+    )
     if as_json:
         emit_json(found)
     else:
@@ -84,6 +110,8 @@ def _page(found: dict[str, Any]) -> str:
         parts.append(in_columns(found["findings"], maxcolwidths=[None, None, 40, None, 60]))
     if found.get("precision"):
         parts.append(_survival(found["precision"]))
+    if found.get("merges"):
+        parts.append(_merges(found["merges"]))
     parts.append(in_columns([{**m, "shape": "×".join(map(str, m["shape"]))} for m in found["modules"]]))
     return "\n\n".join(parts)
 
@@ -109,3 +137,14 @@ def _survival(rows: Sequence[dict[str, Any]]) -> str:
         for dtype, of_dtype in by_dtype.items()
     ]
     return in_columns(means, disable_numparse=True)
+
+
+def _merges(rows: Sequence[dict[str, Any]]) -> str:
+    """What merging into the other model costs: over all modules, and where it is worst."""
+    sizes = sorted(row["distance"] for row in rows)
+    worst = max(rows, key=lambda row: row["distance"])
+    return (
+        f"merged into the other model: it is {median(sizes):.3g} times ‖ΔW‖ away from the base (median of {len(rows)} "
+        f"modules; {sizes[0]:.3g} to {sizes[-1]:.3g}, most in {printable(worst['module'])}); the merged weights are "
+        f"{100 * median(row['error'] for row in rows):.3g} % of ‖ΔW‖ from what was trained"
+    )

@@ -34,7 +34,8 @@ def inspect_run(
     modules: Sequence[str] | None = None,
     verify: bool = False,
     check: bool = True,
-    dtypes: Sequence[torch.dtype] | None = None,
+    dtypes: Sequence[torch.dtype | str] | None = None,
+    merge_into: BaseLike = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Return what a run holds and what is wrong with it, as plain values.
@@ -47,7 +48,8 @@ def inspect_run(
             and the last two.
         check: Read weights and check that the run is sound; see ``soundness``. Without it, names and sizes alone are
             looked at, and a run of deltaw is inspected without loading torch.
-        dtypes: See ``soundness``; by default bfloat16 and float16.
+        dtypes: See ``soundness``; by default bfloat16 and float16, and with ``merge_into`` "nf4".
+        merge_into: The same.
         progress: Show a progress bar.
 
     Returns:
@@ -55,7 +57,8 @@ def inspect_run(
         calls it, or None), modules (module, layer, kind, shape, method), steps, steps_known (whether the files say
         the steps; if not, steps holds a label), info; verified (number of files read, or None); checked (the steps
         that were looked at), findings (level, check, module, step, message), broken (whether one of them is),
-        precision (module, layer, kind, step, dtype, entries, error). Of a run that deltaw recorded also version,
+        precision (module, layer, kind, step, dtype, entries, error), merges (module, layer, kind, step, distance,
+        error). Of a run that deltaw recorded also version,
         options, run_id, created, and bytes (base, checkpoints).
 
     Raises:
@@ -89,12 +92,21 @@ def inspect_run(
 
         source.check_methods()
         given = base if own else None
-        sound = soundness(Trajectory(source), base=given, every_step=verify, dtypes=dtypes or DTYPES, progress=progress)
+        stored = dtypes or (*DTYPES, *(() if merge_into is None else ("nf4",)))
+        sound = soundness(
+            Trajectory(source),
+            base=given,
+            every_step=verify,
+            dtypes=stored,
+            merge_into=merge_into,
+            progress=progress,
+        )
         found |= {
             "checked": sound.steps,
             "findings": [asdict(finding) for finding in sound.findings],
             "broken": sound.broken,
             "precision": sound.survivals,
+            "merges": sound.merges,
         }
     return found
 

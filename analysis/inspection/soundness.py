@@ -1,7 +1,7 @@
 """Is a run sound: is it finite, did it train, is the base its own, does the update survive merging?"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.peft.names import MADE_AGAIN
 from deltaw.analysis.inspection.base_check import FOREIGN, ROUNDED, Nearness, nearness, start_agrees, why_foreign
-from deltaw.analysis.measures.survival import survival
+from deltaw.analysis.measures.survival import Stored, is_stored, other_base, survival
 from deltaw.analysis.progress import progress as shown
 from deltaw.analysis.records.foreign.base import BaseError, BaseLike, open_base
 from deltaw.analysis.records.run_folder.format import BASE
@@ -55,11 +55,14 @@ class Soundness:
         steps: The steps that were looked at.
         survivals: How much of the last step's update survives merging, a row a module and dtype: module, layer, kind,
             step, dtype, entries, error; see `survival`. Empty where the base is not known.
+        merges: How far merging the last update into another model is from what was trained, a row a module: module,
+            layer, kind, step, distance, error; see `other_base`. Empty without such a model.
     """
 
     findings: list[Finding]
     steps: list[int]
     survivals: list[dict[str, Any]]
+    merges: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def precision(self) -> "pd.DataFrame":
@@ -79,7 +82,8 @@ def soundness(
     *,
     base: BaseLike = None,
     every_step: bool = False,
-    dtypes: Sequence[torch.dtype] = DTYPES,
+    dtypes: Sequence[Stored] = DTYPES,
+    merge_into: BaseLike = None,
     progress: bool = False,
 ) -> Soundness:
     """Check a run for what usually goes wrong in training, one matrix at a time.
@@ -104,17 +108,20 @@ def soundness(
         run: The run.
         base: A model that the base which a run of deltaw keeps should be of.
         every_step: Look at all steps; else at the first, the last, and the one before it.
-        dtypes: Merging the last update is tried in these and in the base's own dtype.
+        dtypes: Merging the last update is tried in these and in the base's own dtype; "nf4" and "fp4" are 4 bits.
+        merge_into: A model that the last update may be merged into instead of the base: the one that was quantised
+            for the training. ``merges`` tells what that costs. A module that it has not is a warning.
         progress: Show a progress bar.
 
     Raises:
         RecordError: A file is damaged.
         OptionError: ``dtypes`` are no floating dtypes.
     """
-    if not isinstance(dtypes, (list, tuple)) or not all(isinstance(one, torch.dtype) for one in dtypes):
+    if not isinstance(dtypes, (list, tuple)) or not all(map(is_stored, dtypes)):
         raise OptionError(f"dtypes is {dtypes!r:.80}; give a list of floating dtypes, as [torch.bfloat16]")
     steps = run.steps if every_step else sorted({*run.steps[:1], *run.steps[-2:]})
-    given = open_base(base)
+    given, into = open_base(base), open_base(merge_into)
+    merges: list[dict[str, Any]] = []
     findings: list[Finding] = list(_check_sum(run))
     lacking: dict[str, str] = {}  # what the base has not, with what it says
     near: dict[str, Nearness] = {}  # of whole matrices to W₀
@@ -135,6 +142,11 @@ def soundness(
             if nearest is not None:
                 near[module] = nearest
             survived += _survived(run, module, steps[-1], dtypes)
+            if into is not None:
+                try:
+                    merges.append(_merged(run, module, steps[-1], into.read(module, run.shape(module))))
+                except BaseError as error:
+                    findings.append(Finding("warning", "merge", module, steps[-1], str(error)))
     for step, modules in same.items():
         if run.modules and modules == len(run.modules):
             findings.append(Finding("warning", "repeated step", "", step, "nothing differs from the step before it"))
@@ -148,7 +160,7 @@ def soundness(
         near = {}  # all stood still, perhaps after training
     where, at = (run.base_from, steps[0] if steps else None) if given is None else (given.where, None)
     findings += _check_base(run, at, where, lacking, near)
-    return Soundness(findings, list(steps), survived)
+    return Soundness(findings, list(steps), survived, merges)
 
 
 def _check_sum(run: Trajectory) -> Iterator[Finding]:
@@ -267,9 +279,18 @@ def _check_start(run: Trajectory, module: str, steps: Sequence[int], first: dict
             yield Finding("broken", "base", module, 0, text)
 
 
-def _survived(run: Trajectory, module: str, step: int, dtypes: Sequence[torch.dtype]) -> Iterator[dict[str, Any]]:
+def _merged(run: Trajectory, module: str, step: int, other: Tensor) -> dict[str, Any]:
+    found = other_base(run.base(module), run.update(module, step), other)
+    return _about(run, module) | {"step": step, **vars(found)}
+
+
+def _about(run: Trajectory, module: str) -> dict[str, Any]:
+    return {name: value for name, value in run.labels(module).items() if name in ("module", "layer", "kind")}
+
+
+def _survived(run: Trajectory, module: str, step: int, dtypes: Sequence[Stored]) -> Iterator[dict[str, Any]]:
     base, update = run.base(module), run.update(module, step)
-    about = {name: value for name, value in run.labels(module).items() if name in ("module", "layer", "kind")}
+    about = _about(run, module)
     for dtype in dict.fromkeys([base.dtype, *dtypes]):
         left = survival(base, update, dtype)
         yield about | {"step": step, "dtype": str(dtype).removeprefix("torch."), **vars(left)}

@@ -10,6 +10,7 @@ from deltaw.adapters.bitsandbytes import load_bitsandbytes
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis import Trajectory, inspect_run
 from deltaw.analysis.records.foreign.quantised.packing import unpacked
+from deltaw.cli import main
 
 MODULE = "model.layers.0.self_attn.q_proj"
 
@@ -240,3 +241,23 @@ def test_inspect_knows_a_quantised_base(tmp_path):
     adapter(tmp_path / "adapter", wanted.shape)
     found = inspect_run(tmp_path / "adapter", base=write(tmp_path / "base", tensors, settings))
     assert not found["broken"]
+
+
+def test_inspect_says_what_merging_into_the_16_bit_model_costs(tmp_path, capsys):
+    tensors, wanted, _ = KINDS["nf4"]()
+    adapter(tmp_path / "adapter", wanted.shape)
+    quantised = write(tmp_path / "base", tensors, None)
+    original = write(tmp_path / "original", {"weight": draw(48, 80).bfloat16()}, None)
+    found = inspect_run(tmp_path / "adapter", base=quantised, merge_into=original)
+    (row,) = found["merges"]
+    update = Trajectory.open(tmp_path / "adapter").update(MODULE, 0)
+    apart = draw(48, 80).bfloat16().double() - wanted.double()
+    assert row["distance"] == pytest.approx(float(apart.norm() / update.norm()), rel=1e-9)
+    assert "nf4" in {one["dtype"] for one in found["precision"]}
+    arguments = ["inspect", tmp_path / "adapter", "--base", quantised, "--merge-into", original]
+    assert main(list(map(str, arguments))) == 0
+    assert f"it is {row['distance']:.3g} times ‖ΔW‖ away from the base" in capsys.readouterr().out
+    other = write(tmp_path / "other", {"weight": draw(4, 4)}, None)
+    found = inspect_run(tmp_path / "adapter", base=quantised, merge_into=other)
+    assert found["merges"] == []
+    assert [finding["check"] for finding in found["findings"]] == ["merge"]
