@@ -107,6 +107,11 @@ def run_options(rank: str) -> Decorator:
         click.option("--rank", "ranks", cls=ListOption, kind=click.INT, help=f"Of the adapters. Default: {rank}."),
         seed_option,
         folder_option("The run folder, or the grid's."),
+        click.option(
+            "--advice",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Targets, with the rank and alpha of each, from a file that deltaw advise has written.",
+        ),
         own_option("[METHOD:]NAME=VALUE", "Another option of the methods, or of one of them alone; may be repeated."),
         jobs_option(),
     ]
@@ -162,6 +167,21 @@ def handing_on(options: Sequence[Decorator], to: str, names: Sequence[str], own:
     return decorate
 
 
+def _advised(settings: Any, advice: Path, ranks: Sequence[int]) -> Any:
+    """Return the settings with the targets, ranks and alphas of a file of advice."""
+    from deltaw.analysis.advice.config import read_advice
+
+    for given, option in (
+        (ranks, "--rank"),
+        (settings.targets, "--targets"),
+        (settings.options.get("alpha"), "--alpha"),
+    ):
+        if given:
+            raise click.UsageError(f"--advice and {option} contradict each other; leave one of them out")
+    modules = {name: asdict(of) for name, of in read_advice(advice).items()}
+    return replace(settings, advice=modules, targets=tuple(modules))
+
+
 def train_runs(
     settings: Any,
     out: Path,
@@ -169,6 +189,7 @@ def train_runs(
     methods: Sequence[str],
     ranks: Sequence[int],
     seeds: Sequence[int],
+    advice: Path | None,
     own: dict[str, dict[str, Any]],
     jobs: int | None,
     rates: dict[str, float],
@@ -183,7 +204,8 @@ def train_runs(
 
     Arguments:
         settings: Of the experiment, with the options for all methods that have an option of their own.
-        out, methods, ranks, seeds, own, jobs, rates, as_json: As ``run_options``, ``rate_option`` and --json give them.
+        out, methods, ranks, seeds, advice, own, jobs, rates, as_json: As ``run_options``, ``rate_option`` and --json
+            give them.
         train_one, train_grid, grid_table, grid_page: The experiment's.
         show_one: Makes the closing table of one result.
     """
@@ -196,6 +218,8 @@ def train_runs(
     settings = replace(
         settings, options=settings.options | by_method.pop("", {}), learning_rate=rates.get("", settings.learning_rate)
     )
+    if advice is not None:
+        settings = _advised(settings, advice, ranks)
     grid: dict[str, Any] = {"methods": methods, "ranks": ranks, "seeds": seeds or [0], "options": by_method}
     grid["rates"] = {method: rate for method, rate in rates.items() if method}
     runs = grid_runs(settings, **grid)

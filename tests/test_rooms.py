@@ -16,7 +16,7 @@ LONG_BY_NATURE = {"trainers/cola/grammar.py"}  # data and a grammar
 ORDER: dict[str, list[set[str]]] = {
     "analysis": [
         {"report"},
-        {"claims", "figures", "inspection", "figure_tables"},
+        {"advice", "claims", "figures", "inspection", "figure_tables"},
         {"runs"},
         {"trajectory"},
         {"tables"},

@@ -52,7 +52,11 @@ def _fine_tune(settings: Settings, task: Task, out: Path, progress: bool) -> Tra
     if settings.base == "nf4":
         quantize(model.to("cuda" if torch.cuda.is_available() else "cpu"), task.targets)  # where the Trainer has it
     context = _context(task, settings.context_batches) if method.needs_context else None
-    inject(model, method, task.targets, trainable=task.heads, seed=settings.seed, context=context)
+    if settings.advice is None:
+        inject(model, method, task.targets, trainable=task.heads, seed=settings.seed, context=context)
+    else:
+        methods = settings.methods_by_module(task.targets)
+        inject(model, methods, trainable=task.heads, seed=settings.seed, context=context)
     trainable = _trainable_parameters(model, method, task.heads)
 
     steps_per_epoch = len(task.batches) if task.batches is not None else math.ceil(len(task.train) / task.batch_size)

@@ -46,7 +46,9 @@ def grid_runs(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     rates: Mapping[str, float] | None = None,
 ) -> dict[str, S]:
-    """Return the settings of every run of a grid by the run's name, METHOD-rRANK-sSEED (no rank: METHOD-sSEED).
+    """Return the settings of every run of a grid by the run's name, METHOD-rRANK-sSEED.
+
+    With advice it is METHOD-advised-sSEED, of a method without a rank METHOD-sSEED.
 
     Arguments:
         settings: Everything but method, rank and seed; its ``options`` are for all methods, where ``rank``, ``alpha``
@@ -90,7 +92,8 @@ def grid_runs(
             for seed in dict.fromkeys(seeds or [settings.seed]):
                 run = replace(settings, method=method, options=own, learning_rate=rate, seed=seed)
                 used = run.make_method().options().get("rank")
-                found[f"{method}-s{seed}" if used is None else f"{method}-r{used}-s{seed}"] = run
+                ranked = "" if used is None else f"-r{used}" if run.advice is None else "-advised"
+                found[f"{method}{ranked}-s{seed}"] = run
     return found
 
 

@@ -11,6 +11,8 @@ from deltaw.adapters.errors import OptionError
 from deltaw.adapters.methods.registry import create, options_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from deltaw.adapters.method import Method  # loads torch
 
 BASES = ("full", "nf4")
@@ -34,6 +36,8 @@ class Settings(ABC):
         precision: "float32", or "bfloat16" for products of activations in bfloat16 (autocast); weights, what is
             recorded of them, and the optimizer are float32 in both.
         record_modules: Glob patterns of the recorded modules; ``None`` for the targets.
+        advice: Rank and alpha of single modules, by their names, in the place of the options' own; ``None`` for none.
+            Of a method with both.
         save_every: Epochs between the states from which an interrupted run goes on.
         seed: Of what starts at random, the order of the examples, and dropout.
     """
@@ -52,6 +56,7 @@ class Settings(ABC):
     base: Literal["full", "nf4"] = "full"
     precision: Literal["float32", "bfloat16"] = "float32"
     record_modules: tuple[str, ...] | None = None
+    advice: dict[str, dict[str, float]] | None = None
     save_every: int
     seed: int = 0
 
@@ -91,6 +96,24 @@ class Settings(ABC):
         standard = {name: value for name, value in self.standard_options().items() if name in known}
         return create(self.method, **standard | self.options)
 
+    def methods_by_module(self, targets: "Sequence[str]") -> "dict[str, Method]":
+        """The method of every target: with the rank and alpha that the advice has for it, else as ``make_method``.
+
+        Raises:
+            OptionError: The method has no rank or alpha.
+        """
+        advice = self.advice or {}
+        if advice and not {"rank", "alpha"} <= set(options_of(self.method)):
+            raise OptionError(
+                f"{self.method} has not a rank and an alpha of its own for each module, as advice gives it"
+            )
+        plain = self.make_method()
+        advised = {
+            name: create(self.method, **plain.options() | {"rank": int(own["rank"]), "alpha": own["alpha"]})
+            for name, own in advice.items()
+        }
+        return {name: advised.get(name, plain) for name in targets}
+
     def rate(self) -> float:
         """The learning rate that is used."""
         if self.learning_rate is not None:
@@ -107,6 +130,8 @@ class Settings(ABC):
             del plain["base"]  # there were runs before there was a choice
         if self.precision == "float32":
             del plain["precision"]  # as well
+        if self.advice is None:
+            del plain["advice"]
         if self.model is not None:
             plain["model"] = without_path(self.model)
         cleaned: dict[str, Any] = json.loads(json.dumps(plain))

@@ -152,8 +152,8 @@ def _write_lora(layers: Mapping[str, AdaptedLayer]) -> tuple[Config, Tensors]:
                     f"W₀ + s·B A of module {name!r} has a zero row, by which PEFT's DoRA divides; {MERGE}"
                 )
             tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = state["magnitude"]
-    r, rank_pattern = _patterns_of(ranks)
-    alpha, alpha_pattern = _patterns_of(
+    r, rank_pattern = patterns_of(ranks)
+    alpha, alpha_pattern = patterns_of(
         {name: int(value) if value == int(value) else value for name, value in alphas.items()}
     )
     config = {"peft_type": "LORA", "r": r, "rank_pattern": rank_pattern, "lora_alpha": alpha}
@@ -302,8 +302,11 @@ def _one(methods: Mapping[str, Method], option: str) -> Any:
     return values.pop()
 
 
-def _patterns_of(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the commonest value, and a pattern for every module that has another."""
+def patterns_of(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    r"""Return the commonest value, and a pattern for every module that has another.
+
+    PEFT matches a key as ``(.*\.)?(KEY)$`` at the beginning of a name; with ^ it fits the whole name and no other.
+    """
     common = Counter(values.values()).most_common(1)[0][0]
     return common, {f"^{re.escape(name)}": value for name, value in values.items() if value != common}
 

@@ -10,6 +10,7 @@ from functools import partial
 import pandas as pd
 
 from deltaw.adapters.errors import OptionError
+from deltaw.analysis.tables.advice import advice_table
 from deltaw.analysis.tables.amplification import amplification_table
 from deltaw.analysis.tables.changes import changes_table
 from deltaw.analysis.tables.geometry import geometry_table
@@ -54,5 +55,6 @@ TABLES: dict[str, TableKind] = {
     "intruders": TableKind(intruder_table, "how like W₀'s the strongest singular vectors of W′ are"),
     "geometry": TableKind(geometry_table, "how ΔW stands to W₀: rotation, drift, off-principal share, visible changes"),
     "similarity": TableKind(similarity_table, "CKA of W′ with W₀, or with another run"),
+    "advice": TableKind(advice_table, "the rank that each module's update needs"),
     "regions": TableKind(regions_table, "how many rows and columns of ΔW are not zero"),
 }

@@ -13,6 +13,8 @@ Step = int | None  # None: the base weights, before any step
 PairKind = Literal["consecutive", "initial", "base"]
 Pairs = PairKind | Sequence[tuple[Step, int]] | None
 Steps = Sequence[int] | Literal["last"] | None
+Budget = int | Literal["same"] | None  # parameters that advice may spend
+Spread = Literal["energy", "need"] | None  # how it shares them out
 LABELS = ["run", "method", "module", "layer", "kind"]  # the first columns of every table of modules
 
 

@@ -241,7 +241,7 @@ def _result(settings: ColaSettings, out: Path, trained: Trained, n_dev: int) -> 
         learning_rate=settings.rate(),
         epochs=settings.epochs,
         seed=settings.seed,
-        rank=settings.make_method().options().get("rank"),
+        rank=settings.make_method().options().get("rank") if settings.advice is None else None,
         device=trained.device,
     )
 

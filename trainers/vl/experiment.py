@@ -277,7 +277,7 @@ def _result(settings: VLSettings, out: Path, trained: Trained, data: VLData) -> 
         learning_rate=settings.rate(),
         epochs=settings.epochs,
         seed=settings.seed,
-        rank=settings.make_method().options().get("rank"),
+        rank=settings.make_method().options().get("rank") if settings.advice is None else None,
         history=history,
         device=trained.device,
     )

@@ -119,6 +119,11 @@ class SplitSource(Source):
                 self._rows[module] = module, None
                 self.shapes[module] = shape
 
+    @property
+    def parts(self) -> list[str]:
+        """The modules that are only some rows of a matrix."""
+        return [module for module in self.shapes if self._rows[module][1] is not None]
+
     def _of(self, module: str) -> tuple[str, Rows | None]:
         self.check(module)
         return self._rows[module]
