@@ -1,5 +1,8 @@
 """The names of deltaw.analysis, and where each is; they are imported when they are asked for."""
 
+from .advice.config import lora_config as lora_config
+from .advice.config import write_advice as write_advice
+from .advice.resize import resize as resize
 from .claims.checking import check_claims as check_claims
 from .claims.found import packs as packs
 from .claims.schema import load_pack as load_pack

@@ -24,6 +24,8 @@ class Verbs(Group):
         "rank": "Print the rank of ΔW by module.",
         "report": "Write a report of runs: one HTML file with linked views that opens offline.",
         "compare": "Print how two runs, models or adapters differ, on one screen.",
+        "advise": "Advise a rank for every module, and say which hardly moved.",
+        "resize": "Write an adapter at other ranks, and print the error of each matrix.",
         "plot": "Draw a figure from recorded runs, or from results of training.",
         "reproduce": "Train, record, analyse, plot, and hold the result against the paper.",
         "claims": "Hold papers' claims against recorded runs of one experiment.",

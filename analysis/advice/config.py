@@ -73,7 +73,7 @@ def lora_config(advice: pd.DataFrame) -> dict[str, Any]:
         raise OptionError("some modules were trained with α/√r and others with α/r, and PEFT has one for all")
     names = [str(name) for name in adapted["module"]]
     ranks = dict(zip(names, map(int, adapted["rank"]), strict=True))
-    alphas = dict(zip(names, map(_number, adapted["alpha"]), strict=True))
+    alphas = dict(zip(names, map(plain_number, adapted["alpha"]), strict=True))
     config = settings_of(ranks, alphas, known=[str(name) for name in advice["module"]])
     return config | {"use_rslora": bool(adapted["stabilized"].iloc[0])}
 
@@ -86,7 +86,7 @@ def settings_of(ranks: Mapping[str, int], alphas: Mapping[str, float], known: Se
         known: Names of modules that there are.
     """
     r, rank_pattern = patterns_of(ranks)
-    alpha, alpha_pattern = patterns_of({name: _number(value) for name, value in alphas.items()})
+    alpha, alpha_pattern = patterns_of({name: plain_number(value) for name, value in alphas.items()})
     return {
         "r": r,
         "lora_alpha": alpha,
@@ -125,7 +125,7 @@ def write_advice(advice: pd.DataFrame, path: str | Path) -> dict[str, Any]:
         "parameters": int(advice["parameters"].sum()),
         "lora_config": lora_config(advice),
         "modules": {
-            str(name): {"rank": int(rank), "alpha": _number(alpha)}
+            str(name): {"rank": int(rank), "alpha": plain_number(alpha)}
             for name, rank, alpha in zip(advice["module"], advice["rank"], advice["alpha"], strict=True)
             if rank > 0
         },
@@ -166,6 +166,6 @@ def _advised(name: str, entry: Any, path: str | Path) -> Advised:
     return Advised(rank, float(alpha))
 
 
-def _number(value: float) -> float | int:
+def plain_number(value: float) -> float | int:
     """An int where it is whole, as PEFT's settings are written."""
     return int(value) if value == int(value) else float(value)

@@ -70,15 +70,17 @@ def shrunk(settings: ColaSettings, out: Path) -> list[dict[str, float]]:
     task = _task(settings)
     inject(task.model, settings.make_method(), task.targets, trainable=task.heads, seed=settings.seed)
     task.model.load_state_dict(load_file(out / TRAINED), strict=False)
-    arguments = TrainingArguments(output_dir=str(out / "none"), per_device_eval_batch_size=128, report_to="none")
+    arguments = TrainingArguments(
+        output_dir=str(out / "none"), per_device_eval_batch_size=128, report_to="none", disable_tqdm=True
+    )
     layers = adapted(task.model)
     found = {
         name: directions(factors=(layer.tensor("lora_B"), layer.method.scaling * layer.tensor("lora_A")))
         for name, layer in layers.items()
     }
     run, rows = Trajectory.open(out), []
-    plans = {f"uniform-{k}": dict.fromkeys(layers, k) for k in range(1, RANK + 1)}
-    for at in (0.5, 0.8, 0.9, 0.95, 0.99, 0.999):
+    plans = {f"uniform-{k}": dict.fromkeys(layers, k) for k in (8, 5, 2, 1)}
+    for at in (0.99, 0.9, 0.5):
         table = run.advice(rule="energy", at=at)
         plans[f"energy-{at:g}"] = dict(zip(table["module"], table["rank"], strict=True))
     for plan, ranks in plans.items():
@@ -112,6 +114,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     given = parser.parse_args()
     plain = {"model": given.model, "data": given.data, "epochs": given.epochs, "learning_rate": given.lr}
+    plain |= {"precision": "bfloat16", "group_by_length": True}
     rows, cut, ranks = [], [], []
     for seed in given.seeds:
         for arm in given.arms:
@@ -129,11 +132,15 @@ def main() -> None:
             if arm == f"uniform-{RANK}":
                 short = table[["module", "layer", "kind", "norm", "relative", "stable_rank", "effective_rank"]]
                 ranks += [short.assign(seed=seed, energy_90=table["energy_rank_90"], energy_99=table["energy_rank_99"])]
-                if (out / TRAINED).exists():
-                    cut += [{"seed": seed} | row for row in shrunk(settings, out)]
-            for name, table in (("results", rows), ("shrunk", cut)):
-                pd.DataFrame(table).to_csv(given.tables / f"{name}.csv", index=False)
+            pd.DataFrame(rows).to_csv(given.tables / "results.csv", index=False)
             pd.concat(ranks).to_csv(given.tables / "ranks.csv", index=False)
+    for seed in given.seeds:
+        settings, out = (
+            ColaSettings(method="lora", seed=seed, save_every=1, **plain),
+            given.out / f"uniform-{RANK}-s{seed}",
+        )
+        cut += [{"seed": seed} | row for row in shrunk(settings, out)]
+        pd.DataFrame(cut).to_csv(given.tables / "shrunk.csv", index=False)
 
 
 if __name__ == "__main__":

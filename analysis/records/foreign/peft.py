@@ -143,6 +143,10 @@ class Adapters(Source):
             )
         return found
 
+    def file(self, step: int) -> AdapterFile:
+        """Return the tensors of a step, by module."""
+        return self._checkpoint(step)
+
     def _checkpoint(self, step: int) -> AdapterFile:
         if step not in self._open:
             place = self._places[step]
