@@ -361,67 +361,19 @@ class Trajectory(RunTables):
         )
 
     @public
-    def advice(
-        self,
-        step: int | None = None,
-        modules: Sequence[str] | None = None,
-        *,
-        rule: str = "energy",
-        at: float | None = None,
-        together: bool = False,
-        parameters: Budget = None,
-        spread: Spread = None,
-        least: int = 1,
-        most: int | None = None,
-        hardly: float = 0.1,
-        drop: bool = False,
-        scaling: float | None = None,
-        progress: bool = False,
-        device: str | None = None,
-        jobs: int = 1,
-        engine: str | None = None,
-        address: str | None = None,
-        cache: bool = True,
-    ) -> pd.DataFrame:
-        """Return a rank for every module, by what its update's singular values say, and which modules hardly moved.
+    def advice(self, step: int | None = None, modules: Sequence[str] | None = None, **options: Any) -> pd.DataFrame:
+        """Return a rank for every module, by its update's singular values, and which hardly moved: `advice_table`.
 
         Arguments:
             step: The step; ``None`` for the last.
             modules: Glob patterns over the recorded modules; ``None`` for all.
-            rule, at, together: The rule of a module's rank and its number: "energy" with 0.99, "stable", ….
-            parameters, spread: Instead a budget of parameters, or "same", and how it is shared out.
-            least, most: Between which every rank lies.
-            hardly, drop: From which share of the median size on a module hardly moved; give those no adapter.
-            scaling: s of the adapters to come; ``None`` for the one that was trained.
-            progress: Show a progress bar.
-            device, jobs, engine, address, cache: As in `changes`.
-
-        Returns:
-            See `deltaw.analysis.tables.advice.advice_table`; `deltaw.analysis.lora_config` makes PEFT's settings of it.
-
-        Raises:
-            As `advice_table`.
+            options: Those of `deltaw.analysis.tables.advice.advice_table`, and device, jobs, … as in `changes`.
         """
         from deltaw.analysis.tables.advice import advice_table
 
-        work = chosen_work(device, jobs, engine, address, cache)
-        return advice_table(
-            [self],
-            step=step,
-            modules=modules,
-            rule=rule,
-            at=at,
-            together=together,
-            parameters=parameters,
-            spread=spread,
-            least=least,
-            most=most,
-            hardly=hardly,
-            drop=drop,
-            scaling=scaling,
-            progress=progress,
-            work=work,
-        )
+        places = {"device": None, "jobs": 1, "engine": None, "address": None, "cache": True}
+        work = chosen_work(**{name: options.pop(name, usual) for name, usual in places.items()})
+        return advice_table([self], step=step, modules=modules, work=work, **options)
 
     def _check(self, module: str, step: Step = None) -> None:
         """Raise where it is no name or no step at all; whether there is one, the source says."""

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deltaw.adapters.checks import whole_number
+from deltaw.adapters.checks import public, whole_number
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.method import ScaledFactors
 from deltaw.analysis.measures.factors import grams
@@ -35,6 +35,7 @@ COLUMNS += ["noise_rank", "stable_rank", "effective_rank", "energy_rank_90", "en
 COLUMNS += ["rank", "kept", "alpha", "scaling", "stabilized", "parameters", "parameters_now"]
 
 
+@public
 def advice_table(
     runs: Sequence[Run],
     *,
