@@ -216,3 +216,32 @@ def test_what_goes_on_says_from_where_and_what_was_finished_says_so(small, tmp_p
     assert lines[-1].startswith("run: 6 steps in 0:")
     train_cola(chosen, path, progress=True)
     assert capsys.readouterr().err.splitlines() == [f"{path}: was finished before"]
+
+
+def test_a_run_with_advice_has_its_ranks_and_scales(small, tmp_path):
+    train_cola(settings(small, "lora"), tmp_path / "first", progress=False)
+    table = Trajectory.open(tmp_path / "first").advice(at=0.8)
+    ranks = dict(zip(table["module"], table["rank"], strict=True))
+    advice = {name: {"rank": rank, "alpha": 2.0 * rank} for name, rank in ranks.items()}
+    chosen = settings(small, "lora", advice=advice, targets=tuple(advice))
+    result = train_cola(chosen, tmp_path / "second", progress=False)
+    run = Trajectory.open(tmp_path / "second")
+    assert {name: run.method_of(name).rank for name in run.modules} == ranks
+    assert {run.method_of(name).scaling for name in run.modules} == {2.0}
+    assert result.trainable == table["parameters"].sum()
+    assert result.rank is None
+    with pytest.raises(RecordError):  # other ranks are another run
+        train_cola(replace(chosen, advice=None), tmp_path / "second", progress=False)
+    with pytest.raises(OptionError, match="not a rank and an alpha"):
+        train_cola(replace(chosen, method="magnitude"), tmp_path / "third", progress=False)
+
+
+def test_advice_changes_nothing_where_it_is_what_there_is(small, tmp_path):
+    """Uniform ranks by advice are the run without advice, bit for bit."""
+    train_cola(settings(small, "lora"), tmp_path / "plain", progress=False)
+    plain = Trajectory.open(tmp_path / "plain")
+    advice = {name: {"rank": 8, "alpha": 8.0} for name in plain.modules}
+    train_cola(settings(small, "lora", advice=advice, targets=tuple(advice)), tmp_path / "same", progress=False)
+    same = Trajectory.open(tmp_path / "same")
+    for name in plain.modules:
+        assert torch.equal(plain.weight(name, plain.steps[-1]), same.weight(name, same.steps[-1]))
