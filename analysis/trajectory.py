@@ -21,7 +21,6 @@ from deltaw.analysis.records.run_folder.format import MANIFEST, Manifest
 from deltaw.analysis.records.source import Source
 from deltaw.analysis.tables.run import PairKind, Pairs, Step, Steps
 from deltaw.analysis.tables.run_tables import RunTables
-from deltaw.analysis.tables.run import Budget, PairKind, Pairs, Spread, Step, Steps
 from deltaw.analysis.tables.work import chosen_work
 
 if TYPE_CHECKING:  # tables are made with pandas, weights are read without
@@ -359,21 +358,6 @@ class Trajectory(RunTables):
             progress=progress,
             work=work,
         )
-
-    @public
-    def advice(self, step: int | None = None, modules: Sequence[str] | None = None, **options: Any) -> pd.DataFrame:
-        """Return a rank for every module, by its update's singular values, and which hardly moved: `advice_table`.
-
-        Arguments:
-            step: The step; ``None`` for the last.
-            modules: Glob patterns over the recorded modules; ``None`` for all.
-            options: Those of `deltaw.analysis.tables.advice.advice_table`, and device, jobs, … as in `changes`.
-        """
-        from deltaw.analysis.tables.advice import advice_table
-
-        places = {"device": None, "jobs": 1, "engine": None, "address": None, "cache": True}
-        work = chosen_work(**{name: options.pop(name, usual) for name, usual in places.items()})
-        return advice_table([self], step=step, modules=modules, work=work, **options)
 
     def _check(self, module: str, step: Step = None) -> None:
         """Raise where it is no name or no step at all; whether there is one, the source says."""

@@ -11,7 +11,7 @@ from deltaw.analysis.tables.work import chosen_work
 if TYPE_CHECKING:  # tables are made with pandas, weights are read without
     import pandas as pd
 
-    from deltaw.analysis.tables.run import Run, Steps
+    from deltaw.analysis.tables.run import Budget, Run, Spread, Steps
 
 
 class RunTables:
@@ -56,3 +56,65 @@ class RunTables:
         work = chosen_work(device, jobs, engine, address, cache)
         options = {"k": k, "measures": measures, "visible": visible}
         return geometry_table([self], steps, modules, progress=progress, work=work, **options)
+
+    @public
+    def advice(
+        self: Run,
+        step: int | None = None,
+        modules: Sequence[str] | None = None,
+        *,
+        rule: str = "energy",
+        at: float | None = None,
+        together: bool = False,
+        parameters: Budget = None,
+        spread: Spread = None,
+        least: int = 1,
+        most: int | None = None,
+        hardly: float = 0.1,
+        drop: bool = False,
+        scaling: float | None = None,
+        progress: bool = False,
+        device: str | None = None,
+        jobs: int = 1,
+        engine: str | None = None,
+        address: str | None = None,
+        cache: bool = True,
+    ) -> pd.DataFrame:
+        """Return a rank for every module, by what its update's singular values say, and which modules hardly moved.
+
+        Arguments:
+            step: The step; ``None`` for the last.
+            modules: Glob patterns over the recorded modules; ``None`` for all.
+            rule, at, together: The rule of a module's rank and its number: "energy" with 0.99, "stable", ….
+            parameters, spread: Instead a budget of parameters, or "same", and how it is shared out.
+            least, most: Between which every rank lies.
+            hardly, drop: Below which share of the median size a module hardly moved; give those no adapter.
+            scaling: s of the adapters to come; ``None`` for the one that was trained.
+            progress: Show a progress bar.
+            device, jobs, engine, address, cache: As in `changes`.
+
+        Returns:
+            See `deltaw.analysis.tables.advice.advice_table`; `deltaw.analysis.lora_config` makes PEFT's settings of it.
+
+        Raises:
+            OptionError, NonFiniteError: As `advice_table`.
+        """
+        from deltaw.analysis.tables.advice import advice_table
+
+        return advice_table(
+            [self],
+            step=step,
+            modules=modules,
+            rule=rule,
+            at=at,
+            together=together,
+            parameters=parameters,
+            spread=spread,
+            least=least,
+            most=most,
+            hardly=hardly,
+            drop=drop,
+            scaling=scaling,
+            progress=progress,
+            work=chosen_work(device, jobs, engine, address, cache),
+        )
