@@ -231,10 +231,10 @@ def _write_randlora(layers: Mapping[str, AdaptedLayer]) -> tuple[Config, Tensors
 def _write_delora(layers: Mapping[str, AdaptedLayer]) -> tuple[Config, Tensors]:
     """DeLoRA as PEFT has it, with nothing to subtract."""
     methods = {name: _ranked(layer) for name, layer in layers.items()}
-    r, rank_pattern = _patterns_of({name: method.rank for name, method in methods.items()})
+    r, rank_pattern = patterns_of({name: method.rank for name, method in methods.items()})
     names = ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")
     tensors = {f"{PREFIX}{name}.{key}": layer.tensor(key) for name, layer in layers.items() for key in names}
-    strength, lambda_pattern = _patterns_of({name: method.rank * method.scaling for name, method in methods.items()})
+    strength, lambda_pattern = patterns_of({name: method.rank * method.scaling for name, method in methods.items()})
     config = {"peft_type": "DELORA", "r": r, "rank_pattern": rank_pattern, "delora_lambda": strength}
     return config | {"lambda_pattern": lambda_pattern, "module_dropout": _one(methods, "dropout")}, tensors
 
