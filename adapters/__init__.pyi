@@ -17,6 +17,7 @@ from .method import Method as Method
 from .methods.adalora import AdaLoRA as AdaLoRA
 from .methods.adalora import RankAllocator as RankAllocator
 from .methods.asylora import AsyLoRA as AsyLoRA
+from .methods.bidora import BiDoRA as BiDoRA
 from .methods.bora import BoRA as BoRA
 from .methods.corda import CorDA as CorDA
 from .methods.corda import input_covariances as input_covariances

@@ -64,6 +64,14 @@ class ScaledFactors(NamedTuple):
     scaling: float  # s
 
 
+class Bilevel(NamedTuple):
+    """A method's training at two levels, on two parts of the examples, and then anew with the upper level fixed."""
+
+    upper: tuple[str, ...]  # tensors of the upper level; all others that train are of the lower
+    inner_share: float  # the part of the examples for the lower level
+    search_share: float  # the part of the epochs until the upper level is fixed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """The contract of a method: its options, and how W' follows from W₀ and its tensors.
@@ -279,6 +287,11 @@ class Method(ABC):
     ) -> torch.optim.Optimizer | None:
         """Return the optimizer of its own with which the method trains a model, or ``None`` where any will do."""
         del model, targets, lr, betas, eps, weight_decay
+        return None
+
+    @property
+    def bilevel(self) -> Bilevel | None:
+        """The two levels at which the method trains a model; ``None`` for one, as nearly all do."""
         return None
 
     def penalty(self, layers: Sequence[Layer]) -> Tensor | None:

@@ -1,5 +1,6 @@
 """The names of deltaw.trainers, and where each is; they are imported when they are asked for."""
 
+from .bilevel import hypergradient as hypergradient
 from .callback import RecorderCallback as RecorderCallback
 from .lightning import LightningRecorder as LightningRecorder
 from .recorder import Recorder as Recorder

@@ -17,6 +17,7 @@ from deltaw.adapters.methods.corda import input_covariances
 from deltaw.adapters.modules import linear_shape
 from deltaw.adapters.quantization import quantize
 from deltaw.analysis.progress import tell
+from deltaw.trainers.bilevel import BilevelTrainer, TwoPhases
 from deltaw.trainers.callback import RecorderCallback
 from deltaw.trainers.finished import TRAINING, last_state
 from deltaw.trainers.loading import quiet
@@ -59,6 +60,7 @@ def _fine_tune(settings: Settings, task: Task, out: Path, progress: bool) -> Tra
         inject(model, methods, trainable=task.heads, seed=settings.seed, context=context)
     trainable = _trainable_parameters(model, method, task.heads)
 
+    phases = _phases(method, settings, task)
     steps_per_epoch = len(task.batches) if task.batches is not None else math.ceil(len(task.train) / task.batch_size)
     steps = settings.epochs * steps_per_epoch
     watch = Watch(settings, task, steps, progress, out.name)
@@ -98,7 +100,7 @@ def _fine_tune(settings: Settings, task: Task, out: Path, progress: bool) -> Tra
         tell(f"{out}: goes on from step {state[0]} of {steps}", enabled=progress)
     reset_peak()
     with quiet():
-        trainer = MethodTrainer(
+        trainer = (MethodTrainer if phases is None else BilevelTrainer)(
             model=model,
             args=arguments,
             train_dataset=task.train,
@@ -109,6 +111,8 @@ def _fine_tune(settings: Settings, task: Task, out: Path, progress: bool) -> Tra
         trainer.make_optimizer = optimizer_of(method, model, task.targets, arguments)
         trainer.follow = lambda optimizer: method.follow(model, optimizer, steps)
         trainer.batches, trainer.score = task.batches, task.score
+        if method.bilevel is not None and phases is not None and isinstance(trainer, BilevelTrainer):
+            trainer.set_up(method.bilevel, phases)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         try:
@@ -147,6 +151,18 @@ def _trainable_parameters(model: nn.Module, method: Method, heads: Sequence[str]
         return sum(p.numel() for p in model.parameters())
     prefixes = tuple(name + "." for name in heads)
     return sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and not n.startswith(prefixes))
+
+
+def _phases(method: Method, settings: Settings, task: Task) -> TwoPhases | None:
+    """The examples of a method that trains at two levels, in their order."""
+    if method.bilevel is None:
+        return None
+    if task.batches is not None or task.group_by_length:
+        raise OptionError(
+            f"{method.name} trains on two parts of the examples, in an order of its own; it cannot be trained with "
+            f"{'group_by_length' if task.group_by_length else task.experiment + ', whose batches are of one task each'}"
+        )
+    return TwoPhases(len(task.train), task.batch_size, settings.seed, settings.epochs, method.bilevel)
 
 
 def _context(task: Task, count: int) -> dict[str, torch.Tensor]:

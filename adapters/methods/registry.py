@@ -132,6 +132,7 @@ METHODS = Methods(
         "vera": _Own("vera:VeRA"),
         "dora": _Own("dora:DoRA"),
         "dora-row": _Own("dora:DoRA", {"axis": "row"}),
+        "bidora": _Own("bidora:BiDoRA"),
         "magnitude": _Own("magnitude:Magnitude"),
         "dvora": _Own("vera:DVoRA"),
         "bora": _Own("bora:BoRA"),

@@ -61,6 +61,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "hira alpha": ("hira", {"alpha": 5.0}),
     "randlora alpha": ("randlora", {"alpha": 5.0}),
     "adalora alpha": ("adalora", {"alpha": 5.0}),
+    "bidora row": ("bidora", {"axis": "row", "alpha": 5.0}),
     "delora alpha": ("delora", {"alpha": 5.0}),
     "delora zero": ("delora", {"subtract_start": False, "alpha": 5.0}),
     "oft shared": ("oft", {"block_share": True}),
@@ -89,6 +90,7 @@ COUNTS = {
     "mora": 6 * 6,  # ⌊√(18·3)⌋ = 7, even for the rotation
     "randlora": 3 * (RANK + IN),  # ⌈7 / 3⌉ bases
     "adalora": RANK * (OUT + IN + 1),
+    "bidora": RANK * (OUT + IN) + IN,
     "delora": RANK * (OUT + IN) + 1,
     "map": RANK * (OUT + IN) + 2,
     "oft": IN * (IN - 1) // 2,  # no divisor of 7 below 7 is at least 3
@@ -596,7 +598,11 @@ def test_the_scaled_low_rank_form_is_the_weight(case, dtype):
     wide = {key: value.double() if value.is_floating_point() else value for key, value in state.items()}
     form = layer.method.scaled_low_rank(base_weight(layer), wide)
     name = case.split()[0]
-    if not (name in FACTORS or case in FACTORS or name in {"dora", "dora-row", "bora", "dvora", "magnitude", "map"}):
+    if not (
+        name in FACTORS
+        or case in FACTORS
+        or name in {"dora", "dora-row", "bora", "dvora", "magnitude", "map", "bidora"}
+    ):
         assert form is None
         return
     rho, gamma, U, V = form

@@ -60,7 +60,7 @@ WRITTEN = {
     "oft": "OFT",
     "adalora": "ADALORA",
 }
-REFUSED = ["dora", "bora", "magnitude", "dvora", "dual-lora", "mora", "map"]
+REFUSED = ["dora", "bora", "magnitude", "dvora", "dual-lora", "mora", "map", "bidora"]
 
 
 class Net(nn.Module):

@@ -12,7 +12,7 @@ from deltaw.analysis.measures.change import AXES, Change, PairChanges, changes
 
 OUT, IN, RANK = 37, 29, 3
 FORMS = ["lora", "rslora", "lora-fa", "dora", "dora-row", "bora", "vera", "dvora", "sbora-fa", "sbora-fb", "pissa"]
-FORMS += ["asylora", "oa", "lora+", "delta-lora", "magnitude", "adalora", "delora", "map"]
+FORMS += ["asylora", "oa", "lora+", "delta-lora", "magnitude", "adalora", "delora", "map", "bidora"]
 
 
 def states(name: str, size: float, shape=(OUT, IN)) -> tuple[object, Tensor, list[dict[str, Tensor]]]:
