@@ -10,7 +10,8 @@ from .inspection.inspect import inspect_run as inspect_run
 from .measures.alignment import update_cosine as update_cosine
 from .measures.amplification import Amplification as Amplification
 from .measures.amplification import amplification as amplification
-from .measures.change import Axis as Axis
+from .measures.blocks import Axis as Axis
+from .measures.blocks import Blocks as Blocks
 from .measures.change import Change as Change
 from .measures.change import change as change
 from .measures.change import changes as changes
@@ -39,11 +40,14 @@ from .measures.subspace import principal_angles as principal_angles
 from .measures.visible import PATH_NOT_TAKEN as PATH_NOT_TAKEN
 from .measures.visible import visible_changes as visible_changes
 from .measures.visible import visible_share as visible_share
+from .records.foreign.heads import head_blocks as head_blocks
 from .runs import open_runs as open_runs
 from .runs import table as table
 from .tables.agreement import update_agreement as update_agreement
 from .tables.amplification import amplification_table as amplification_table
 from .tables.geometry import geometry_table as geometry_table
+from .tables.heads import expert_changes as expert_changes
+from .tables.heads import head_changes as head_changes
 from .tables.intruders import intruder_table as intruder_table
 from .tables.similarity import similarity_table as similarity_table
 from .tables.singular_values import singular_values as singular_values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -275,6 +275,7 @@ class Trajectory(RunTables):
         axes: Sequence[Axis] = AXES,
         modules: Sequence[str] | None = None,
         *,
+        heads: int | Mapping[str, int] | None = None,
         allow_nonfinite: bool = False,
         progress: bool = False,
         device: str | None = None,
@@ -289,8 +290,10 @@ class Trajectory(RunTables):
             pairs: "consecutive" (t−1, t), "initial" (first recorded step, t), "base" (W₀, t), or a list of pairs.
                 ``None`` for consecutive ones, and for base where the run has one checkpoint. Several kinds, as
                 ("consecutive", "base"), are made in one pass, and the table has a column pairs.
-            axes: "row", "column" or both.
+            axes: "row", "column", "matrix", "head", "expert", or several.
             modules: Glob patterns over the recorded modules; ``None`` for all.
+            heads: The number of attention heads, or numbers as {"num_attention_heads": 8, "num_key_value_heads": 2},
+                where the run's configuration does not say them.
             allow_nonfinite: Go on where a weight holds NaN or infinity.
             progress: Show a progress bar.
             device, jobs, engine, address, cache: Where and how it is done, see `deltaw.analysis.tables.work.Work`;
@@ -307,7 +310,7 @@ class Trajectory(RunTables):
 
         work = chosen_work(device, jobs, engine, address, cache)
         return changes_table(
-            [self], pairs, axes, modules, allow_nonfinite=allow_nonfinite, progress=progress, work=work
+            [self], pairs, axes, modules, heads=heads, allow_nonfinite=allow_nonfinite, progress=progress, work=work
         )
 
     @public

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from deltaw.adapters.patterns import matching
 from deltaw.adapters.peft.live import adapter_of, adapter_tensors, attentions
 from deltaw.adapters.peft.names import BASE_LAYER
 from deltaw.adapters.sharded import full
-from deltaw.analysis.records.run_folder.format import ModuleEntry
+from deltaw.analysis.records.foreign.heads import kept_of
+from deltaw.analysis.records.run_folder.format import ARCHITECTURE, ModuleEntry
 from deltaw.trainers.distributed import whole_parameters
 
 # What puts a model into another; the one inside has the names and the weights.
@@ -67,6 +68,24 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if hasattr(parameter, "ds_id") and parameter.numel() == 0:
             raise RecordError(f"{name} is cut up by DeepSpeed's ZeRO stage 3; record with stage 2 or FSDP2")
     return model
+
+
+def architecture(model: nn.Module) -> dict[str, Any]:
+    """Return what a model's configuration says of its attention heads, for the record; nothing where it has none."""
+    found = list(_configurations(model))
+    kept = kept_of(found[0]) if len(found) == 1 else {}
+    return {ARCHITECTURE: kept} if kept else {}
+
+
+def _configurations(module: nn.Module) -> Iterator[Mapping[str, Any]]:
+    """Yield the configurations of the outermost models in a model that have one."""
+    config = getattr(module, "config", None)
+    plain = config.to_dict() if hasattr(config, "to_dict") else None
+    if isinstance(plain, Mapping):
+        yield plain
+        return
+    for child in module.children():
+        yield from _configurations(child)
 
 
 def recorded_layers(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, Layer]:

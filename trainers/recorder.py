@@ -24,6 +24,7 @@ from deltaw.trainers.budget import Budget, amount, file_bytes, planned
 from deltaw.trainers.distributed import is_writer, local, reshard, together
 from deltaw.trainers.live import LiveNumbers, Log, Numbers
 from deltaw.trainers.recorded_layers import (
+    architecture,
     base_and_constants,
     checkpoint_tensors,
     is_frozen,
@@ -123,9 +124,8 @@ class Recorder:
         self.last_changes: Numbers = {}
         self.budget: Budget | None = None
         self._method = method or method_name(self.layers)
-        self._info = dict(info or {})
-        self._resume = resume
-        self._dtype, self._scalars = dtype, checked_patterns("scalars", scalars)
+        self._info = architecture(self.model) | dict(info or {})
+        self._resume, self._dtype, self._scalars = resume, dtype, checked_patterns("scalars", scalars)
         self._keep, self._total_steps, self._max_bytes = keep, total_steps, max_bytes
         self._thinning = Thinning(self.when, keep)
         self._live, self._log, self._numbers = live or log is not None, log, LiveNumbers()

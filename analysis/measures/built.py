@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.method import ScaledLowRank
-from deltaw.analysis.measures.sums import Axis, Sums
+from deltaw.analysis.measures.sums import Side, Sums
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ class Built:
         scaled = rho[index, None] * rows_of(self.base, index) * gamma
         return scaled + (rho[index, None] * U[index]) @ (V * gamma)
 
+    def part(self, rows: slice, columns: slice) -> Tensor:
+        """Return some rows of some columns, (rows, columns)."""
+        rho, gamma, U, V = self.form
+        own = rho[rows, None]
+        return own * self.base[rows, columns].double() * gamma[columns] + (own * U[rows]) @ (
+            V[:, columns] * gamma[columns]
+        )
+
 
 def rows_of(matrix: Tensor, index: Tensor) -> Tensor:
     """Return some rows in float64; by slices, as torch splits indexing over threads whatever its size."""
@@ -64,7 +72,7 @@ def rows_of(matrix: Tensor, index: Tensor) -> Tensor:
     return rows.to(torch.float64, memory_format=torch.contiguous_format)
 
 
-def built_sums(base: Tensor, forms: Sequence[ScaledLowRank], pairs: Sequence[tuple[int, int]]) -> dict[Axis, Sums]:
+def built_sums(base: Tensor, forms: Sequence[ScaledLowRank], pairs: Sequence[tuple[int, int]]) -> dict[Side, Sums]:
     """Return the three sums of pairs of matrices along both axes, as ``sums`` of two ready ones, from one pass over W₀.
 
     Arguments:

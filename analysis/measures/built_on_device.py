@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.method import ScaledLowRank
-from deltaw.analysis.measures.sums import Axis, Sums
+from deltaw.analysis.measures.sums import Side, Sums
 
 BLOCK = 2**21  # entries of a block, of which there is one a step in float64: 16 MB each
 
 
-def sums_on_device(base: Tensor, forms: Sequence[ScaledLowRank], pairs: Sequence[tuple[int, int]]) -> dict[Axis, Sums]:
+def sums_on_device(base: Tensor, forms: Sequence[ScaledLowRank], pairs: Sequence[tuple[int, int]]) -> dict[Side, Sums]:
     """Return the three sums of pairs of matrices along both axes, as ``built_sums``, on the device of the base.
 
     Arguments:

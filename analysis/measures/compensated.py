@@ -72,6 +72,12 @@ def difference_of_squares(a: Tensor, b: Tensor) -> Tensor:
         >>> float(difference_of_squares(a, b))
         3e-24
     """
+    total, error = difference_and_error(a, b)
+    return (total + error)[:, 0]
+
+
+def difference_and_error(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ‖b_i‖² − ‖a_i‖² as `difference_of_squares`, in two numbers that are not yet added, (vectors, 1) each."""
     p, p_error = two_square(b)
     q, q_error = two_square(a)
     total, error = two_sum(p, -q)
@@ -83,4 +89,4 @@ def difference_of_squares(a: Tensor, b: Tensor) -> Tensor:
         # an odd entry out waits for the next round
         total = torch.cat((s, total[:, 2 * half :]), dim=1)
         error = torch.cat((e, error[:, 2 * half :]), dim=1)
-    return (total + error)[:, 0]
+    return total, error

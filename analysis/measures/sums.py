@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-Axis = Literal["row", "column"]
-AXES: tuple[Axis, ...] = get_args(Axis)
+Side = Literal["row", "column"]
+SIDES: tuple[Side, ...] = get_args(Side)
 
 _DEVICE_BLOCK = 2**22  # elements in a block on an accelerator, where only the launches count
 _HALF = (torch.bfloat16, torch.float16)  # are widened in the loop, eight at a time
@@ -28,7 +28,7 @@ class Sums(NamedTuple):
     dd: Tensor
 
 
-def sums(before: Tensor, after: Tensor, axes: Sequence[Axis]) -> dict[Axis, Sums]:
+def sums(before: Tensor, after: Tensor, axes: Sequence[Side]) -> dict[Side, Sums]:
     """Return the three sums along each axis, in float64, from one pass over two matrices.
 
     The entries are widened before b − a is taken, so a float32 difference is not rounded. A sum of n products is off by
@@ -50,7 +50,7 @@ def sums(before: Tensor, after: Tensor, axes: Sequence[Axis]) -> dict[Axis, Sums
     if before.device.type == "cpu":
         of_pair = PairSums(before.shape, [(0, 1)])
         of_pair.add([before, after], 0)
-        found: dict[Axis, Sums] = {axis: Sums(*(t[0] for t in of)) for axis, of in of_pair.found().items()}
+        found: dict[Side, Sums] = {axis: Sums(*(t[0] for t in of)) for axis, of in of_pair.found().items()}
     else:
         rows, columns = _on_device(before, after)
         found = {"row": Sums(*rows.unbind()), "column": Sums(*columns.unbind())}
@@ -119,7 +119,7 @@ class PairSums:
         for first in range(0, len(matrices[0]), self.step):
             self.add([t[first : first + self.step].to(wide).contiguous() for t in matrices], start + first)
 
-    def found(self) -> dict[Axis, Sums]:
+    def found(self) -> dict[Side, Sums]:
         """Return the sums along both axes, (pairs, vectors), when all rows were added."""
         pairs, first = len(self._pairs), len(self._rows) - 2 * len(self._pairs)
         both = self._rows, self._columns[:, : self._width]

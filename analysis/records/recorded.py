@@ -11,6 +11,7 @@ from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.analysis.records.foreign.base import BaseLike
 from deltaw.analysis.records.run_folder.checked_lines import fault, lines_of
 from deltaw.analysis.records.run_folder.format import (
+    ARCHITECTURE,
     BASE,
     CHECKED,
     CHECKPOINTS,
@@ -78,7 +79,8 @@ class RecordedSource(Source):
         self.shapes = {name: self._entry(name).shape for name in self._recorded}
         self.method = self.manifest.method
         self.info = self.manifest.info
-        self.config = {}
+        kept = self.info.get(ARCHITECTURE)
+        self.config = dict(kept) if isinstance(kept, dict) else {}
         self._methods: dict[str, Method | None] = {}
         self._expected = matrix_shapes(self.manifest)
         if isinstance(storage, LocalStorage):  # behind an address each would be a request
@@ -205,7 +207,7 @@ class RecordedSource(Source):
             return None  # nothing tells when the code of another package changes
         own = f"{self._recorded[module]}."
         constants = sorted(pair for pair in self.manifest.constants.items() if pair[0].startswith(own))
-        return f"{self._entry(module)} {constants}"
+        return f"{self._entry(module)} {constants}{self.config or ''}"
 
     def scalars(self) -> list[dict[str, float]]:
         """Return the scalar log."""

@@ -6,7 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from deltaw.analysis.measures.change import AXES, Axis
+from deltaw.analysis.measures.blocks import Axis, checked_axes
+from deltaw.analysis.measures.change import AXES
+from deltaw.analysis.tables.blocks import Counts, Heads, counts_of
 from deltaw.analysis.tables.one_pass import Stops, in_one_pass
 from deltaw.analysis.tables.run import LABELS, PairKind, Pairs, Run, Step
 from deltaw.analysis.tables.stop import Stop
@@ -20,6 +22,7 @@ def changes_table(
     axes: Sequence[Axis] = AXES,
     modules: Sequence[str] | None = None,
     *,
+    heads: Heads = None,
     allow_nonfinite: bool = False,
     progress: bool = False,
     work: Work = HERE,
@@ -31,8 +34,12 @@ def changes_table(
         pairs: "consecutive" (t−1, t), "initial" (first recorded step, t), "base" (W₀, t), or a list of pairs.
             ``None`` for consecutive ones, and for base where a run has one checkpoint. Several kinds, as
             ("consecutive", "base"), are made in one pass, and the table has a column pairs.
-        axes: "row", "column" or both.
+        axes: "row", "column", "matrix" (the whole as one vector), "head" (one vector a head of query, key, value and
+            output), "expert" (the whole of an expert's matrix as one vector), or several. A module without heads, or
+            that is no expert's, has no row of these.
         modules: Glob patterns over the recorded modules; ``None`` for all.
+        heads: The number of attention heads, or numbers as {"num_attention_heads": 8, "num_key_value_heads": 2}, where
+            the run's configuration does not say them.
         allow_nonfinite: Go on where a weight holds NaN or infinity.
         progress: Show a progress bar.
         work: Where and how it is done.
@@ -41,8 +48,8 @@ def changes_table(
         One row each, with the columns run, method, module, layer, kind, pairs (where several kinds are asked for),
         axis, step_from (missing for the base), step_to, delta_m (in units of the weights), delta_d, undefined (vectors
         zero at exactly one of the steps).
-        ``attrs["left_out"]`` says which modules are left out, as their W₀ is not known, ``attrs["no_rows"]`` why a run
-        has no row.
+        ``attrs["left_out"]`` says which modules are left out, as their W₀ is not known, and whose heads are not known,
+        ``attrs["no_rows"]`` why a run has no row.
 
     Raises:
         NonFiniteError: A weight holds NaN or infinity; names the module and the steps.
@@ -55,8 +62,9 @@ def changes_table(
         return in_one_pass(pair for of_kind in wanted[id(run)].values() for pair in of_kind)
 
     by_module: dict[tuple[int, str], dict[tuple[Step, int], list[dict[str, Any]]]] = {}
+    counts, chosen = counts_of(heads), checked_axes(axes)
     walk = Walk(runs, "changes", stops, modules, unit="pair", progress=progress, work=work)
-    for found in walk.measured(partial(_of_pair, axes=axes, allow_nonfinite=allow_nonfinite)):
+    for found in walk.measured(partial(_of_pair, axes=chosen, heads=counts, allow_nonfinite=allow_nonfinite)):
         by_module.setdefault((id(found.run), found.module), {})[found.step_from, found.step] = found.rows
     rows = [
         row | {"pairs": kind}
@@ -67,16 +75,16 @@ def changes_table(
     ]
     several = any(None not in kinds for kinds in wanted.values())
     columns = ["axis", "step_from", "step_to", "delta_m", "delta_d", "undefined"]
-    return walk.frame(rows, [*LABELS, *(["pairs"] if several else []), *columns])
+    return walk.frame(rows, [*LABELS, *(["pairs"] if several else []), *columns], axes=chosen, heads=counts)
 
 
-def _of_pair(stop: Stop, axes: Sequence[Axis], allow_nonfinite: bool) -> list[dict[str, Any]]:
+def _of_pair(stop: Stop, axes: Sequence[Axis], heads: Counts, allow_nonfinite: bool) -> list[dict[str, Any]]:
     stop.where = from_to(stop.step_from, stop.step)
     return [
         stop.labels
         | {"axis": axis, "step_from": stop.step_from, "step_to": stop.step}
         | {"delta_m": change.delta_m, "delta_d": change.delta_d, "undefined": change.undefined}
-        for axis, change in stop.changes(axes, allow_nonfinite=allow_nonfinite).items()
+        for axis, change in stop.changes(axes, heads=heads, allow_nonfinite=allow_nonfinite).items()
     ]
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from deltaw.adapters.errors import RecordError
 from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.method import ScaledLowRank
+from deltaw.analysis.measures.blocks import Axis, Blocks
 from deltaw.analysis.measures.built import Built, built_sums
 from deltaw.analysis.measures.built_on_device import sums_on_device
-from deltaw.analysis.measures.change import Axis, Change, PairChanges, changes, checked_axes
+from deltaw.analysis.measures.change import Change, PairChanges, changes
 from deltaw.analysis.records.storage.mapped import mapping_of, next_number, release
 from deltaw.analysis.tables.device import CPU, placed
 from deltaw.analysis.tables.run import Run, Step
@@ -79,20 +80,23 @@ class OnePass:
                 self._mapped.add(step)
         return self._weights[step]
 
-    def changes(self, axes: Sequence[Axis], allow_nonfinite: bool) -> dict[Axis, Change]:
+    def changes(
+        self, axes: Sequence[Axis], allow_nonfinite: bool, blocks: Mapping[Axis, Blocks] | None = None
+    ) -> dict[Axis, Change]:
         """Return the change of the present pair of steps along some axes."""
+        options: dict[str, Any] = {"blocks": blocks, "allow_nonfinite": allow_nonfinite}
         step_from, step = pair = self.stops[self.position]
         if self._has_form(step):
             if pair not in self._compared:
                 self._sum_next()
             compared, place = self._compared[pair]
-            return compared.of(place, checked_axes(axes), allow_nonfinite=allow_nonfinite)
+            return compared.of(place, axes, **options)
         if self._device != CPU:
-            return changes(self.weight(step_from), self.weight(step), axes, allow_nonfinite=allow_nonfinite)
+            return changes(self.weight(step_from), self.weight(step), axes, **options)
         if pair not in self._compared:
             self._compare_next()
         compared, place = self._compared[pair]
-        change = compared.of(place, checked_axes(axes), allow_nonfinite=allow_nonfinite)
+        change = compared.of(place, axes, **options)
         if compared.looked(place):  # a vector done again has brought in pages of the whole matrix
             for at in self._mapped.intersection(pair):
                 release(self._weights[at])

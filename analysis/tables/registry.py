@@ -14,6 +14,7 @@ from deltaw.analysis.tables.advice import advice_table
 from deltaw.analysis.tables.amplification import amplification_table
 from deltaw.analysis.tables.changes import changes_table
 from deltaw.analysis.tables.geometry import geometry_table
+from deltaw.analysis.tables.heads import expert_changes, head_changes
 from deltaw.analysis.tables.intruders import intruder_table
 from deltaw.analysis.tables.regions import regions_table
 from deltaw.analysis.tables.similarity import similarity_table
@@ -49,6 +50,8 @@ TABLES: dict[str, TableKind] = {
     "base": TableKind(partial(changes_table, pairs="base"), "ΔM and ΔD since the base weights"),
     "changes": TableKind(changes_table, "ΔM and ΔD of any pairs of steps"),
     "vectors": TableKind(vector_changes, "how ΔM and ΔD are spread over rows and columns"),
+    "heads": TableKind(head_changes, "ΔM and ΔD of single attention heads"),
+    "experts": TableKind(expert_changes, "ΔM and ΔD of single experts"),
     "spectra": TableKind(spectra_table, "rank, effective ranks and norms of ΔW"),
     "singular_values": TableKind(singular_values, "the singular values of ΔW"),
     "amplification": TableKind(amplification_table, "LoRA's amplification factor"),

@@ -7,8 +7,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from deltaw.adapters.errors import DeltawError, NonFiniteError, OptionError, ShapeError
-from deltaw.analysis.measures.change import Axis, Change
+from deltaw.analysis.measures.blocks import Axis, Blocks, checked_axes
+from deltaw.analysis.measures.change import Change
 from deltaw.analysis.records.foreign.base import BaseError
+from deltaw.analysis.tables.blocks import Counts, blocks_of
 from deltaw.analysis.tables.one_pass import OnePass, Stops
 from deltaw.analysis.tables.run import Run, Step
 
@@ -56,9 +58,15 @@ class Stop:
         """The first columns: run, method, module, layer, kind."""
         return self.once("labels", lambda: self.run.labels(self.module))
 
-    def changes(self, axes: Sequence[Axis], *, allow_nonfinite: bool = False) -> dict[Axis, Change]:
-        """Return the change of the pair along some axes."""
-        return self._kept.changes(axes, allow_nonfinite)
+    def changes(self, axes: Sequence[Axis], *, heads: Counts = (), allow_nonfinite: bool = False) -> dict[Axis, Change]:
+        """Return the change of the pair along some axes; without "head" and "expert" where the module has none."""
+        wanted, blocks = checked_axes(axes), self.blocks(axes, heads)
+        there = [axis for axis in wanted if axis in blocks or axis not in ("head", "expert")]
+        return self._kept.changes(there, allow_nonfinite, blocks) if there else {}
+
+    def blocks(self, axes: Sequence[Axis], heads: Counts = ()) -> dict[Axis, Blocks]:
+        """Return the module's heads and experts, as far as they are among the axes."""
+        return self.once(f"blocks {axes} {heads}", lambda: blocks_of(self.run, self.module, axes, heads))
 
     def __enter__(self) -> Self:
         return self

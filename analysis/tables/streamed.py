@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from deltaw.analysis.measures.sums import Axis, PairSums, Sums
+from deltaw.analysis.measures.sums import PairSums, Side, Sums
 from deltaw.analysis.records.storage.mapped import bring, release
 
 _IN_MEMORY = 3.5  # matrices at most, when of many some rows are there
@@ -17,7 +17,7 @@ _LARGE_PAGE = 2**21  # bytes that the system may map together
 
 def streamed_sums(
     matrices: Sequence[Tensor], mapped: Sequence[bool], pairs: Sequence[tuple[int, int]]
-) -> dict[Axis, Sums]:
+) -> dict[Side, Sums]:
     """Return the three sums of pairs along both axes, as ``sums`` of each.
 
     Arguments:

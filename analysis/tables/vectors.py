@@ -9,7 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.measures.change import AXES, Axis
+from deltaw.analysis.measures.blocks import Axis, checked_axes
+from deltaw.analysis.measures.change import AXES
+from deltaw.analysis.tables.blocks import Counts, Heads, counts_of
 from deltaw.analysis.tables.changes import from_to
 from deltaw.analysis.tables.run import LABELS, Pairs, Run
 from deltaw.analysis.tables.stop import Stop
@@ -25,6 +27,7 @@ def vector_changes(
     axes: Sequence[Axis] = AXES,
     *,
     quantiles: Sequence[float] | None = QUANTILES,
+    heads: Heads = None,
     modules: Sequence[str] | None = None,
     progress: bool = False,
     work: Work = HERE,
@@ -38,7 +41,7 @@ def vector_changes(
         runs: Opened runs.
         pairs: "consecutive" (t−1, t), "initial" (first recorded step, t), "base" (W₀, t), or a list of pairs, with
             ``None`` for the base.
-        axes: "row", "column" or both.
+        axes, heads: As in `changes_table`.
         quantiles: Each in [0, 1]; ``None`` for one row a vector.
         modules, progress, work: As in `singular_values`.
 
@@ -54,15 +57,17 @@ def vector_changes(
     """
     at = _checked_quantiles(quantiles)
     place = "index" if at is None else "quantile"
+    counts, chosen = counts_of(heads), checked_axes(axes)
     walk = Walk(runs, "vectors", at_pairs(pairs), modules, unit="pair", progress=progress, work=work)
-    blocks = walk.rows(partial(_of_pair, axes=axes, at=at))
-    return walk.frame(blocks, [*LABELS, "axis", "step_from", "step_to", place, "delta_m", "delta_d", "undefined"])
+    blocks = walk.rows(partial(_of_pair, axes=chosen, heads=counts, at=at))
+    columns = [*LABELS, "axis", "step_from", "step_to", place, "delta_m", "delta_d", "undefined"]
+    return walk.frame(blocks, columns, axes=chosen, heads=counts)
 
 
-def _of_pair(stop: Stop, axes: Sequence[Axis], at: NDArray[np.float64] | None) -> list[dict[str, Any]]:
+def _of_pair(stop: Stop, axes: Sequence[Axis], heads: Counts, at: NDArray[np.float64] | None) -> list[dict[str, Any]]:
     stop.where = from_to(stop.step_from, stop.step)
     blocks = []
-    for axis, change in stop.changes(axes).items():
+    for axis, change in stop.changes(axes, heads=heads).items():
         vectors = {"delta_m": change.magnitude.numpy(), "delta_d": change.direction.numpy()}
         places = {"index": np.arange(len(vectors["delta_m"]))} if at is None else {"quantile": at}
         spread = vectors if at is None else {name: _quantiles(each, at) for name, each in vectors.items()}

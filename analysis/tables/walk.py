@@ -15,7 +15,10 @@ import pandas as pd
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import DeltawWarning, OptionError
 from deltaw.adapters.patterns import matching
+from deltaw.analysis.measures.blocks import Axis
 from deltaw.analysis.progress import progress as shown
+from deltaw.analysis.tables.blocks import Counts, nothing_along
+from deltaw.analysis.tables.blocks import left_out as unknown_heads
 from deltaw.analysis.tables.device import named_memory
 from deltaw.analysis.tables.elsewhere import measured_elsewhere
 from deltaw.analysis.tables.frame import ABOUT, frame_of
@@ -135,10 +138,28 @@ class Walk:
         """Return what a function returns for all stops, in order."""
         return [row for found in self.measured(measure) for row in found.rows]
 
-    def frame(self, blocks: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-        """Return the table. ``attrs["left_out"]`` and ``attrs["no_rows"]`` say what it lacks; it warns of the first."""
+    def frame(
+        self,
+        blocks: Sequence[dict[str, Any]],
+        columns: Sequence[str],
+        *,
+        axes: Sequence[Axis] = (),
+        heads: Counts = (),
+    ) -> pd.DataFrame:
+        """Return the table. ``attrs["left_out"]`` and ``attrs["no_rows"]`` say what it lacks; it warns of the first.
+
+        Arguments:
+            blocks, columns: As in `frame_of`.
+            axes, heads: Of a table of changes.
+        """
         frame = frame_of(blocks, columns)
         left_out = [note for plan in self._plans for note in _left_out(plan)]
+        left_out += [note for plan in self._plans for note in unknown_heads(plan.run, plan.modules, axes, heads)]
+        if axes and {"head", "expert"}.issuperset(axes):
+            there = {block["run"] for block in blocks}
+            self._no_rows += [
+                nothing_along(plan.run, axes) for plan in self._plans if plan.stops and plan.run.name not in there
+            ]
         frame.attrs |= {about: notes for about, notes in zip(ABOUT, (left_out, self._no_rows), strict=True) if notes}
         for note in left_out:
             warnings.warn(note, DeltawWarning, stacklevel=3)

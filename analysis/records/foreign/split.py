@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BY_HEAD = ("gpt_neox", "gpt_neox_japanese", "bloom", "persimmon")  # (q, k, v) of each head in turn
 PLAIN = ("phi3", "phi4_multimodal", "mpt", "modernbert", "modernbert-decoder", "dbrx", "vit", "phi")
 FUSED = ("qkv_proj", "query_key_value", "Wqkv", "c_attn", "qkv", "in_proj", "attn_qkv", "to_qkv")
+FALCON = ("falcon", "RefinedWeb", "RefinedWebModel")
 QKV = ("query", "key", "value")
 
 
@@ -69,7 +70,7 @@ def splits(module: str, shape: Shape, config: Mapping[str, Any]) -> dict[str, Ro
         blocks, parts, order = 4, [1, 1, 1], ("query", "value", "key")
     elif kind in BY_HEAD:
         blocks, parts = heads, [1, 1, 1]
-    elif kind in ("falcon", "RefinedWeb", "RefinedWebModel"):
+    elif kind in FALCON:
         if config.get("new_decoder_architecture"):
             blocks, parts = groups, [heads // groups if groups else 0, 1, 1]
         elif config.get("multi_query", True):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 FORMAT = "deltaw-trajectory"
 VERSION = 3  # 2 had no checksums of manifest, index and log; 1 no constants: they stood in every checkpoint
 CHECKED = 3  # the first version whose manifest and lines have checksums
+ARCHITECTURE = "architecture"  # the key in ``info`` of what the model's configuration says of attention heads
 LINE_LIMIT = 1_000_000  # characters of a line of the index or the log
 MANIFEST, BASE, INDEX, SCALARS, CHECKPOINTS = (
     "manifest.json",

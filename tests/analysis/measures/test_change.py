@@ -327,7 +327,7 @@ def test_arrays_are_taken_and_other_things_named():
     for wrong in ("a", None, 3, [[1.0]], np.eye(3, dtype=int)):
         with pytest.raises(OptionError, match=r"before is .*pass a dense tensor or NumPy array"):
             change(wrong, b, axis="row")
-    with pytest.raises(OptionError, match="axes is 3; choose one or both of 'row', 'column'"):
+    with pytest.raises(OptionError, match="axes is 3; choose one or several of 'row', 'column', 'matrix'"):
         changes(a, b, 3)
 
 

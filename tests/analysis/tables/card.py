@@ -141,8 +141,10 @@ def tables(folder: Path) -> dict[str, float]:
     """Return the largest relative difference of every table of the runs in a folder."""
     found = {}
     given = {"intruders": {"k": 2, "steps": [2]}, "amplification": {"ranks": [1, 2], "steps": [2]}}
+    given |= {"heads": {"heads": 3, "pairs": "consecutive"}, "matrix": {"axes": ("matrix",)}}
+    made = {name: kind for name, kind in TABLES.items() if name != "experts"} | {"matrix": TABLES["changes"]}
     for path in sorted(folder.iterdir()):
-        for name, kind in TABLES.items():
+        for name, kind in made.items():
             make = partial(kind.make, open_runs([path]), **given.get(name, {}))
             found[f"{path.name} {name}"] = compared(lambda work, make=make: make(work=work))
     first, second = open_runs([folder / "lora", folder / "bora"])
@@ -169,10 +171,15 @@ def measures() -> dict[str, float]:
     with Card():
         for name, measure in of.items():
             found[name] = apart(measure(low.to("card")), measure(low))
-        for axis in ("row", "column"):
+        for axis in ("row", "column", "matrix"):
             found[f"change {axis}"] = apart(
                 *(change(*pair, axis).delta_d for pair in both(before, before + 1e-5 * full))
             )
+        blocks = equal_blocks("column", 200, 8)
+        found["change head"] = apart(
+            *(change(*pair, "head", blocks=blocks).delta_d for pair in both(before, before * 1.25 + 1e-5 * full))
+        )
+        found["long vectors"] = apart(*(change(*pair, "matrix").delta_m for pair in both(before, before.T.T * 1.25)))
         found["zero vectors"] = apart(*(change(*pair, "row").delta_m for pair in both(0 * full, full)))
         found["similarity"] = apart(*(dissimilarity(*pair) for pair in both(before, full)))
         found["survival"] = apart(*(survival(*pair, torch.bfloat16).error for pair in both(before, full)))
@@ -189,6 +196,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
 
     from deltaw.analysis import open_runs
+    from deltaw.analysis.measures.blocks import equal_blocks
     from deltaw.analysis.measures.change import change
     from deltaw.analysis.measures.leading import leading_spectrum
     from deltaw.analysis.measures.similarity import dissimilarity

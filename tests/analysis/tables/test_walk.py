@@ -45,9 +45,12 @@ def recorded(tmp_path) -> str:
     return str(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", [name for name in TABLES if name not in ("consecutive", "initial", "intruders")])
+@pytest.mark.parametrize(
+    "name", [name for name in TABLES if name not in ("consecutive", "initial", "intruders", "experts")]
+)
 def test_a_module_without_base_is_left_out_and_the_others_are_there(run, name) -> None:
-    options = {"pairs": "base"} if name == "vectors" else {"ranks": [1]} if name == "amplification" else {}
+    given = {"vectors": {"pairs": "base"}, "amplification": {"ranks": [1]}, "heads": {"heads": 2}}
+    options = given.get(name, {})
     with pytest.warns(DeltawWarning, match=r"1 module is left out, layers\.2\.query: .*no matrix of layers\.2"):
         frame = table([run], name, **options)
     assert set(frame["module"]) == {"layers.0.query", "layers.1.query"}
