@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from page import make_page
 
 from deltaw.trainers.cola import ColaSettings, train_cola
+from deltaw.trainers.cola.experiment import finished_cola
 from deltaw.trainers.cola.grid import grid_runs
 from deltaw.trainers.reproduce.common import run_folder
 
@@ -40,11 +42,15 @@ def wanted(model: str, data: str, out: Path, seeds: int) -> Iterator[tuple[Path,
 @click.option("--model", required=True, help="The folder of MPNet-base.")
 @click.option("--data", required=True, help="The folder with CoLA's TSV files.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder of the runs.")
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="How many, from 0.")
-def main(model: str, data: str, out: Path, seeds: int) -> None:
-    """Train what is not finished."""
-    for place, run in wanted(model, data, out, seeds):
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many, from 0.")
+@click.option("--page", is_flag=True, help="Train nothing: make the page from the runs that are finished.")
+def main(model: str, data: str, out: Path, seeds: int, page: bool) -> None:
+    """Train what is not finished, and make the page."""
+    runs = list(wanted(model, data, out, seeds))
+    for place, run in [] if page else runs:
         train_cola(run, place)
+    results = [(place, finished_cola(run, place)) for place, run in runs]
+    make_page([(place, result) for place, result in results if result is not None])
 
 
 if __name__ == "__main__":
