@@ -1,4 +1,4 @@
-"""The tables of methods and figures in README.md and docs/methods.md, made from the registries by ``make docs``.
+"""Tables in README.md, docs/methods.md and docs/packs.md, made from the registries by ``make docs``.
 
 A table stands between ``<!-- made by `make docs`: NAME -->`` and ``<!-- end -->``.
 """
@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from deltaw.adapters.methods.registry import METHODS
+from deltaw.analysis.claims import MEASURES, RULES
+from deltaw.analysis.claims.arguments import REQUIRED
 from deltaw.analysis.figures import FIGURES
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "methods.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "methods.md", ROOT / "docs" / "packs.md")
 COMMON = ("rank", "alpha", "dropout", "rank_stabilized")  # options that most methods have: said above the table
 
 
@@ -52,7 +54,27 @@ def figures() -> Iterator[str]:
         yield f"| `deltaw plot {name} {runs} -o {name}.{'gif' if figure.movie else 'pdf'}` | {figure.about} |"
 
 
-TABLES = {"methods": methods, "counts": counts, "figures": figures}
+def rules() -> Iterator[str]:
+    """Name and text of every rule."""
+    yield "| rule | agrees where |"
+    yield "|---|---|"
+    for name, rule in RULES.items():
+        yield f"| `{name}` | {rule.text} |"
+
+
+def measures() -> Iterator[str]:
+    """Name, meaning and arguments of every measure of packs."""
+    yield "| measure | what it is | with |"
+    yield "|---|---|---|"
+    for name, measure in MEASURES.items():
+        taken = [
+            f"`{key}`{'' if one.default is REQUIRED else ' (may be left out)'}: {one.takes}"
+            for key, one in measure.arguments.items()
+        ]
+        yield f"| `{name}` | {measure.about} | {'; '.join(taken)} |"
+
+
+TABLES = {"rules": rules, "measures": measures, "methods": methods, "counts": counts, "figures": figures}
 
 
 def filled(text: str) -> str:

@@ -1,6 +1,8 @@
 """``deltaw packs``, and ``deltaw claims`` with packs: what is printed, written and refused."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,3 +177,29 @@ def test_runs_have_roles(capsys, runs, tmp_path):
         code, _, err = call(capsys, *call_of, "--role", wrong)
         assert code == 2
         assert said in err
+
+
+def test_the_worked_example_of_the_documentation(capsys, runs, tmp_path, monkeypatch):
+    """The page's pack is whole, is decided on runs, and its Python makes a pack with a measure of its own."""
+    page = (Path(__file__).parents[2] / "docs" / "packs.md").read_text(encoding="utf-8")
+    blocks = {
+        kind: re.findall(rf"^```{kind}\n(.*?)^```", page, re.DOTALL | re.MULTILINE) for kind in ("toml", "python")
+    }
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(blocks["toml"][0], encoding="utf-8")
+    assert call(capsys, "packs", "mine.toml", "--check")[:2] == (0, "mine: whole, 2 claims, 1 figures\n")
+    code, _, _ = call(capsys, "claims", runs["ft"], runs["lora"], "--pack", "mine.toml", "--tex", "claims.tex")
+    assert code == 0
+    assert r"Claim & Paper & Ours & Verdict \\" in Path("claims.tex").read_text()
+    magnitudes, score = check_claims([runs["ft"], runs["lora"]], "mine.toml")
+    assert magnitudes.statistic is not None
+    assert score.note == "missing: a result of lora and of ft"
+    namespace: dict = {}
+    for block in blocks["python"]:
+        exec(compile(block, "packs.md", "exec"), namespace)
+    text = blocks["toml"][0].replace(
+        '"score"\nwith = { better = "lora", worse = "ft" }', '"runs of"\nwith = { method = "lora" }'
+    )
+    Path("mine.toml").write_text(text, encoding="utf-8")
+    counted = check_claims([runs["ft"], runs["lora"]], namespace["mine"]())[1]
+    assert (counted.statistic, counted.verdict) == (1.0, "disagrees")
