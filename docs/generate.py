@@ -1,7 +1,8 @@
 """Write the pages that are made: ``python docs/generate.py`` or ``make docs``.
 
 cli.md comes from the commands' own help, parameters.md from the figures in paper_parameters.py, claims.md from the
-claims themselves (claims_page.py), the tables of methods and figures from their registries (registry_tables.py).
+claims themselves (claims_page.py), the tables of methods, figures, rules and measures from their
+registries (registry_tables.py).
 """
 
 import runpy
@@ -158,6 +159,6 @@ if __name__ == "__main__":
         path.write_text(text, encoding="utf-8")
         print(f"written to {path.name}")
     tables = runpy.run_path(str(Path(__file__).with_name("registry_tables.py")))
-    for path in tables["PAGES"]:
+    for path in (*tables["PAGES"], *tables["OTHERS"]):
         path.write_text(tables["filled"](path.read_text(encoding="utf-8")), encoding="utf-8")
         print(f"tables of {path.name} made anew")

@@ -11,8 +11,8 @@ from deltaw.analysis.tables.tidy import display_name
 
 CHANGES = ("run", "method", "module", "layer", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d")
 SPECTRA = ("run", "method", "module", "layer", "group", "rank", "full_rank")
-GEOMETRY = ("run", "method", "module", "layer", "kind", "step", "rotation_left", "rotation_right", "rotation_expected")
-GEOMETRY += ("drift", "off_principal", "off_principal_expected", "visible_bfloat16")
+GEOMETRY = ("run", "method", "module", "layer", "kind", "step", "rotation_left", "rotation_right", "rotation_random")
+GEOMETRY += ("drift", "off_principal", "off_principal_expected", "visible_bfloat16", "visible_path_not_taken")
 INTRUDERS = ("run", "method", "module", "layer", "kind", "step", "index", "intruder")
 DISTANCES = ("run", "method", "module", "layer", "kind", "step", "frobenius")
 REGIONS = ("run", "method", "module", "out", "in", "moved_rows", "moved_columns", "untouched_weights")
@@ -47,7 +47,8 @@ class Evidence:
         consecutive, initial, base: ``Trajectory.changes`` of such pairs; a column ``adapter_rank`` tells apart runs
             of several ranks.
         spectra: ``Trajectory.spectra`` at each run's last step, with groups, and adapter_rank and direction_rank.
-        geometry: ``Trajectory.geometry`` at each run's last step, and the last that the compared runs have.
+        geometry: ``Trajectory.geometry``, the columns that are needed, at each run's last step and the last that the
+            compared runs have.
         intruders: ``intruder_table`` at the same steps, one row a singular vector.
         distances: ``Trajectory.spectra``'s frobenius of ΔW at each run's last step and the one nearest to half of it.
             These seven have adapter_rank, and may have a column ``guessing``: why the run is no better than guessing.

@@ -13,8 +13,8 @@ from deltaw.analysis.claims.evidence import of_equal_rank, require_methods, trai
 from deltaw.analysis.claims.interval import LINEAR, LOG, Array, Measured, Undecidable, Weights, bootstrap
 
 EXPECTED = {
-    "rotation_left": "rotation_expected",
-    "rotation_right": "rotation_expected",
+    "rotation_left": "rotation_random",
+    "rotation_right": "rotation_random",
     "off_principal": "off_principal_expected",
 }
 

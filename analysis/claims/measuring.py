@@ -24,12 +24,14 @@ class Need:
         methods: Those of its runs that are compared.
         kinds: Kinds of matrices; none for the one that most papers look at, "query" where there is one.
         axes: Of changes; none for rows and columns.
+        columns: Of the geometry; none for all.
     """
 
     table: str
     methods: tuple[str, ...]
     kinds: tuple[str, ...] = ()
     axes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.table not in TABLES:

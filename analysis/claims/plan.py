@@ -11,6 +11,7 @@ from deltaw.analysis.claims.measuring import Need
 from deltaw.analysis.claims.pack import Pack
 from deltaw.analysis.tables.changes import AXES, changes_table
 from deltaw.analysis.tables.frame import joined
+from deltaw.analysis.tables.geometry import MEASURES, geometry_table
 from deltaw.analysis.tables.intruders import intruder_table
 from deltaw.analysis.tables.run import Step
 from deltaw.analysis.tables.spectra import spectra_table
@@ -115,10 +116,23 @@ class Plan:
         return intruder_table([run], steps=steps, progress=self._progress, work=self._work)
 
     def geometry(self, run: Trajectory) -> pd.DataFrame:
-        """Return rotation, drift, off-principal share and visible share."""
-        steps = self._ends("geometry", run)
-        found: pd.DataFrame = run.geometry(steps)
-        return found
+        """Return rotation, drift, off-principal share and visible share, those that a claim needs."""
+        needs = [need for of_pack in self._needs for need in of_pack if need.table == "geometry"]
+        columns = {column for need in needs for column in need.columns}
+        measures = None if any(not need.columns for need in needs) else _measures_of(columns)
+        return geometry_table(
+            [run],
+            self._ends("geometry", run),
+            measures=measures,
+            visible=("bfloat16", "path-not-taken"),
+            progress=self._progress,
+            work=self._work,
+        )
+
+
+def _measures_of(columns: set[str]) -> list[str]:
+    """The measures of the geometry table that make some of its columns."""
+    return [name for name in MEASURES if any(column.startswith(name) for column in columns)]
 
 
 def _kinds(run: Trajectory) -> dict[str, list[str]]:

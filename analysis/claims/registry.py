@@ -8,6 +8,7 @@ from deltaw.analysis.claims.measuring import Measure, Need, of_methods
 
 COSTS = ("trainable", "seconds_per_epoch", "peak_megabytes")
 GEOMETRY_COLUMNS = ("rotation_left", "rotation_right", "drift", "off_principal", "visible_bfloat16")
+GEOMETRY_COLUMNS += ("visible_path_not_taken",)
 QUANTITIES = ("delta_m", "delta_d")
 AXES = ("row", "column", "matrix")
 PAIRS = ("consecutive", "initial", "base")
@@ -43,6 +44,13 @@ def _cloud_needed(*names: str) -> Any:
     def needs(kind: str | None, axis: str, **given: Any) -> tuple[Need, ...]:
         methods = tuple(dict.fromkeys(given[name] for name in names if given[name] is not None))
         return (Need("base", methods, () if kind is None else (kind,), (axis,)),)
+
+    return needs
+
+
+def _geometry_needed(*names: str) -> Any:
+    def needs(column: str, **given: Any) -> tuple[Need, ...]:
+        return (Need("geometry", tuple(dict.fromkeys(given[name] for name in names)), columns=(column,)),)
 
     return needs
 
@@ -152,13 +160,13 @@ MEASURES: dict[str, Measure] = {
         "a number of the geometry table, averaged over matrices at the last step, of one method over another's",
         _found("geometry"),
         {"column": _GEOMETRY, "over": _METHOD, "under": _METHOD},
-        of_methods("geometry", "over", "under"),
+        _geometry_needed("over", "under"),
     ),
     "beside chance": Measure(
         "a number of the geometry table over what a random update of the same size has",
         _found("chance"),
         {"column": one_of("rotation_left", "rotation_right", "off_principal"), "method": _METHOD},
-        of_methods("geometry", "method"),
+        _geometry_needed("method"),
     ),
     "intruders": Measure(
         "the intruder dimensions among the ten leading singular vectors, a matrix; with minus, less another method's",

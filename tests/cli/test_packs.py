@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,22 @@ def test_what_a_pack_needs_is_measured_and_no_more(runs, mine):
     assert row[row["step"] == 5]["frobenius"].item() == pytest.approx(value.double().norm().item(), rel=1e-5)
     both = check_claims(list(runs.values()), [mine, "lora-vs-full"])
     assert [outcome.claim.paper for outcome in both] == ["Mine"] * 2 + ["LoRA vs Full Fine-tuning"] * 8
+
+
+def test_the_geometry_is_measured_by_column(runs):
+    """The lowest level of the whole way: runs of two methods stand for the two kinds of training."""
+    pack, roles = find_pack("path-not-taken"), {"ft": "sft", "lora": "rl"}
+    opened = open_runs([runs["ft"], runs["lora"]])
+    evidence = gather(opened, [pack], roles=roles)
+    whole = opened[0].geometry([5], k=16)
+    same = evidence.geometry[evidence.geometry["method"] == "sft"].reset_index(drop=True)
+    for column in ("rotation_left", "drift", "off_principal", "off_principal_expected"):
+        assert same[column].tolist() == whole[column].tolist()
+    assert "visible_path_not_taken" in same
+    found = {outcome.claim.sentence: outcome for outcome in check_claims([runs["ft"], runs["lora"]], pack, roles=roles)}
+    assert found["SFT makes the spectrum drift markedly more than RL"].statistic is not None
+    alone = replace(pack, claims=[one for one in pack.claims if one.id == "drift"])
+    assert "rotation_left" not in gather(opened, [alone], roles=roles).geometry.dropna(axis=1, how="all")
 
 
 def test_runs_have_roles(capsys, runs, tmp_path):

@@ -76,7 +76,7 @@ def geometry(levels: dict[str, float], steps: tuple[int, ...] = (5, 10), matrice
             for step in steps:
                 value = level * np.exp(0.05 * draw.normal()) * (1 if step == steps[-1] else 3)
                 row = dict.fromkeys(GEOMETRY[6:], value)
-                row |= {"rotation_expected": 2 * value, "off_principal_expected": 0.9 * value}
+                row |= {"rotation_random": 2 * value, "off_principal_expected": 0.9 * value}
                 labels = {"run": method, "method": method, "module": f"{layer}.query", "layer": layer, "kind": "query"}
                 rows.append(labels | {"step": step} | row)
     return pd.DataFrame(rows)
