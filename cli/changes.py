@@ -112,5 +112,5 @@ def _opened(paths: tuple[str, ...], base: str | None) -> "list[Trajectory]":
     runs = open_runs(paths, base=base)
     formats = [run.source.format for run in runs if len(run.steps) == 1]
     two = base is None and len(runs) == len(formats) == 2
-    pair = two and formats[0] in MODELS and formats[1] in (*MODELS, "peft")
+    pair = two and formats[0] in MODELS and (formats[1] in (*MODELS, "peft") or "adapter" in runs[1].info)
     return [Trajectory.from_pair(*paths)] if pair else runs

@@ -13,6 +13,8 @@ from deltaw.cli.commands import Command
 from deltaw.cli.options import base_option, json_option, modules_option
 from deltaw.cli.output import emit, emit_json, in_columns, progress
 
+NAMED, SAID, LONGEST = 8, 100, 100  # names, texts of a file's metadata, and characters of one that are shown
+
 
 @click.command("inspect", cls=Command)
 @click.argument("path", type=click.Path())
@@ -93,6 +95,7 @@ def _page(found: dict[str, Any]) -> str:
         ("base", (found["base"] or "not known: ΔM and ΔD need it (--base)") + named),
         ("checkpoints", span),
     ]
+    rows[2:2] = _of_adapter(found["info"])
     if "bytes" in found:
         size = found["bytes"]
         rows.insert(3, ("created", found["created"]))
@@ -114,6 +117,18 @@ def _page(found: dict[str, Any]) -> str:
         parts.append(_merges(found["merges"]))
     parts.append(in_columns([{**m, "shape": "×".join(map(str, m["shape"]))} for m in found["modules"]]))
     return "\n\n".join(parts)
+
+
+def _of_adapter(info: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is known of another tool's adapter: whose it is, what its numbers lack, and what its file says of itself."""
+    if "adapter" not in info:
+        return []
+    rows = [("adapter", info["adapter"]), *(("note", note) for note in info.get("notes", ()))]
+    if info.get("left_out"):
+        more = ", …" if len(info["left_out"]) > NAMED else ""
+        rows.append(("left out", f"{len(info['left_out'])}: {', '.join(info['left_out'][:NAMED])}{more}"))
+    said = sorted(info["metadata"].items())
+    return rows + [(name, f"{text[:LONGEST]}{'…' if len(text) > LONGEST else ''}") for name, text in said[:SAID]]
 
 
 def _beside(rows: Sequence[tuple[str, str]]) -> str:

@@ -125,8 +125,8 @@ def _opened(run: str | Path | OpenedRun, base: BaseLike, modules: Sequence[str] 
 
 
 def _base_named(source: Source) -> str | None:
-    settings = source.info.get("peft")
-    name, revision = (settings.get(k) for k in ("base_model_name_or_path", "revision")) if settings else (None, None)
+    settings = source.info.get("peft") or source.info.get("settings_beside") or {}
+    name, revision = settings.get("base_model_name_or_path") or settings.get("model"), settings.get("revision")
     if not isinstance(name, str) or not name:
         return None
     return f"{name} at {revision}" if isinstance(revision, str) and revision else name

@@ -19,7 +19,7 @@ from deltaw.adapters.peft.names import CONFIG
 from deltaw.analysis.records import recorded
 from deltaw.analysis.records.foreign import full, step_files
 from deltaw.analysis.records.foreign.base import BaseLike
-from deltaw.analysis.records.foreign.pair import PairSource
+from deltaw.analysis.records.foreign.pair import PairSource, is_adapter
 from deltaw.analysis.records.foreign.split import SplitSource
 from deltaw.analysis.records.source import Source
 from deltaw.analysis.records.storage.file_names import NO_PARTS, folder_step, unreadable
@@ -205,10 +205,13 @@ def open_pair(
         RecordError: One of them is no model, or they are not of one model.
     """
     modules, began = _patterns(modules), time.time()
-    location = locate(after)
-    if location.has(CONFIG):
-        return _shown(_opens_peft(location, before, modules is not None), modules, split, began)
-    return _shown(PairSource(before, after, everything=modules is not None), modules, split, began)
+    location, everything = locate(after), modules is not None
+    if location.has(CONFIG) and not _is_other(location):
+        return _shown(_opens_peft(location, before, everything), modules, split, began)
+    if _is_other(location) or is_adapter(after):
+        form = next(form for form in FORMATS if form.recognises(location))
+        return _shown(form.opens(location, before, everything), modules, split, began)
+    return _shown(PairSource(before, after, everything=everything), modules, split, began)
 
 
 def _patterns(modules: Sequence[str] | str | None) -> list[str] | None:

@@ -30,7 +30,8 @@ class Source(ABC):
 
     Attributes:
         where: The folder, file or address, for messages.
-        format: What it was recognised as: "deltaw", "transformers", "peft", "safetensors", "dcp" or "pair".
+        format: What it was recognised as: "deltaw", "transformers", "peft", "safetensors", "dcp", "pair", or the tool
+            whose adapters these are, as "kohya".
         method: The method's name, "ft" where whole matrices were saved.
         steps: The steps there are, rising.
         shapes: (out, in) of every module, by its name.

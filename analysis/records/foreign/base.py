@@ -17,6 +17,7 @@ from deltaw.analysis.records.foreign.base_names import BaseNames, from_layer
 from deltaw.analysis.records.foreign.foreign_adapters import refuse_factors
 from deltaw.analysis.records.foreign.layout import StoredMatrix, matrices, module_name
 from deltaw.analysis.records.foreign.model_reader import model_reader, place_of
+from deltaw.analysis.records.foreign.pipeline import INDEX, pipeline
 from deltaw.analysis.records.foreign.quantised.dequantised import UnreadError, dequantised
 from deltaw.analysis.records.source import Place, Shape, fitting
 from deltaw.analysis.records.storage.file_names import is_readable, weights_file
@@ -256,6 +257,8 @@ def open_base(base: BaseLike, *, kernels: bool = False) -> Base | None:
         reader = model_reader(Folder(storage, names))
         return Base(reader(), storage.mapping("config.json"), place=place_of(reader), kernels=kernels)
     file = file or weights_file(names)
+    if file is None and INDEX in names:
+        return Base(pipeline(storage, names), {}, kernels=kernels)
     if file is None:
         if CONFIG in names:
             named = storage.mapping(CONFIG).get("base_model_name_or_path")

@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 from deltaw.adapters.errors import RecordError
 
 MERGE = "merge it into its model with that tool, and open the merged model with the original as base"
+CONVERT = (
+    "load it with diffusers (pipeline.load_lora_weights(FILE)), save it with pipeline.save_lora_weights(FOLDER), and "
+    "open that folder"
+)
 CONFIGURE = (
     "put its adapter_config.json beside it and open the folder; without it α, and so the scale of ΔW, is not known"
 )
@@ -51,18 +55,20 @@ TOOLS = [
     Tool("LyCORIS's LoKr", re.compile(r"\.lokr_[wt][12]"), reads="lycoris"),
     Tool("LyCORIS's or kohya's DoRA", re.compile(r"\.dora_scale$"), reads="lycoris"),
     Tool(
-        "LyCORIS's IA3 or full difference", re.compile(r"^(?:lora|lycoris)_.*\.(?:on_input|diff(?:_b)?|w_norm)$"),
-        reads="lycoris",
-    ),
-    Tool(
         "kohya's LoRA (sd-scripts)", re.compile(r"^lora_[a-z]+\d*_.*\.lora_(?:down|up|mid)\.weight$"), reads="kohya"
     ),
     Tool("LoRA of a diffusion model", re.compile(r"\.lora_(?:down|up|mid)(?:\.weight)?$"), reads="comfyui"),
     Tool(
         "diffusers' LoRA", re.compile(r"(?:_lora|\.lora(?:_linear_layer)?)\.(?:down|up)\.weight$"), reads="diffusers"
     ),
+    Tool(
+        "LyCORIS's IA3 or full difference",
+        re.compile(r"^(?:lora_|lycoris_|diffusion_model\.).*\.(?:on_input|diff(?:_b)?|w_norm)$"),
+        reads="lycoris",
+    ),
     Tool("LyCORIS's OFT", re.compile(r"\.(?:oft_blocks|oft_diag)$")),
     Tool("LyCORIS's GLoRA", re.compile(r"^(?:lora|lycoris)_.*\.[ab][12]\.weight$")),
+    Tool("XLabs' LoRA of Flux", re.compile(r"_lora[12]?\.(?:down|up)\.weight$"), CONVERT),
     Tool("cloneofsimo's LoRA", re.compile(r"^\w+:\d+:(?:up|down)$")),
     Tool("torchtune's LoRA", re.compile(r"\.lora_[ab]\.weight$"), reads="torchtune"),
     Tool("MLX's LoRA", re.compile(r"\.lora_[ab]$"), reads="mlx"),

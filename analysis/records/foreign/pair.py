@@ -13,7 +13,7 @@ from typing_extensions import override
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.records.foreign.base import Base
 from deltaw.analysis.records.foreign.base_names import HEADS, tied_to
-from deltaw.analysis.records.foreign.foreign_adapters import refuse_factors
+from deltaw.analysis.records.foreign.foreign_adapters import foreign_tool, refuse_factors
 from deltaw.analysis.records.foreign.full import FullModelSource
 from deltaw.analysis.records.foreign.model_reader import model_reader, place_of, read_file
 from deltaw.analysis.records.source import Place
@@ -88,6 +88,17 @@ class PairSource(FullModelSource):
     @override
     def rounding(self, module: str, step: int) -> torch.dtype:
         return self.base(module).dtype if step == 0 else super().rounding(module, step)
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Return whether it is an adapter of another tool than PEFT, of a kind that is read.
+
+    Raises:
+        RecordError: It is neither a model nor an adapter, or damaged.
+    """
+    _, reader = _reader(path)
+    found = foreign_tool(reader().names())
+    return found is not None and bool(found[0].reads)
 
 
 def _reader(path: str | Path) -> tuple[Storage, Callable[[], Tensors]]:

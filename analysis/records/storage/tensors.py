@@ -238,6 +238,10 @@ class Renamed(Tensors):
         self._tensors, self._names, self.where = tensors, dict(names), tensors.where
 
     @override
+    def metadata(self) -> dict[str, str]:
+        return self._tensors.metadata()
+
+    @override
     def names(self) -> Collection[str]:
         return self._names
 

@@ -120,7 +120,7 @@ def update(
     if layer.kind == "ia3":
         return _scale(layer, t["scale"], base())
     plain = _plain(layer, t, shape, where)
-    if "magnitude" not in t:
+    if "magnitude" not in t and plain is not None:
         return plain
     W = base()
     V = W if plain is None else W + (plain[0] @ plain[1] if isinstance(plain, tuple) else plain)
@@ -140,7 +140,7 @@ def _plain(layer: Layer, t: Mapping[str, Tensor], shape: Shape, where: str) -> F
     flat = {role: value.flatten(1) if value.ndim > 2 and role[0] == "w" else value for role, value in t.items()}
     settings = Settings(where, "", {"alpha": s, "r": 1}, shape, lambda: torch.empty(0), lambda _: torch.empty(0))
     if layer.kind == "loha":
-        named = {}
+        named: dict[str, Tensor] = {}
         for k in ("1", "2"):
             a, b = flat[f"w{k}_a"], flat[f"w{k}_b"]
             named |= dict(zip((f"hada_w{k}_a", f"hada_w{k}_b"), _untucked(t.get(f"t{k}"), a, b), strict=True))
@@ -175,7 +175,8 @@ def factors(layer: Layer, t: Mapping[str, Tensor]) -> Factors:
 
 def _core(core: Tensor, V: Tensor) -> Tensor:
     """Σ_q C[p, q, k] V[q, i] as (p, i·k)."""
-    return torch.einsum("pqk,qi->pik", core.flatten(2), V).flatten(1)
+    found: Tensor = torch.einsum("pqk,qi->pik", core.flatten(2), V)
+    return found.flatten(1)
 
 
 def _untucked(core: Tensor | None, a: Tensor, b: Tensor) -> Factors:

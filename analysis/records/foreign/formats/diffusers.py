@@ -63,11 +63,11 @@ def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
     told = any(
         "alpha" in layer.tensors or layer.alpha is not None or layer.scaling is not None for layer in layers.values()
     )
-    of_diffusers = all(name.partition(".")[0] in PARTS or ".attn" in name for name in layers)
+    ruled = all(name.partition(".")[0] in PARTS or ".attn" in name or name.startswith("lora_") for name in layers)
     return Found(
         layers,
         dict.fromkeys(rest, "it is no part of an adapter"),
-        [] if told or of_diffusers else [UNKNOWN],
+        [] if told or ruled else [UNKNOWN],
         settings=said,
     )
 
@@ -77,7 +77,9 @@ def _of_layer(name: str) -> str:
     found = _PROCESSOR.search(name)
     if not found:
         return name
-    layer = found.group(1).replace("to_out", "to_out.0") if found.group(1) == "to_out" else found.group(1)
+    layer = "to_out.0" if found.group(1) == "to_out" else found.group(1)
+    if name.startswith("text_encoder"):
+        layer = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "out_proj"}.get(layer, layer)
     return f"{name[: found.start()]}.{layer}.lora.{found.group(2)}.weight"
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from deltaw.adapters.errors import RecordError
 from deltaw.adapters.peft.names import CONFIG, WEIGHTS
-from deltaw.analysis.records.foreign.base import BaseLike, open_base
+from deltaw.analysis.records.foreign.base import BaseLike, base_named, open_base
 from deltaw.analysis.records.foreign.foreign_adapters import BY_SETTINGS, Tool, foreign_tool, settings_tool
 from deltaw.analysis.records.foreign.formats import diffusers, fused, kohya, mlx, naming, peft_like
 from deltaw.analysis.records.foreign.formats.source import AdapterFormat, ForeignAdapters
@@ -41,6 +42,10 @@ _LINE = re.compile(r"([A-Za-z_]\w{0,60}):[ \t]+(\S{1,80})[ \t]*(?:#.*)?")
 _MLX_STEP = re.compile(r"(\d{1,18})_adapters\.safetensors")
 _TUNE_STEP = re.compile(r"adapter_(\d{1,18})\.(?:pt|bin|safetensors)")
 TUNE_MODEL = "adapter_model.pt"
+NPZ = (
+    "adapters.npz is MLX's older format; write mlx.core.save_safetensors('adapters.safetensors', "
+    "dict(mlx.core.load('adapters.npz'))) in Python, and open the folder again"
+)
 
 
 def adapter_source(
@@ -94,8 +99,14 @@ def _opened(
 ) -> Source:
     read, shown = READERS[tool.reads]
     form = AdapterFormat(tool.reads, tool.name, tool.advice, read, shown)
-    given = open_base(base, kernels=True)
+    given = open_base(base if base is not None else _named(settings[min(models)]), kernels=True)
     return ForeignAdapters(where, form, models, first, settings, given, log=log, steps_known=steps_known)
+
+
+def _named(settings: Mapping[str, Any]) -> Path | None:
+    """The model in Hugging Face's cache that settings name as the one that was trained."""
+    name = settings.get("base_model_name_or_path") or settings.get("model")
+    return base_named({**settings, "base_model_name_or_path": name})
 
 
 def beside(storage: Storage, root: Storage | None = None) -> dict[str, Any]:
@@ -212,6 +223,7 @@ def _file(folder: Folder, form: str) -> str:
             return str(name)
     tool, there = settings_tool(folder.storage.mapping(CONFIG)), ", ".join(names[:8])
     held = "an adapter" if tool is None else tool.name
+    advice = NPZ if "adapters.npz" in names else "copy it there"
     raise RecordError(
-        f"{folder.storage.where}: holds {held} by its {CONFIG}, but no file of it (there are {there}); copy it there"
+        f"{folder.storage.where}: holds {held} by its {CONFIG}, but no file of it (there are {there}); {advice}"
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from deltaw.adapters.peft.formulas.settings import Factors
 
 OPEN_NAMES = 2**17  # of tensors that are kept, in all
+MODULE = "module."
 NAMED = 8  # layers that a message names
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class ForeignAdapters(Source):
         self._form, self._base, self._log = form, base, log or []
         self.config = {} if base is None else base.config
         self._open: OrderedDict[int, _File] = OrderedDict()
+        first = _unwrapped(first)
         found = self._found(self.steps[0], first)
         self._open[self.steps[0]] = _File(first, found.layers)
         own = Base(Renamed(first, found.own), {}, kernels=True) if found.own else None
@@ -164,7 +166,7 @@ class ForeignAdapters(Source):
 
     def _file(self, step: int) -> _File:
         if step not in self._open:
-            tensors = self._models[step]()
+            tensors = _unwrapped(self._models[step]())
             self._open[step] = _File(tensors, self._found(step, tensors).layers)
             while len(self._open) > max(2, OPEN_NAMES // max(1, len(tensors.names()))):
                 self._open.popitem(last=False)
@@ -316,6 +318,13 @@ class ForeignAdapters(Source):
     @override
     def scalars(self) -> list[dict[str, float]]:
         return self._log
+
+
+def _unwrapped(tensors: Tensors) -> Tensors:
+    """The tensors without the ``module.`` that data-parallel training puts before all of their names."""
+    if not all(name.startswith(MODULE) for name in tensors.names()):
+        return tensors
+    return Renamed(tensors, {name.removeprefix(MODULE): name for name in tensors.names()})
 
 
 def _float64() -> torch.dtype:

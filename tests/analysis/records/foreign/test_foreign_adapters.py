@@ -23,6 +23,7 @@ NAMES = {
     "processors": (["down.0.attn1.processor.to_q_lora.down.weight"], "diffusers' LoRA"),
     "diffusers": (["unet.0.attn1.to_q.lora.down.weight", "unet.0.attn1.to_q.lora.up.weight"], "diffusers' LoRA"),
     "diffusers as PEFT": (["transformer.blocks.0.to_q.lora_A.weight"], "as diffusers saves it"),
+    "xlabs": (["double_blocks.0.processor.qkv_lora1.down.weight"], "XLabs' LoRA of Flux"),
     "cloneofsimo": (["unet:0:up", "unet:0:down"], "cloneofsimo's LoRA"),
     "torchtune": (["layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight"], "torchtune's LoRA"),
     "mlx": (["model.layers.0.self_attn.q_proj.lora_a"], "MLX's LoRA"),

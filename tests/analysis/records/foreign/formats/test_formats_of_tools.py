@@ -194,6 +194,36 @@ def test_kohya_s_metadata_is_kept_as_text(tmp_path):
     assert run.info["adapter"] == "kohya's LoRA (sd-scripts)"
 
 
+def test_inspect_names_the_tool_and_what_the_file_says(tmp_path, capsys):
+    from deltaw.cli import main
+
+    file, _ = tensors_of("linear")
+    file["lora_unet_mid_norm.w_norm"] = drawn(OUT)
+    path = saved(tmp_path, file, metadata={"ss_network_dim": "3", "ss_tag_frequency": "x" * 500})
+    main(["inspect", str(path), "--quick"])
+    out = capsys.readouterr().out
+    for said in ("kohya", "sd-scripts", "ss_network_dim", "left out", "lora_unet_mid_norm"):
+        assert said in out
+    assert "x" * 101 not in out
+
+
+@pytest.mark.parametrize("lead", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_wrappers_are_taken_off(lead, tmp_path):
+    for case, names in (("torchtune", ("lora_a.weight", "lora_b.weight")), ("loralib", ("lora_A", "lora_B"))):
+        down, up = drawn(RANK, INTO), drawn(OUT, RANK, seed=1)
+        file = {f"{lead}layers.0.attn.v_proj.{name}": value for name, value in zip(names, (down, up), strict=True)}
+        run = Trajectory.open(saved(tmp_path / case, file))
+        assert run.modules == ["layers.0.attn.v_proj"]
+        close(run.update(run.modules[0], 0), up @ down)
+
+
+def test_mlx_s_older_file_is_refused_with_its_conversion(tmp_path):
+    (tmp_path / "adapters.npz").write_bytes(b"none")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(MLX))
+    with pytest.raises(RecordError, match=r"MLX's adapters.*save_safetensors"):
+        Trajectory.open(tmp_path)
+
+
 def test_kohya_s_epochs_are_steps(tmp_path, caplog):
     updates = {}
     for step, name in ((1, "last-000001"), (2, "last-000002"), (3, "last")):
