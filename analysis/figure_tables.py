@@ -8,13 +8,15 @@ import pandas as pd
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.patterns import matching
-from deltaw.analysis.measures.change import Axis
+from deltaw.analysis.measures.change import AXES, Axis
 from deltaw.analysis.measures.subspace import Side
 from deltaw.analysis.runs import Paths, open_runs, table
 from deltaw.analysis.tables.agreement import update_agreement
 from deltaw.analysis.tables.amplification import amplification_table
+from deltaw.analysis.tables.blocks import Heads
 from deltaw.analysis.tables.changes import changes_table
-from deltaw.analysis.tables.frame import joined
+from deltaw.analysis.tables.frame import joined, notes_of
+from deltaw.analysis.tables.heads import head_changes
 from deltaw.analysis.tables.intruders import intruder_table
 from deltaw.analysis.tables.run import Step
 from deltaw.analysis.tables.similarity import similarity_table
@@ -30,17 +32,27 @@ from deltaw.analysis.trajectory import Trajectory
 
 
 def consecutive(
-    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, work: Work | None = None
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    axis: Axis | None = None,
+    work: Work | None = None,
 ) -> pd.DataFrame:
     """Return ΔM and ΔD from step to step."""
-    return _changes(paths, "consecutive", kind, modules, work)
+    return _changes(paths, "consecutive", kind, modules, work, axis)
 
 
 def initial(
-    paths: Paths, *, kind: str | None = None, modules: Sequence[str] | None = None, work: Work | None = None
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    axis: Axis | None = None,
+    work: Work | None = None,
 ) -> pd.DataFrame:
     """Return ΔM and ΔD since the first recorded step."""
-    return _changes(paths, "initial", kind, modules, work)
+    return _changes(paths, "initial", kind, modules, work, axis)
 
 
 def since(
@@ -49,10 +61,11 @@ def since(
     kind: str | None = None,
     modules: Sequence[str] | None = None,
     pairs: Literal["base", "initial"] = "base",
+    axis: Axis | None = None,
     work: Work | None = None,
 ) -> pd.DataFrame:
     """Return ΔM and ΔD since the base weights, or since the first recorded step."""
-    return _changes(paths, pairs, kind, modules, work)
+    return _changes(paths, pairs, kind, modules, work, axis)
 
 
 def last_base(paths: Paths, *, modules: Sequence[str] | None = None, work: Work | None = None) -> pd.DataFrame:
@@ -161,6 +174,27 @@ def vectors(
     return told(joined(frames), runs)
 
 
+def heads(
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    step: int | None = None,
+    heads: Heads = None,
+    work: Work | None = None,
+) -> pd.DataFrame:
+    """Return ΔM and ΔD of every attention head since the base weights, at each run's last step or a given one."""
+    frames, runs = [], _moved(paths)
+    for run in runs:
+        chosen = modules_of_kind(run, kind, modules)
+        options: dict[str, Any] = {"modules": chosen, "progress": True, "work": work or HERE}
+        frames.append(head_changes([run], [(None, run.steps[-1] if step is None else step)], heads=heads, **options))
+    found = joined(frames)
+    if found.empty:
+        raise OptionError("; ".join(notes_of(found, "no_rows")))
+    return told(found, runs)
+
+
 def overlap(
     paths: Paths,
     *,
@@ -252,11 +286,16 @@ def updates(paths: Paths, *, module: str | None = None, step: int | None = None)
 
 
 def _changes(
-    paths: Paths, pairs: Any, kind: str | None, modules: Sequence[str] | None, work: Work | None
+    paths: Paths,
+    pairs: Any,
+    kind: str | None,
+    modules: Sequence[str] | None,
+    work: Work | None,
+    axis: Axis | None = None,
 ) -> pd.DataFrame:
-    runs = open_runs(paths)
+    runs, axes = open_runs(paths), AXES if axis is None or axis in AXES else (axis,)
     options: dict[str, Any] = {"progress": True, "work": work or HERE}
-    frames = [changes_table([run], pairs, modules=modules_of_kind(run, kind, modules), **options) for run in runs]
+    frames = [changes_table([run], pairs, axes, modules=modules_of_kind(run, kind, modules), **options) for run in runs]
     return told(joined(frames), runs)
 
 

@@ -7,7 +7,15 @@ import click
 
 from deltaw.analysis.tables.work import Work
 from deltaw.cli.commands import Command, ListOption, OneOf
-from deltaw.cli.options import base_option, json_option, modules_option, out_option, runs_argument, work_options
+from deltaw.cli.options import (
+    base_option,
+    heads_option,
+    json_option,
+    modules_option,
+    out_option,
+    runs_argument,
+    work_options,
+)
 from deltaw.cli.output import emit_table, progress, write_table
 from deltaw.cli.summary import GROUPS, Shown, at_step, emit_summary, shown_options
 
@@ -18,11 +26,18 @@ if TYPE_CHECKING:
 
 MODELS = ("safetensors", "transformers")  # formats of whole models
 PAIRS = ("consecutive", "initial", "base")
+AXES = ("row", "column", "matrix", "head", "expert")
 COLUMNS = {
     "delta_m_row": "ΔM, the mean over rows of |‖w_t‖ − ‖w_s‖|, in units of the weights (BoRA, equation 5)",
     "delta_m_column": "ΔM, the mean over columns of the same (DoRA, equation 3)",
+    "delta_m_matrix": "ΔM of the whole matrix as one vector: of Frobenius' norm (MAP)",
+    "delta_m_head": "ΔM, the mean over attention heads, each one vector",
+    "delta_m_expert": "ΔM of an expert's whole matrix as one vector",
     "delta_d_row": "ΔD, the mean over rows of 1 − cos(w_t, w_s), from 0 to 2 (BoRA, equation 6)",
     "delta_d_column": "ΔD, the mean over columns of the same (DoRA, equation 4)",
+    "delta_d_matrix": "ΔD of the whole matrix as one vector (MAP)",
+    "delta_d_head": "ΔD, the mean over attention heads",
+    "delta_d_expert": "ΔD of an expert's whole matrix",
 }
 
 
@@ -34,6 +49,13 @@ COLUMNS = {
     kind=OneOf(PAIRS),
     help="One or several of: {names}. Default: consecutive; base for a run of one checkpoint.",
 )
+@click.option(
+    "--axes",
+    cls=ListOption,
+    kind=OneOf(AXES),
+    help="One or several of: {names}. Default: row and column.",
+)
+@heads_option
 @modules_option
 @base_option
 @click.option("--step", type=int, help="Show the pairs that end at this step. Default: each run's last.")
@@ -45,6 +67,8 @@ COLUMNS = {
 def command(
     runs: tuple[str, ...],
     pairs: list[str],
+    axes: list[str],
+    heads: dict[str, int] | None,
     modules: tuple[str, ...],
     base: str | None,
     correlate: bool,
@@ -62,9 +86,16 @@ def command(
     Several, as consecutive,base, are measured in one pass; the table then has a column pairs.
 
     \b
+    --axes row, column    the vectors of W [out, in], one per output or input feature
+           matrix         the whole matrix as one vector
+           head           an attention head's rows of query, key, value, its columns of the output
+           expert         an expert's whole matrix
+
+    \b
     Example:
       deltaw changes runs/lora runs/bora --pairs base -o changes.csv
       deltaw changes runs/* --pairs base --correlation
+      deltaw changes runs/lora --axes row,matrix,head
       deltaw changes before/model.safetensors after/model.safetensors
 
     A run is a folder that deltaw recorded, an output folder of Hugging Face or PEFT, or its address. Two model files,
@@ -73,9 +104,9 @@ def command(
     from deltaw.analysis.measures.correlation import correlation
     from deltaw.analysis.runs import table
 
-    kinds = pairs[0] if len(pairs) == 1 else tuple(pairs) or None
-    opened, bars = _opened(runs, base), progress(as_json)
-    frame = table(opened, "changes", pairs=kinds, modules=modules or None, progress=bars, work=work)
+    kinds, chosen = pairs[0] if len(pairs) == 1 else tuple(pairs) or None, tuple(axes) or AXES[:2]
+    opened, bars, known = _opened(runs, base), progress(as_json), modules or None
+    frame = table(opened, "changes", pairs=kinds, axes=chosen, heads=heads, modules=known, progress=bars, work=work)
     if correlate:
         frame = correlation(frame, by=["run", "method", "kind", *(["pairs"] if "pairs" in frame else []), "axis"])
     if correlate or as_json or shown.every:
@@ -84,15 +115,16 @@ def command(
     if path is not None:
         write_table(frame, path)
     there = at_step(frame, "step_to", shown.step)
-    emit_summary(_by_axis(there), COLUMNS, shown, _what(there), total=len(frame), path=path)
+    columns = {name: told for name, told in COLUMNS.items() if name.rpartition("_")[2] in set(there["axis"])}
+    emit_summary(_by_axis(there, list(columns)), columns, shown, _what(there), total=len(frame), path=path)
 
 
-def _by_axis(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Return a row a matrix, with the two axes side by side."""
+def _by_axis(frame: "pd.DataFrame", columns: list[str]) -> "pd.DataFrame":
+    """Return a row a matrix, with the axes side by side."""
     keys = [name for name in frame.columns if name in (*GROUPS, "step_from", "step_to")]
     found = frame.pivot(index=keys, columns="axis", values=["delta_m", "delta_d"])
     found.columns = found.columns.map("_".join)
-    return found.reindex(columns=list(COLUMNS)).reset_index()
+    return found.reindex(columns=columns).reset_index()
 
 
 def _what(frame: "pd.DataFrame") -> str:

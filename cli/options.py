@@ -58,6 +58,28 @@ def _check_folder(context: click.Context, option: click.Parameter, path: Path | 
 # A path so that a shell completes it; an address is taken as well.
 runs_argument = click.argument("runs", nargs=-1, required=True, type=click.Path())
 base_option = click.option("--base", type=click.Path(), metavar="TEXT", help=BASE_HELP)
+
+
+class _Heads(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.4 on
+    name = "NUMBER|NAME=NUMBER,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",")] if "=" in value else [(HEADS, "=", value)]
+        try:
+            return {name.strip(): int(number) for name, _, number in pairs}
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor names with numbers, as {HEADS}=12", param, ctx)
+
+
+HEADS = "num_attention_heads"
+HEADS_SETTINGS: dict[str, Any] = {
+    "type": _Heads(),
+    "help": "Attention heads, where the run does not say: a number, or by the configuration's names "
+    "(num_attention_heads=32,num_key_value_heads=8).",
+}
+heads_option = click.option("--heads", **HEADS_SETTINGS)
 modules_option = click.option("--modules", multiple=True, help=MODULES_HELP)
 with_default = functools.partial(click.option, show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

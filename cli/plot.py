@@ -9,7 +9,7 @@ from deltaw.analysis.figures.drawing.formats import check_path
 from deltaw.analysis.figures.registry import FIGURES, FigureKind
 from deltaw.analysis.tables.work import HERE
 from deltaw.cli.commands import Command, Group, OneOf
-from deltaw.cli.options import BASE_HELP, MODULES_HELP, work_of, work_parameters
+from deltaw.cli.options import BASE_HELP, HEADS_SETTINGS, MODULES_HELP, work_of, work_parameters
 from deltaw.cli.output import check_writable, remark
 
 
@@ -29,8 +29,12 @@ _OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "kinds": (["--kind", "kinds"], {"multiple": True, "help": "May be repeated. Default: query, key and value."}),
     "axis": (
         ["--axis"],
-        {"type": OneOf(["column", "row"]), "help": "column: DoRA's equation; row: its code. Default: {axis}."},
+        {
+            "type": OneOf(["column", "row", "matrix", "head", "expert"]),
+            "help": "column: DoRA's equation; row: its code; or larger vectors. Default: {axis}.",
+        },
     ),
+    "heads": (["--heads"], HEADS_SETTINGS),
     "scale": (["--scale"], {"type": OneOf(["linear", "log"]), "help": "Default: {scale}."}),
     "share": (
         ["--share"],

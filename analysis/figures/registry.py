@@ -190,6 +190,12 @@ FIGURES = {
         "a quantile of ΔM and ΔD as a map of layers and steps",
         "kind axis quantile at_most modules",
     ),
+    "heads": _kind(
+        "heads",
+        "heads",
+        "ΔM and ΔD of single attention heads as a map of layers and heads",
+        "kind step modules heads",
+    ),
     "animation": _kind(
         "animation",
         "since",

@@ -154,12 +154,13 @@ class Walk:
         """
         frame = frame_of(blocks, columns)
         left_out = [note for plan in self._plans for note in _left_out(plan)]
-        left_out += [note for plan in self._plans for note in unknown_heads(plan.run, plan.modules, axes, heads)]
-        if axes and {"head", "expert"}.issuperset(axes):
-            there = {block["run"] for block in blocks}
-            self._no_rows += [
-                nothing_along(plan.run, axes) for plan in self._plans if plan.stops and plan.run.name not in there
-            ]
+        there = {block["run"] for block in blocks}
+        for plan in self._plans:
+            unknown = unknown_heads(plan.run, plan.modules, axes, heads)
+            if axes and {"head", "expert"}.issuperset(axes) and plan.stops and plan.run.name not in there:
+                self._no_rows += unknown or [nothing_along(plan.run, axes)]
+            else:
+                left_out += unknown
         frame.attrs |= {about: notes for about, notes in zip(ABOUT, (left_out, self._no_rows), strict=True) if notes}
         for note in left_out:
             warnings.warn(note, DeltawWarning, stacklevel=3)

@@ -67,12 +67,14 @@ def draw_panels(
     check_choice("share", share, get_args(Share))
     check_choice("scale", scale, get_args(Scale))
     if axis is not None:
-        check_choice("axis", axis, ROWS)
+        check_choice("axis", axis, get_args(Axis))
     rows, chosen = select(frame, kind, methods)
     axes: tuple[Axis, ...] = ROWS if axis is None else (axis,)
     for one in axes:
         if not (rows["axis"] == one).any():
-            raise OptionError(f'the table has no rows of axis {one!r}; make it with axes=("row", "column")')
+            raise OptionError(
+                f"the table has no rows of axis {one!r}; make it with axes={ROWS[::-1] if one in ROWS else (one,)!r}"
+            )
     rows, notes = _clean(rows[rows["axis"].isin(axes)])
     curves = {
         (q.symbol, str(method), str(one)): _curve(found, q.column)

@@ -102,8 +102,8 @@ def distribution(
                 canvas.title(panel, method_name(method), letter(number))
     canvas.legend(in_rows(legend, 4 if across > 1 else 2))
     symbols = " and ".join(q.symbol for q in drawn)
-    what = f"How {symbols} are spread over the {axis}s of a matrix, for {methods_named(rows)}"
-    band = f"bands: shares of a matrix's {axis}s"
+    what = f"How {symbols} are spread over the {plural(axis)} of a matrix, for {methods_named(rows)}"
+    band = f"bands: shares of a matrix's {plural(axis)}"
     facts = facts_of(what, rows, "step_to", pairs="changes since the base weights", interval=band, notes=notes)
     return canvas.finish(facts, "training step")
 
@@ -121,6 +121,11 @@ def vector_rows(
     moved = rows[rows["step_to"] > 0]
     rows, notes = finite(rows if moved.empty else moved, ("delta_m", "delta_d"))
     return rows, chosen, notes
+
+
+def plural(axis: Axis) -> str:
+    """Return the word for several vectors along an axis."""
+    return "matrices" if axis == "matrix" else f"{axis}s"
 
 
 def limits_of(values: "pd.Series[float]", symbol: str) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods
 from deltaw.analysis.figures.drawing.layer_positions import axis_coordinates, positions_of, with_positions
 from deltaw.analysis.figures.drawing.quantities import Measure, quantities
 from deltaw.analysis.figures.drawing.style import check_range
-from deltaw.analysis.figures.kinds.distribution import CHOOSE, limits_of, vector_rows
+from deltaw.analysis.figures.kinds.distribution import CHOOSE, limits_of, plural, vector_rows
 from deltaw.analysis.measures.change import Axis
 
 _COLORS = colormaps["viridis"].with_extremes(under="#1b0033")
@@ -126,5 +126,5 @@ def heatmap(
     looks = "; ".join(name for name in (_NO_MOVE, _BELOW, _MISSING) if name in seen)
     notes = [*([looks] if looks else []), *notes]
     what = f"The {word} {' and '.join(q.symbol for q in drawn)} by layer and step for {methods_named(rows)}"
-    pairs = f"changes since the base weights, over a matrix's {axis}s"
+    pairs = f"changes since the base weights, over a matrix's {plural(axis)}"
     return canvas.finish(facts_of(what, rows, "step_to", pairs=pairs, notes=notes), "training step")

@@ -19,6 +19,7 @@ SINGLE: dict[str, dict[str, Any]] = {
     "similarity": {"over": "layers"},
     "distribution": {"measure": "delta_m"},
     "heatmap": {"measure": "delta_d"},
+    "heads": {"measure": "delta_d"},
     "overlap": {"layers": [0]},
     "agreement": {"measure": "cosine"},
 }
@@ -31,6 +32,7 @@ def table() -> pd.DataFrame:
             "run": method, "method": method, "module": f"m.layer.{layer}.query", "layer": layer, "kind": "query",
             "axis": axis, "step": step, "step_from": pd.NA, "step_to": step, "delta_m": step * 1e-3 + layer * 1e-4,
             "delta_d": 1e-5 * (layer + 1) * step,
+            "part": "query", "head": 0,
             "index": 1, "singular_value": 1.0, "similarity": 0.4, "dissimilarity": 0.6, "rank": 4, "direction_rank": 4,
             "full_rank": 8, "group": "update", "effective_rank": 2.0, "stable_rank": 1.5, "amplification": 3.0,
             "quantile": 0.5, "seed": 0, "best_mcc": 0.5, "seconds_per_epoch": 1.0, "peak_megabytes": 9.0,

@@ -12,8 +12,10 @@ from deltaw.adapters import METHODS, OptionError
 from deltaw.analysis.figures import (
     amplification,
     angles,
+    caption,
     distribution,
     effective_rank,
+    heads,
     heatmap,
     intruders,
     overlap,
@@ -21,6 +23,7 @@ from deltaw.analysis.figures import (
     similarity,
     singular_values,
 )
+from deltaw.analysis.figures.kinds.heads import COLUMNS as HEADS
 from deltaw.analysis.measures.chance import expected_angles
 
 STEPS = (0, 50, 100)
@@ -454,3 +457,41 @@ def test_a_table_read_back_from_csv_gives_the_same_file(tmp_path, name) -> None:
     first = save(draw(table()), tmp_path / "a.svg").read_bytes()
     table().to_csv(tmp_path / "table.csv", index=False)
     assert save(draw(pd.read_csv(tmp_path / "table.csv")), tmp_path / "b.svg").read_bytes() == first
+
+
+def test_heads_are_a_map_of_layers_and_heads() -> None:
+    rows = [
+        (
+            "a",
+            method,
+            f"h.{layer}.c_attn",
+            layer,
+            "qkv",
+            part,
+            pd.NA,
+            step,
+            head,
+            scale * step * (1 + head),
+            0.1 * layer,
+        )
+        for method, scale in (("lora", 1.0), ("bora", 10.0))
+        for layer in range(2)
+        for step in (10, 20)
+        for part, count in (("query", 4), ("key", 2))
+        for head in range(count)
+        if (method, layer, part, head) != ("bora", 1, "key", 1)
+    ]
+    frame = pd.DataFrame(rows, columns=list(HEADS))
+    figure = heads(frame)
+    np.testing.assert_allclose(figure.axes[0].collections[0].get_array(), [[20.0, 40.0, 60.0, 80.0]] * 2)
+    assert "white: exactly 0" in figure.get_supxlabel()  # ΔD of layer 0
+    assert "head by head" in caption(figure)
+    keys = heads(frame, kind="key", measure="delta_m")
+    assert keys.axes[0].get_title("left") == "(a) LoRA"
+    bora = keys.axes[1].collections[0].get_array()
+    assert np.ma.getmaskarray(bora).tolist() == [[False, False], [False, True]]  # not recorded
+    assert keys.axes[0].collections[0].get_clim() == keys.axes[1].collections[0].get_clim()
+    with pytest.raises(OptionError, match="no matrix of kind 'value'; there are key, query"):
+        heads(frame, kind="value")
+    with pytest.raises(OptionError, match="head_changes"):
+        heads(frame.drop(columns="part"))

@@ -11,6 +11,7 @@ from deltaw.adapters import OptionError, create, inject
 from deltaw.adapters.errors import DeltawWarning
 from deltaw.analysis import Trajectory, correlation, expert_changes, head_changes, table, vector_changes
 from deltaw.analysis.tables.kept import keeper
+from deltaw.cli import main
 from deltaw.trainers import Recorder
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 20, "vocab_size": 30}
@@ -186,13 +187,35 @@ def test_where_the_heads_are_not_known_the_other_axes_come(tmp_path):
 
 def test_a_table_of_heads_alone_says_why_it_is_empty(tmp_path):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(OptionError, match=r"no attention matrix with heads that are known; .*give them: heads="):
+        warnings.simplefilter("error")
+        with pytest.raises(OptionError, match=r"head' is left out of 0.query and 1 more: .*give them: heads="):
             table([unnamed(tmp_path / "run")], "heads")
+        with pytest.raises(OptionError, match=r"no attention matrix with heads that are known; ask for other axes, or"):
+            table([unnamed(tmp_path / "up", ("up",))], "heads")
     with pytest.raises(
         OptionError, match=r"there is no expert \(….experts.0.…\) among its modules; ask for other axes"
     ):
         table([unnamed(tmp_path / "other", ("up", "down"))], "experts")
+
+
+def test_at_the_command_line(runs, tmp_path, capsys):
+    assert main(["changes", str(runs["lora"].path), "--axes", "matrix,head", "--pairs", "base", "--explain"]) == 0
+    said = capsys.readouterr().out
+    assert "delta_m_matrix" in said
+    assert "delta_d_head" in said
+    assert "delta_m_row" not in said
+    own = str(unnamed(tmp_path / "run").path)
+    assert main(["changes", own, "--axes", "head", "--pairs", "base"]) == 2
+    told = capsys.readouterr().err
+    assert "give them: heads=" in told
+    for heads in ("2", "num_attention_heads=2"):
+        assert main(["changes", own, "--axes", "head", "--pairs", "base", "--heads", heads, "--json"]) == 0
+        assert '"head"' in capsys.readouterr().out
+    assert main(["changes", own, "--heads", "two"]) == 2
+    assert "'two' is neither a number nor names with numbers" in capsys.readouterr().err
+    assert main(["plot", "heads", own, "--heads", "2", "-o", str(tmp_path / "heads.png")]) == 0
+    assert main(["plot", "cloud", str(runs["ft"].path), "--axis", "matrix", "-o", str(tmp_path / "cloud.png")]) == 0
+    assert (tmp_path / "heads.png").exists()
 
 
 def test_a_record_keeps_what_the_configuration_says_of_heads(runs, tmp_path):
