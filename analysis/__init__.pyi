@@ -7,6 +7,10 @@ from .claims.checking import check_claims as check_claims
 from .claims.found import packs as packs
 from .claims.schema import load_pack as load_pack
 from .inspection.inspect import inspect_run as inspect_run
+from .interpolation import interpolated as interpolated
+from .interpolation import interpolation_table as interpolation_table
+from .interpolation import loss_barrier as loss_barrier
+from .interpolation import save_weights as save_weights
 from .measures.alignment import update_cosine as update_cosine
 from .measures.amplification import Amplification as Amplification
 from .measures.amplification import amplification as amplification

@@ -17,7 +17,7 @@ ORDER: dict[str, list[set[str]]] = {
     "analysis": [
         {"report"},
         {"advice", "claims", "figures", "inspection", "figure_tables"},
-        {"runs"},
+        {"runs", "interpolation"},
         {"trajectory"},
         {"tables"},
         {"records.open"},
