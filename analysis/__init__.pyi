@@ -24,6 +24,7 @@ from .measures.drift import SpectralDrift as SpectralDrift
 from .measures.drift import spectral_drift as spectral_drift
 from .measures.energy import OverlapEnergy as OverlapEnergy
 from .measures.energy import overlap_energy as overlap_energy
+from .measures.entropy import spectral_entropy as spectral_entropy
 from .measures.intruders import Intruders as Intruders
 from .measures.intruders import intruders as intruders
 from .measures.masks import MaskAgreement as MaskAgreement
@@ -50,6 +51,8 @@ from .runs import table as table
 from .tables.agreement import update_agreement as update_agreement
 from .tables.amplification import amplification_table as amplification_table
 from .tables.geometry import geometry_table as geometry_table
+from .tables.growth import singular_value_growth as singular_value_growth
+from .tables.growth import spectral_growth as spectral_growth
 from .tables.heads import expert_changes as expert_changes
 from .tables.heads import head_changes as head_changes
 from .tables.intruders import intruder_table as intruder_table
