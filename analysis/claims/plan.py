@@ -75,7 +75,7 @@ class Plan:
         """Return the changes of each kind of pairs; each checkpoint of a module is read once."""
         pairs, by_kind = self._pairs(run), _kinds(run)
         needs = [need for of_pack in self._needs for need in of_pack if need.table in CHANGED]
-        axes = [*AXES, *(["matrix"] if any("matrix" in need.axes for need in needs) else [])]
+        axes = [*AXES, *sorted({axis for need in needs for axis in need.axes} - set(AXES))]
         kinds = {kind for need in needs if need.table == "base" for kind in need.kinds or (self.kind,)}
         own = by_kind.get(self.kind, [])
         of_base = [name for kind, names in by_kind.items() if kind in kinds for name in names]

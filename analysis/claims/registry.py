@@ -10,7 +10,7 @@ COSTS = ("trainable", "seconds_per_epoch", "peak_megabytes")
 GEOMETRY_COLUMNS = ("rotation_left", "rotation_right", "drift", "off_principal", "visible_bfloat16")
 GEOMETRY_COLUMNS += ("visible_path_not_taken",)
 QUANTITIES = ("delta_m", "delta_d")
-AXES = ("row", "column", "matrix")
+AXES = ("row", "column", "matrix", "head", "expert")
 PAIRS = ("consecutive", "initial", "base")
 
 _METHOD = text(takes="a method")

@@ -18,6 +18,17 @@ the last recorded step and those nearest to a quarter, a half and three quarters
 checkpoints and the last; where there are fewer, all. Step 0, where nothing has moved, is no point. The r of several
 runs are averaged.
 
+    slope       of ΔM on ΔD, of the same points and steps as r; it has the unit of ΔM
+
+    geometry    the ratio of two methods' largest principal angles, drifts, off-principal or visible shares, each a mean
+                over matrices and runs, at the last step that both have; or of one method's over that of a random update
+
+    intruders   a matrix among the ten leading singular vectors, or the difference of two methods'
+
+    growth      of ‖ΔW‖ from the recorded step nearest to half of the last, to the last
+
+These four are of the packs beyond the four papers. Then
+
     score       the difference of two methods' scores: CoLA's best Matthews correlation; accuracies and CIDEr of the
                 vision-language tasks, and their plain mean
 

@@ -159,6 +159,21 @@ def test_what_a_pack_needs_is_measured_and_no_more(runs, mine):
     assert [outcome.claim.paper for outcome in both] == ["Mine"] * 2 + ["LoRA vs Full Fine-tuning"] * 8
 
 
+def test_the_whole_matrix_is_an_axis(runs, tmp_path):
+    whole = 'axes = ["matrix"] }'
+    text = PACK.replace('over = { method = "lora" }', f'over = {{ method = "lora", {whole}')
+    text = text.replace('under = { method = "ft" }', f'under = {{ method = "ft", {whole}')
+    (tmp_path / "matrix.toml").write_text(text, encoding="utf-8")
+    opened = open_runs([runs["ft"], runs["lora"]])
+    evidence = gather(opened, [tmp_path / "matrix.toml"])
+    assert set(evidence.base["axis"]) == {"row", "column", "matrix"}
+    kept = evidence.base[(evidence.base["run"] == "lora") & (evidence.base["axis"] == "matrix")]
+    same = opened[1].changes("base", axes=("matrix",), modules=["*.value"])
+    assert kept["delta_m"].tolist() == same[same["step_to"].isin(kept["step_to"])]["delta_m"].tolist()
+    ratio = check_claims([runs["ft"], runs["lora"]], tmp_path / "matrix.toml")[1]
+    assert ratio.statistic is not None
+
+
 def test_the_geometry_is_measured_by_column(runs):
     """The lowest level of the whole way: runs of two methods stand for the two kinds of training."""
     pack, roles = find_pack("path-not-taken"), {"ft": "sft", "lora": "rl"}
