@@ -11,8 +11,10 @@ from deltaw.analysis.tables.tidy import display_name
 
 CHANGES = ("run", "method", "module", "layer", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d")
 SPECTRA = ("run", "method", "module", "layer", "group", "rank", "full_rank")
-GEOMETRY = ("run", "method", "module", "layer", "kind", "step", "rotation_left", "rotation_right", "rotation_random")
-GEOMETRY += ("drift", "off_principal", "off_principal_expected", "visible_bfloat16", "visible_path_not_taken")
+GEOMETRY = (
+    *("run", "method", "module", "layer", "kind", "step", "rotation_left", "rotation_right", "rotation_random"),
+    *("drift", "off_principal", "off_principal_expected", "visible_bfloat16", "visible_path_not_taken"),
+)
 INTRUDERS = ("run", "method", "module", "layer", "kind", "step", "index", "intruder")
 DISTANCES = ("run", "method", "module", "layer", "kind", "step", "frobenius")
 REGIONS = ("run", "method", "module", "out", "in", "moved_rows", "moved_columns", "untouched_weights")

@@ -174,4 +174,4 @@ def _counted(intruders: pd.DataFrame) -> pd.DataFrame:
         return intruders
     keys = [name for name in ("run", "method", "module", "step", "adapter_rank", "guessing") if name in intruders]
     counted = intruders.assign(intruder=intruders["intruder"].astype("float64"), module=intruders["module"].astype(str))
-    return counted.groupby(keys, sort=False, dropna=False, as_index=False)["intruder"].sum()
+    return counted.groupby(keys, sort=False, dropna=False)["intruder"].sum().reset_index()

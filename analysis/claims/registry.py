@@ -7,8 +7,9 @@ from deltaw.analysis.claims.arguments import WrongArgumentError, flag, number, o
 from deltaw.analysis.claims.measuring import Measure, Need, of_methods
 
 COSTS = ("trainable", "seconds_per_epoch", "peak_megabytes")
-GEOMETRY_COLUMNS = ("rotation_left", "rotation_right", "drift", "off_principal", "visible_bfloat16")
-GEOMETRY_COLUMNS += ("visible_path_not_taken",)
+GEOMETRY_COLUMNS = (
+    *("rotation_left", "rotation_right", "drift", "off_principal", "visible_bfloat16", "visible_path_not_taken"),
+)
 QUANTITIES = ("delta_m", "delta_d")
 AXES = ("row", "column", "matrix", "head", "expert")
 PAIRS = ("consecutive", "initial", "base")
