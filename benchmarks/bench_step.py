@@ -21,6 +21,7 @@ from tabulate import tabulate
 from torch import nn
 
 from deltaw.adapters import create, inject
+from deltaw.adapters.methods.registry import options_of
 
 TARGETS = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
 GLOBS = ["*.query", "*.key", "*.value", "*.dense"]
@@ -39,7 +40,9 @@ def model() -> nn.Module:
 
 
 def ours(base: nn.Module, name: str, rank: int) -> nn.Module:
-    method = create(name.removesuffix(" full gradient"), rank=rank, **OPTIONS.get(name, {}))
+    key = name.removesuffix(" full gradient")
+    ranked = {"rank": rank} if "rank" in options_of(key) else {}  # OFT has blocks of 32 whatever the rank
+    method = create(key, **ranked, **OPTIONS.get(name, {}))
     return inject(copy.deepcopy(base), method, targets=GLOBS, seed=0)
 
 
@@ -55,6 +58,11 @@ def theirs(base: nn.Module, name: str, rank: int) -> nn.Module:
         "peft vera": lambda: peft.VeraConfig(r=rank, target_modules=TARGETS),
         "peft hira": lambda: peft.HiraConfig(r=rank, target_modules=TARGETS),
         "peft randlora": lambda: peft.RandLoraConfig(r=rank, randlora_alpha=rank, target_modules=TARGETS),
+        "peft delora": lambda: peft.DeloraConfig(r=rank, target_modules=TARGETS),
+        "peft adalora": lambda: peft.AdaLoraConfig(
+            init_r=rank, target_r=rank, lora_alpha=rank, orth_reg_weight=0.0, total_step=10**6, target_modules=TARGETS
+        ),
+        "peft oft": lambda: peft.OFTConfig(r=0, oft_block_size=32, use_cayley_neumann=False, target_modules=TARGETS),
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -113,8 +121,12 @@ AGAINST_PEFT = [
     ("vera", "peft vera"),
     ("hira", "peft hira"),
     ("randlora", "peft randlora"),
+    ("delora", "peft delora"),
+    ("adalora", "peft adalora"),
+    ("oft", "peft oft"),
 ]
 AGAINST_LORA = ["dora", "bora", "sbora-fa", "mora", "hira", "dual-lora", "dora-row", "dora-row full gradient"]
+AGAINST_LORA += ["delora", "map", "adalora", "oft"]
 GOALS = {
     ("dora-row", "peft dora", 8, 256): 1.4,
     ("bora", "lora", 8, 256): 1 / 1.15,

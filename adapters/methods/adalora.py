@@ -278,7 +278,7 @@ class RankAllocator:
             scores.append(e.flatten() + a.mean(1) + b.mean(0))
         kept = torch.zeros(sum(map(len, scores)), dtype=scores[0].dtype, device=scores[0].device)
         kept[torch.cat(scores).argsort(descending=True, stable=True)[:budget]] = 1
-        parts = kept.split([len(score) for score in scores])
+        parts = torch.split(kept, [len(score) for score in scores])
         for (_, _, E), part in zip(self._triplets(), parts, strict=True):
             optimizer.state[E]["kept"] = _sharded_as(E, part[:, None])
 

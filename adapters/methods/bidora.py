@@ -46,9 +46,6 @@ class BiDoRA(DoRA):
         defaults follow (CoLA with RoBERTa-base). The equations' numbers in the paper's text could not be read.
     """
 
-    counts = "r·(out + in) + in"
-    look = ("#999933", "D")
-
     detach_norm: bool = False
     inner_share: float = 0.8
     search_share: float = 0.4
@@ -84,6 +81,11 @@ class BiDoRA(DoRA):
     @override
     def source(self) -> str:
         return "Qin et al. 2025"
+
+    @property
+    @override
+    def look(self) -> tuple[str, str]:
+        return "#999933", "D"
 
     @override
     def rate_factors(self) -> dict[str, float]:

@@ -88,7 +88,8 @@ class OFT(Method):
         Q = upper - upper.mT
         identity = torch.eye(size, dtype=stored.dtype, device=stored.device)
         if self.neumann_terms is None:
-            return torch.linalg.solve(identity + Q, identity - Q)  # the two commute
+            found: Tensor = torch.linalg.solve(identity + Q, identity - Q)  # the two commute
+            return found
         result, power = identity + 2 * Q, Q
         highest = self.neumann_terms - 1 if self.neumann_terms != 3 else 3  # of three terms PEFT makes four
         for k in range(2, highest + 1):
@@ -110,6 +111,6 @@ class OFT(Method):
         stored = layer.tensor("oft_R")
         with torch.autocast(x.device.type, enabled=False):
             R = self.rotations(stored, layer.in_features)
-            blocks = x.to(R.dtype).unflatten(-1, (-1, R.shape[-1]))  # (…, n, b)
+            blocks = x.to(R.dtype).reshape(*x.shape[:-1], -1, R.shape[-1])  # (…, n, b)
             turned = torch.einsum("...nk,nkc->...nc", blocks, R.expand(blocks.shape[-2], -1, -1)).flatten(-2)
         return F.linear(turned.to(x.dtype), layer.base, layer.bias)
