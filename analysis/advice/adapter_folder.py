@@ -127,7 +127,10 @@ class NewFolder:
             del config["r"], config["lora_alpha"]
             for key, of in (("rank_pattern", self._ranks), ("alpha_pattern", self._alphas)):
                 exact = {f"^{re.escape(name)}": plain_number(value) for name, value in of.items()}
-                config[key] = exact | (self._settings.get(key) or {})
+                old = {
+                    pattern: value for pattern, value in (self._settings.get(key) or {}).items() if pattern not in exact
+                }
+                config[key] = exact | old
         del config["target_modules"]
         return {key: value for key, value in self._settings.items() if key not in STARTS} | config | shared
 

@@ -234,6 +234,10 @@ def _cut(
 ) -> tuple[dict[str, Any], Tensor, Tensor]:
     found, (rows, columns) = decomposed(wanted.update), run.shape(name)
     part, scaling = wanted.part, 1.0 if wanted.part is None else wanted.part.factors.scaling
+    if scaling <= 0:
+        raise OptionError(
+            f"its scale is {scaling:g}; one above 0 is needed, as the new factors are those of ΔW over it"
+        )
     stored = dtype or wanted.dtype
     B, A = found.halves(rank, scaling, stored)
     cut, error = found.beyond(rank), distance(wanted.update, B, A, scaling)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deltaw.adapters.errors import RecordError
 from deltaw.adapters.method import ScaledFactors
 from deltaw.adapters.peft.targets import fits
 from deltaw.analysis.tables.run import Run
@@ -73,9 +74,21 @@ def low_rank_part(run: Run, module: str, step: int) -> LowRankPart | None:
 
 
 def peft_alpha(settings: Mapping[str, Any], module: str, where: str) -> float:
-    """Return α of a module by PEFT's rule: that of the first pattern that names it, else ``lora_alpha``."""
-    for pattern, alpha in (settings.get("alpha_pattern") or {}).items():
-        if fits(pattern, module, where, "alpha_pattern"):
-            return float(alpha)
-    alpha = settings.get("lora_alpha")
-    return 8.0 if alpha is None else float(alpha)
+    """Return α of a module by PEFT's rule: that of the first pattern that names it, else ``lora_alpha``.
+
+    Raises:
+        RecordError: It is no number, or a pattern none that can be matched.
+    """
+    patterns = settings.get("alpha_pattern")
+    found = next(
+        (
+            alpha
+            for pattern, alpha in (patterns if isinstance(patterns, Mapping) else {}).items()
+            if fits(pattern, module, where, "alpha_pattern")
+        ),
+        settings.get("lora_alpha"),
+    )
+    found = 8.0 if found is None else found
+    if isinstance(found, bool) or not isinstance(found, float | int) or not math.isfinite(found):
+        raise RecordError(f"{where}: {module}: lora_alpha = {found!r:.40} is no number")
+    return float(found)

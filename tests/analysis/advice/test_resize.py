@@ -188,6 +188,28 @@ def test_some_modules_alone(tmp_path):
     assert found["tall"][0] > 0.01
 
 
+def test_what_was_resized_before_is_resized_again(tmp_path):
+    """The pattern of the first time does not outlive the second."""
+    saved(tmp_path / "before")
+    resize(tmp_path / "before", tmp_path / "once", rank=4, modules=["tall"])
+    resize(tmp_path / "once", tmp_path / "twice", rank=2, modules=["tall"])
+    after = loaded(tmp_path / "twice").base_model.model
+    assert [after.get_submodule(name).r["default"] for name in TARGETS] == [6, 2, 6]
+    assert {after.get_submodule(name).scaling["default"] for name in TARGETS} == {2.0}
+
+
+@pytest.mark.parametrize("alpha", [0, "many", None, True])
+def test_a_strangers_alpha(tmp_path, alpha):
+    saved(tmp_path / "before")
+    config = json.loads((tmp_path / "before" / "adapter_config.json").read_text())
+    (tmp_path / "before" / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}))
+    if alpha is None:  # PEFT's usual one
+        assert resize(tmp_path / "before", tmp_path / "after", rank=2)["scaling"].tolist() == [8 / 6] * 3
+        return
+    with pytest.raises((OptionError, RecordError), match=r"its scale is 0|lora_alpha = .* is no number"):
+        resize(tmp_path / "before", tmp_path / "after", rank=2)
+
+
 def test_a_larger_rank_only_where_it_is_asked_for(tmp_path):
     model = saved(tmp_path / "before", rank_pattern={"tall": 2})
     with pytest.raises(OptionError, match="the largest there is 6"):
