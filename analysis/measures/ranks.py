@@ -88,7 +88,8 @@ RULES: dict[str, Rule] = {
 
 def _relative(values: Values) -> Values:
     """σ/σ₁, whose squares neither over- nor underflow."""
-    return values / values[0]
+    relative: Values = values / values[0]
+    return relative
 
 
 def rank_by(values: Values, rule: str, at: float | None = None) -> int:
