@@ -195,7 +195,7 @@ def report(new: NewFolder, frame: pd.DataFrame) -> dict[str, Any]:
     columns = ["frobenius", "cut_frobenius", "error_frobenius"]
     whole, cut, error = (frame[name].to_numpy(float) for name in columns)
     total = math.sqrt(float((whole**2).sum())) or 1.0
-    records: list[dict[str, Any]] = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
+    records: list[dict[Any, Any]] = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
     return {
         "deltaw_resize": FORMAT,
         "source": new.run.name,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from deltaw.adapters.injection import inject
 from deltaw.adapters.modules import adapted
@@ -95,6 +95,7 @@ def shrunk(settings: ColaSettings, out: Path) -> list[dict[str, float]]:
             layer.tensor("lora_B").copy_(B)
             layer.tensor("lora_A").copy_(A)
         trainer = Trainer(task.model, arguments, data_collator=task.collator, **task.evaluation)
+        trainer.remove_callback(PrinterCallback)
         score = trainer.evaluate()["eval_mcc"]
         parameters = sum(int(ranks[name]) * (of.in_features + of.out_features) for name, of in layers.items())
         rows.append({"plan": plan, "parameters": parameters, "kept": held / whole, "mcc": score})
