@@ -62,7 +62,7 @@ TOOLS = [
         "diffusers' LoRA", re.compile(r"(?:_lora|\.lora(?:_linear_layer)?)\.(?:down|up)\.weight$"), reads="diffusers"
     ),
     Tool(
-        "LyCORIS's IA3 or full difference",
+        "LoRA with full differences (LyCORIS, ComfyUI), or LyCORIS's IA3",
         re.compile(r"^(?:lora_|lycoris_|diffusion_model\.).*\.(?:on_input|diff(?:_b)?|w_norm)$"),
         reads="lycoris",
     ),

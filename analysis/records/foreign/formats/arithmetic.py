@@ -88,6 +88,8 @@ def scaling(layer: Layer, t: Mapping[str, Tensor]) -> float:
         if t["alpha"].numel() != 1:
             raise RecordError(f"alpha has {t['alpha'].numel()} numbers")
         alpha = float(t["alpha"].reshape(())) or None
+    if alpha is not None and not math.isfinite(alpha):
+        raise RecordError(f"alpha is {alpha}")
     rank = layer.rank or _rank(layer, t)
     if alpha is None or not rank:
         return 1.0

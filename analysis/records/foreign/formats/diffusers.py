@@ -26,6 +26,7 @@ from deltaw.analysis.records.foreign.formats.layers import (
     lora_layers,
     number,
     plain_adapter_names,
+    without_alpha,
 )
 from deltaw.analysis.records.storage.tensors import Tensors
 
@@ -40,7 +41,6 @@ PARTS = (
     "prior",
     "diffusion_model",
 )
-UNKNOWN = "α is in no file: ΔW is shown for α = r; its direction and rank are right, its size only up to α/r"
 _PROCESSOR = re.compile(r"(?:\.processor)?\.(to_q|to_k|to_v|to_out|add_[qkv]_proj|to_add_out)_lora\.(down|up)\.weight$")
 
 
@@ -64,12 +64,9 @@ def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
         "alpha" in layer.tensors or layer.alpha is not None or layer.scaling is not None for layer in layers.values()
     )
     ruled = all(name.partition(".")[0] in PARTS or ".attn" in name or name.startswith("lora_") for name in layers)
-    return Found(
-        layers,
-        dict.fromkeys(rest, "it is no part of an adapter"),
-        [] if told or ruled else [UNKNOWN],
-        settings=said,
-    )
+    left_out = dict.fromkeys(rest, "it is no part of an adapter")
+    notes = [] if told or ruled else without_alpha(layers, left_out, "put its adapter_config.json beside it")
+    return Found(layers, left_out, notes, settings=said)
 
 
 def _of_layer(name: str) -> str:
@@ -107,6 +104,8 @@ def with_alpha(name: str, layer: Layer, tensors: Tensors, said: Mapping[str, Any
     if not any(start == leaves for leaves in LEAVES_THE_BASE):
         raise RecordError(f"init_lora_weights = {start!r:.40} took a part out of the base that is not in the file")
     alpha = number(said.get(f"{prefix}lora_alpha"))
+    if alpha is None and said.get(f"{prefix}lora_alpha") is not None:
+        raise RecordError(f"lora_alpha = {said[f'{prefix}lora_alpha']!r:.40} is no number")
     patterns = said.get(f"{prefix}alpha_pattern")
     if isinstance(patterns, dict):
         found = (

@@ -13,9 +13,9 @@ from typing import Any
 
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.names import is_embedding
-from deltaw.analysis.records.foreign.formats.diffusers import UNKNOWN
 from deltaw.analysis.records.foreign.formats.layers import (
     PAIRS,
+    UNKNOWN,
     Found,
     Layer,
     Part,

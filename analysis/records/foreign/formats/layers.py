@@ -26,7 +26,7 @@ PAIRS = {
 _NAMED = re.compile(r"\.(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.([^.]+)(\.weight)?$")
 # ….q_proj.loras.NAME.lora_A: AdapterHub's.
 _OF_LORAS = re.compile(r"\.loras\.([^.]+)\.(lora_[AB])$")
-MERGE = "merge it into its model with that tool, and open the merged model with the original as base"
+UNKNOWN = "α is in no file: ΔW is shown for α = r; its direction and rank are right, its size only up to α/r"
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def grouped(names: Mapping[str, str], suffixes: Mapping[str, str]) -> tuple[dict
     rest = {}
     for name, stored in names.items():
         end = next((end for end in suffixes if name.endswith(f".{end}")), None)
-        if end is None:
+        if end is None or len(name) == len(end) + 1:
             rest[name] = stored
         else:
             layers.setdefault(name[: -len(end) - 1], {})[suffixes[end]] = stored
@@ -165,6 +165,15 @@ def lora_layers(groups: Mapping[str, Mapping[str, str]], where: str, **more: obj
         need(tensors, where, name, "down", "up")
         found[name] = Layer("lora", tensors, **more)  # type: ignore[arg-type]
     return found
+
+
+def without_alpha(layers: dict[str, Layer], left_out: dict[str, str], advice: str) -> list[str]:
+    """Return what to say where no file says α, and take out the layers of DoRA, all of whose W' depends on it."""
+    lost = [name for name, layer in layers.items() if layer.kind == "lora" and "magnitude" in layer.tensors]
+    for name in lost:
+        del layers[name]
+        left_out[name] = f"it is DoRA, all of whose W' depends on α, and α is in no file; {advice}"
+    return [f"{UNKNOWN}; {advice}"] if layers else []
 
 
 def need(tensors: Mapping[str, str], where: str, name: str, *roles: str) -> None:

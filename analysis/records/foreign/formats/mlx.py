@@ -12,15 +12,12 @@ from typing import Any
 
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.names import is_embedding
-from deltaw.analysis.records.foreign.formats.layers import Found, Layer, grouped, is_matrix, need, number
+from deltaw.analysis.records.foreign.formats.layers import Found, Layer, grouped, is_matrix, need, number, without_alpha
 from deltaw.analysis.records.storage.tensors import Tensors
 
 SUFFIXES = {"lora_a": "down", "lora_b": "up", "m": "magnitude"}
 EXPERTS = 2**12  # at most, in one stack
-UNKNOWN = (
-    "its adapter_config.json, which holds scale, is not beside it: ΔW is shown for scale = 1; its direction and rank "
-    "are right, its size is not"
-)
+ADVICE = "put its adapter_config.json, which holds scale, beside it (for scale = 1, as here, α = r)"
 
 
 def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
@@ -32,7 +29,7 @@ def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
     parameters = settings.get("lora_parameters")
     parameters = parameters if isinstance(parameters, dict) else {}
     scale = number(parameters.get("scale"))
-    notes = [] if scale is not None or settings.get("fine_tune_type") == "full" else [UNKNOWN]
+    notes = [] if scale is not None or settings.get("fine_tune_type") == "full" else [ADVICE]
     groups, rest = grouped({name: name for name in tensors.names()}, SUFFIXES)
     if any(name.endswith((".lora_a_scales", ".lora_b_scales")) for name in rest):
         raise RecordError("it is quantised; open the adapter as it was before, or fuse it with mlx_lm.fuse")
@@ -47,7 +44,9 @@ def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
             layers[name] = Layer("lora", swapped, scaling=1.0 if scale is None else scale)
         else:
             layers[name] = Layer("lora", parts, scaling=1.0 if scale is None else scale, turned=True)
-    left_out = {}
+    left_out: dict[str, str] = {}
+    if notes:
+        notes = without_alpha(layers, left_out, ADVICE)
     for name in rest:
         module = name.removesuffix(".weight")
         if module != name and is_matrix(tensors, name) and len(tensors.shape(name)) == 2:

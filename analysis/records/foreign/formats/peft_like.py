@@ -12,7 +12,7 @@ from typing import Any
 
 from deltaw.adapters.errors import RecordError
 from deltaw.adapters.peft.names import BASE_LAYER, MODULES_TO_SAVE, PREFIX
-from deltaw.analysis.records.foreign.formats.diffusers import UNKNOWN, with_alpha
+from deltaw.analysis.records.foreign.formats.diffusers import with_alpha
 from deltaw.analysis.records.foreign.formats.layers import (
     PAIRS,
     Found,
@@ -21,6 +21,7 @@ from deltaw.analysis.records.foreign.formats.layers import (
     is_matrix,
     lora_layers,
     plain_adapter_names,
+    without_alpha,
 )
 from deltaw.analysis.records.storage.tensors import Tensors
 
@@ -51,8 +52,9 @@ def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
     for module, stored in whole.items():
         if is_matrix(tensors, stored):
             layers[module] = Layer("whole", {"diff": stored})
-    notes = [] if "lora_alpha" in settings else [f"{UNKNOWN}; {CONFIGURE}"]
-    return Found(layers, {}, notes, own, dict(settings))
+    left_out: dict[str, str] = {}
+    notes = [] if "lora_alpha" in settings else without_alpha(layers, left_out, CONFIGURE)
+    return Found(layers, left_out, notes, own, dict(settings))
 
 
 def _unprefixed(name: str) -> str:
@@ -91,5 +93,6 @@ def read_torchtune(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
         name: with_alpha(name, layer, tensors, settings) for name, layer in lora_layers(groups, tensors.where).items()
     }
     own = {name: name for name in rest if any(name == f"{module}.weight" for module in layers)}
-    notes = [] if "lora_alpha" in settings else [f"{UNKNOWN}; {CONFIGURE}"]
-    return Found(layers, {}, notes, own, dict(settings))
+    left_out: dict[str, str] = {}
+    notes = [] if "lora_alpha" in settings else without_alpha(layers, left_out, CONFIGURE)
+    return Found(layers, left_out, notes, own, dict(settings))

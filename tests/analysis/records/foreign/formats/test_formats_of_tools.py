@@ -422,6 +422,29 @@ def test_a_peft_model_s_state_dict(prefix, tmp_path):
     close(run.update(q, 20), 2 * delta)
 
 
+def test_dora_without_alpha_is_left_out(tmp_path):
+    file = {
+        "base_model.model.q.lora_A.weight": drawn(RANK, INTO), "base_model.model.q.lora_B.weight": drawn(OUT, RANK),
+        "base_model.model.v.lora_A.weight": drawn(RANK, INTO), "base_model.model.v.lora_B.weight": drawn(OUT, RANK),
+        "base_model.model.q.lora_magnitude_vector": drawn(OUT).abs(),
+    }  # fmt: skip
+    run = Trajectory.open(saved(tmp_path, file, "adapter_model.safetensors"))
+    assert (run.modules, run.info["left_out"]) == (["v"], ["q"])  # ΔW of q depends on α in more than its size
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 6, "use_dora": True}))
+    assert Trajectory.open(tmp_path / "adapter_model.safetensors").modules == ["q", "v"]
+
+
+@pytest.mark.parametrize("alpha", [math.nan, math.inf])
+def test_an_alpha_that_is_no_number_is_an_error(alpha, tmp_path):
+    file, _ = tensors_of("linear", alpha=alpha)
+    with pytest.raises(RecordError, match=f"alpha is {alpha}"):
+        Trajectory.open(saved(tmp_path, file)).update(PLAIN, 0)
+    pair = {"unet.q.lora_A.weight": drawn(RANK, INTO), "unet.q.lora_B.weight": drawn(OUT, RANK)}
+    path = saved(tmp_path, pair, metadata={"lora_adapter_metadata": json.dumps({"unet.lora_alpha": "8"})})
+    with pytest.raises(RecordError, match="lora_alpha = '8' is no number"):
+        Trajectory.open(path)
+
+
 def test_several_adapters_in_one_file_are_named(tmp_path):
     file = {}
     for adapter in ("vision", "speech"):
