@@ -31,16 +31,12 @@ from deltaw.analysis.records.foreign.formats.layers import (
 from deltaw.analysis.records.storage.tensors import Tensors
 
 METADATA = "lora_adapter_metadata"
-PARTS = (
-    "unet",
-    "transformer",
-    "transformer_2",
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
-    "prior",
-    "diffusion_model",
-)
+# What the names of diffusion models begin with, whose tools take α = r where none is; ``transformer.h.`` is GPT-2's.
+RULED = (
+    "unet.", "transformer.", "transformer_2.", "text_encoder.", "text_encoder_2.", "text_encoder_3.", "prior.",
+    "diffusion_model.", "lora_", "down_blocks.", "up_blocks.", "mid_block.", "transformer_blocks.",
+    "single_transformer_blocks.",
+)  # fmt: skip
 _PROCESSOR = re.compile(r"(?:\.processor)?\.(to_q|to_k|to_v|to_out|add_[qkv]_proj|to_add_out)_lora\.(down|up)\.weight$")
 
 
@@ -63,7 +59,7 @@ def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
     told = any(
         "alpha" in layer.tensors or layer.alpha is not None or layer.scaling is not None for layer in layers.values()
     )
-    ruled = all(name.partition(".")[0] in PARTS or ".attn" in name or name.startswith("lora_") for name in layers)
+    ruled = all(name.startswith(RULED) and not name.startswith("transformer.h.") for name in layers)
     left_out = dict.fromkeys(rest, "it is no part of an adapter")
     notes = [] if told or ruled else without_alpha(layers, left_out, "put its adapter_config.json beside it")
     return Found(layers, left_out, notes, settings=said)

@@ -445,6 +445,12 @@ def test_an_alpha_that_is_no_number_is_an_error(alpha, tmp_path):
         Trajectory.open(path)
 
 
+def test_peft_without_its_prefix_is_told_its_unknown_alpha(tmp_path):
+    for name in ("transformer.h.0.attn.c_attn", "model.layers.0.self_attn.q_proj"):
+        file = {f"{name}.lora_A.weight": drawn(RANK, INTO), f"{name}.lora_B.weight": drawn(OUT, RANK)}
+        assert "α is in no file" in Trajectory.open(saved(tmp_path, file)).info["notes"][0]
+
+
 def test_several_adapters_in_one_file_are_named(tmp_path):
     file = {}
     for adapter in ("vision", "speech"):
