@@ -177,8 +177,12 @@ def by_rows(update: Operand, of_rows: Callable[[Tensor, slice], T]) -> list[T]:
         update: A.
         of_rows: From rows in float64, and which these are.
     """
+    like = update.matrix if isinstance(update, Dense) else update.left
+    return side_by_side(lambda at: of_rows(update.rows(at.start, at.stop), at), row_parts(update), like)
+
+
+def row_parts(update: Operand) -> list[slice]:
+    """Return the rows of an update in parts that caches hold; on an accelerator all of them."""
     rows, columns = update.shape
     height = max(64, _PART // columns) if update.device.type == "cpu" else rows
-    parts = [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
-    like = update.matrix if isinstance(update, Dense) else update.left
-    return side_by_side(lambda at: of_rows(update.rows(at.start, at.stop), at), parts, like)
+    return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]

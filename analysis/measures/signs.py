@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.checks import public
-from deltaw.analysis.measures.inner import Operand, Update, by_rows, operand, same_shape
+from deltaw.analysis.measures.inner import Dense, Operand, Update, operand, row_parts, same_shape
+from deltaw.analysis.measures.threads import side_by_side
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,20 @@ def sign_agreement(first: Update, second: Update) -> float:
 def signs(first: Operand, second: Operand) -> Signs:
     """Return how often each pair of signs occurs in two updates of one shape."""
 
-    def count(rows: Tensor, at: slice) -> Tensor:
-        beside = second.rows(at.start, at.stop).to(rows.device)
-        pairs = (rows.sign() * 3 + beside.sign() + 4).to(torch.uint8)  # 0 for (−, −) to 8 for (+, +)
-        return torch.bincount(pairs.flatten(), minlength=9).cpu()
+    def count(at: slice) -> list[int]:
+        rows, beside = _rows(first, at), _rows(second, at)
+        one, two = ((part < 0, part > 0) for part in (rows, beside.to(rows.device)))
+        masks = [*one, *two, *(a & b for a in one for b in two)]
+        return [rows.numel(), *(int(torch.count_nonzero(mask)) for mask in masks)]
 
-    found = [[int(number) for number in row] for row in torch.stack(by_rows(first, count)).sum(0).reshape(3, 3)]
-    return Signs(tuple(tuple(row) for row in found))
+    found = side_by_side(count, row_parts(first), first.matrix if isinstance(first, Dense) else first.left)
+    size, a_minus, a_plus, b_minus, b_plus, *pairs = (sum(numbers) for numbers in zip(*found, strict=True))
+    mm, mp, pm, pp = pairs  # the first's sign, then the second's
+    zero_minus, zero_plus = b_minus - mm - pm, b_plus - mp - pp
+    zeros = size - a_minus - a_plus - zero_minus - zero_plus
+    return Signs(((mm, a_minus - mm - mp, mp), (zero_minus, zeros, zero_plus), (pm, a_plus - pm - pp, pp)))
+
+
+def _rows(update: Operand, at: slice) -> Tensor:
+    """Return some rows, of a matrix as they are: a sign needs no more digits."""
+    return update.matrix[at] if isinstance(update, Dense) else update.rows(at.start, at.stop)
