@@ -86,12 +86,12 @@ def mask_agreement(
         n = a.shape[1] if axis == "row" else a.shape[0]
         p, q = one / n, two / n
         return MaskAgreement(shared / (one + two - shared), p, q, p * q / (p + q - p * q))
-    size = a.numel()
-    one, two, shared = (int(found.sum()) for found in counts["row"])
-    either = one + two - shared
-    within = [_within(*counts[side][:2], len_other) for side, len_other in zip(_SIDES, reversed(a.shape), strict=True)]
-    jaccard = shared / either if either else math.nan
-    return MaskAgreement(jaccard, one / size, two / size, expected_jaccard(one / size, two / size), *within)
+    whole_one, whole_two, whole_both = (int(found.sum()) for found in counts["row"])
+    either, size = whole_one + whole_two - whole_both, a.numel()
+    shares = whole_one / size, whole_two / size
+    by_row, by_column = (_within(counts[side][0], counts[side][1], size // len(counts[side][0])) for side in _SIDES)
+    jaccard = whole_both / either if either else math.nan
+    return MaskAgreement(jaccard, *shares, expected_jaccard(*shares), by_row, by_column)
 
 
 _SIDES = ("row", "column")
