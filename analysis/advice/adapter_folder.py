@@ -58,10 +58,15 @@ class NewFolder:
             )
         self._lora = self._settings.get("peft_type") == "LORA"
 
+    @property
+    def keeps_others(self) -> bool:
+        """Whether what is not resized stays in the new folder; else it has no adapter there."""
+        return self._file is not None
+
     def resizable(self, module: str) -> bool:
         """Return whether a module has an adapter that can be written at another rank, or gets one."""
-        if self._file is None:
-            return True
+        if self._file is None:  # another tool's convolution has tensors of four sides, and PEFT's adapter of it too
+            return all(value.ndim <= 2 for value in self.run.state(module, self.step).values())
         if not self.run.source.rebuilt(module) or module in self._file.attention:
             return False
         return not self._lora or set(self._file.modules.get(module, ())) >= PAIR

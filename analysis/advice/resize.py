@@ -139,7 +139,14 @@ def resize(
     run = adapter if isinstance(adapter, Trajectory) else Trajectory.open(adapter, base=base, split=False)
     at_step = chosen_steps(run, "last" if step is None else [step])[0]
     new = NewFolder(run, at_step, base)
-    names = [name for name in chosen_modules(run.modules, modules) if new.resizable(name)]
+    chosen = chosen_modules(run.modules, modules)
+    names = [name for name in chosen if new.resizable(name)]
+    lost = [name for name in chosen if name not in set(names)] if not new.keeps_others else []
+    if lost:
+        raise OptionError(
+            f"{run.source.where}: {lost[0]} is a convolution, which would be missing in the new adapter, and "
+            f"{len(lost) - 1} more; name the linear layers by modules (--modules), to leave it out"
+        )
     if not names:
         raise OptionError(
             f"{run.source.where}: no adapter on a linear layer can be resized there"

@@ -272,6 +272,20 @@ def test_what_has_no_counterpart_is_refused_by_name(tmp_path):
         assert not (tmp_path / "after").exists()
 
 
+def test_another_tools_convolution_is_not_lost_in_silence(tmp_path):
+    tensors = {}
+    for name, shape in (("mid_block_attentions_0_proj_in", (4, 8)), ("mid_block_resnets_0_conv1", (4, 8, 3, 3))):
+        key = f"lora_unet_{name}"
+        tensors[f"{key}.lora_down.weight"] = torch.randn(shape)
+        tensors[f"{key}.lora_up.weight"] = torch.randn(6, 4, *([1] * (len(shape) - 2)))
+        tensors[f"{key}.alpha"] = torch.tensor(4.0)
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    with pytest.raises(OptionError, match="is a convolution"):
+        resize(tmp_path / "kohya.safetensors", tmp_path / "after", rank=2)
+    linear = [name for name in Trajectory.open(tmp_path / "kohya.safetensors").modules if "proj_in" in name]
+    assert resize(tmp_path / "kohya.safetensors", tmp_path / "after", rank=2, modules=linear)["rank"].tolist() == [2]
+
+
 def test_nothing_is_written_over_and_nothing_half(tmp_path, monkeypatch):
     saved(tmp_path / "before")
     (tmp_path / "full").mkdir()
