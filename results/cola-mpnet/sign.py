@@ -58,7 +58,7 @@ def trials(model: str | None, data: str, epochs: int, only: Sequence[str]) -> It
     an_epoch = math.ceil(len(load_corpus(data).train[0]) / BATCH)
     values = {
         "centre": (0.0,),
-        "decay": (1.0, 0.3, 0.1),
+        "decay": (0.3, 1.0, 0.1),
         "rate": (4.0, 0.25),
         "warm-up": (0.5,),
         "epochs": (max(1, epochs // 4), 2 * epochs),
@@ -81,15 +81,19 @@ def trials(model: str | None, data: str, epochs: int, only: Sequence[str]) -> It
 
 def four_steps(run: Trajectory) -> list[int]:
     """Return four recorded steps, evenly spaced, the last at the end: those of DoRA's Figure 2."""
-    steps = [step for step in run.steps if step > 0]
+    return evenly([step for step in run.steps if step > 0])
+
+
+def evenly(steps: Sequence[int]) -> list[int]:
+    """Return four of these, evenly spaced, the last one last."""
     return [steps[round(q * len(steps)) - 1] for q in (0.25, 0.5, 0.75, 1.0)]
 
 
 def correlations_of(run: Trajectory) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the points of the cloud, and r of ΔM and ΔD by kind and axis, for several choices of points.
 
-    ``cloud``: against W₀, four checkpoints evenly spaced, all layers, DoRA's Figure 2. ``last``: the last of them.
-    ``over time``: the mean over the layers of each one's own r over all checkpoints. ``consecutive``: from each
+    ``cloud``: against W₀, four checkpoints evenly spaced, all layers, DoRA's Figure 2. ``late``: the same with four of the
+    second half. ``last``: the last of them, the layers alone. ``over time``: the mean over the layers of each one's own r over all checkpoints. ``consecutive``: from each
     checkpoint to the next, all layers; ``sparse``: the same over the four checkpoints alone.
     """
     four = four_steps(run)
@@ -97,6 +101,7 @@ def correlations_of(run: Trajectory) -> tuple[pd.DataFrame, pd.DataFrame]:
     base = both[(both["pairs"] == "base") & (both["step_to"] > 0)]
     chosen = {
         "cloud": base[base["step_to"].isin(four)],
+        "late": base[base["step_to"].isin(evenly([step for step in run.steps if step > run.steps[-1] / 2]))],
         "last": base[base["step_to"] == four[-1]],
         "consecutive": both[both["pairs"] == "consecutive"],
         "sparse": run.changes(list(pairwise([run.steps[0], *four]))),
