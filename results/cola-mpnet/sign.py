@@ -92,9 +92,10 @@ def evenly(steps: Sequence[int]) -> list[int]:
 def correlations_of(run: Trajectory) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the points of the cloud, and r of ΔM and ΔD by kind and axis, for several choices of points.
 
-    ``cloud``: against W₀, four checkpoints evenly spaced, all layers, DoRA's Figure 2. ``late``: the same with four of the
-    second half. ``last``: the last of them, the layers alone. ``over time``: the mean over the layers of each one's own r over all checkpoints. ``consecutive``: from each
-    checkpoint to the next, all layers; ``sparse``: the same over the four checkpoints alone.
+    ``cloud``: against W₀, four checkpoints evenly spaced, all layers, DoRA's Figure 2. ``late``: the same with four of
+    the second half. ``last``: the last of them, the layers alone. ``over time``: the mean over the layers of each one's
+    own r over all checkpoints. ``consecutive``: from each checkpoint to the next, all layers; ``sparse``: the same over
+    the four checkpoints alone.
     """
     four = four_steps(run)
     both = run.changes(("consecutive", "base"))
