@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from sign import correlations_of
+from sign import clouds, correlations_of
 from sign import figure as sign_figure
 
 from deltaw.analysis.claims import claims, claims_json, claims_markdown, gather
@@ -48,7 +48,8 @@ def make_page(finished: Sequence[tuple[Path, ColaResult]]) -> None:
             shown = [method for method in results["method"].unique() if method != other]
             figures[f"cloud_query_{axis}"] = cloud(drawn["base"], kind="query", axis=axis, methods=shown)
         if (HERE / "sign.csv").is_file():
-            figures["sign"] = sign_figure(pd.read_csv(HERE / "sign.csv"), pd.read_csv(HERE / "sign_points.csv"))
+            figures["sign"] = sign_figure(pd.read_csv(HERE / "sign.csv"))
+            figures["sign_clouds"] = clouds(pd.read_csv(HERE / "sign_minilm_points.csv"))
         for name, figure in figures.items():
             save(figure, HERE / f"{name}.png")
     kept = {
@@ -149,8 +150,25 @@ def geometry_lines() -> Iterator[str]:
         )
 
 
+def sign_lines() -> Iterator[str]:
+    """r of the query matrices without and with weight decay, small encoder and built-in model."""
+    yield "| model, points | axis | " + " | ".join(f"{m}, no decay | {m}, decay .3" for m in SHOWN) + " |"
+    yield "|---|---|" + "---|" * 2 * len(SHOWN)
+    for name, file in (("6 layers", "sign_minilm.csv"), ("3 layers", "sign.csv")):
+        frame = pd.read_csv(HERE / file)
+        frame = frame[frame["kind"] == "query"].set_index(["points", "axis", "method", "value"]).sort_index()
+        for points in ("cloud", "late", "last", "over time"):
+            for axis in ("column", "row"):
+                keys = [(points, axis, method, value) for method in SHOWN for value in (0.0, 0.3)]
+                rows = frame[frame["varied"].isin(["centre", "decay"])]["pearson"]
+                cells = [f"{rows[key]:+.2f}" if key in rows.index else "" for key in keys]
+                yield f"| {name}, {points} | {axis} | " + " | ".join(cells) + " |"
+
+
+SHOWN = ("ft", "lora", "dora", "dora-row")
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "methods": methods_lines,
     "correlations": correlation_lines,
     "geometry": geometry_lines,
+    "sign": sign_lines,
 }

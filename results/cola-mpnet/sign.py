@@ -122,40 +122,58 @@ def of_trial(trial: Trial, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return own.merge(points, how="cross"), own.merge(table, how="cross")
 
 
-def figure(table: pd.DataFrame, points: pd.DataFrame) -> Figure:
-    """Draw r of the query matrices' cloud in every run, by what is varied, and the clouds without and with decay."""
-    figure = Figure(figsize=(7.2, 5.6), layout="constrained")
-    grid = figure.subplots(2, 4)
+VARIED = {
+    "decay": "share by which decay shrinks",
+    "rate": "learning rate, times",
+    "warm-up": "warm-up, share",
+    "epochs": "epochs",
+}
+
+
+def figure(table: pd.DataFrame) -> Figure:
+    """Draw r of the query matrices in every run, by what is varied: of the cloud above, of the last step below."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    grid = figure.subplots(2, len(VARIED), sharex="col", sharey=True)
     looks = method_styles(METHODS)
-    query = table[(table["kind"] == "query") & (table["points"] == "cloud")]
-    names = {"decay": "share by which decay shrinks", "rate": "learning rate, times", "warm-up": "warm-up, share"}
-    names["epochs"] = "epochs"
-    for ax, (varied, label) in zip(grid[0], names.items(), strict=True):
-        for method in METHODS:
-            for axis, line in (("column", "-"), ("row", ":")):
-                rows = query[(query["method"] == method) & (query["axis"] == axis)]
-                rows = rows[rows["varied"].isin([varied, "centre"])].assign(x=lambda f, v=varied: _places(f, v))
-                rows = rows.sort_values("x")
-                color, marker = looks[method]
-                name = method_name(method) if axis == "column" else None
-                ax.plot(rows["x"], rows["pearson"], line, color=color, marker=marker, ms=3, lw=0.9, label=name)
-        ax.axhline(0, color=pale(), lw=0.8, zorder=0)
-        ax.set(xlabel=label, ylim=(-1.05, 1.05))
-        if varied in ("rate", "epochs"):
-            ax.set_xscale("log", base=2)
-            ax.xaxis.set_major_formatter("{x:g}")
-    grid[0, 0].set_ylabel("r of ΔM and ΔD (query)")
-    grid[0, 0].legend(fontsize="x-small", loc="lower left")
-    most = points["value"].max()
-    for ax, (method, value) in zip(grid[1], [("ft", 0), ("ft", most), ("lora", most), ("dora", most)], strict=True):
-        own = points[(points["method"] == method) & (points["value"] == value)]
-        own = own[(own["kind"] == "query") & (own["axis"] == "column")]
-        for step, rows in own.groupby("step_to"):
-            ax.scatter(rows["delta_d"], rows["delta_m"], s=8, label=f"step {step}")
-        ax.set(xlabel="ΔD", title=f"{method_name(method)}, decay {value:g}")
-        ax.ticklabel_format(style="sci", scilimits=(-2, 2))
-    grid[1, 0].set_ylabel("ΔM, by column")
-    grid[1, 0].legend(fontsize="x-small")
+    for axes, (points, title) in zip(grid, (("cloud", "cloud"), ("last", "layers at the end")), strict=True):
+        query = table[(table["kind"] == "query") & (table["points"] == points)]
+        for ax, varied in zip(axes, VARIED, strict=True):
+            for method in METHODS:
+                for axis, line in (("column", "-"), ("row", ":")):
+                    rows = query[(query["method"] == method) & (query["axis"] == axis)]
+                    rows = rows[rows["varied"].isin([varied, "centre"])]
+                    rows = rows.assign(x=_places(rows, varied)).sort_values("x")
+                    color, marker = looks[method]
+                    label = f"{method_name(method)}, {axis}"
+                    ax.plot(rows["x"], rows["pearson"], line, color=color, marker=marker, ms=3, lw=0.9, label=label)
+            ax.axhline(0, color=pale(), lw=0.8, zorder=0)
+            ax.set_ylim(-1.05, 1.05)
+            if varied in ("rate", "epochs"):
+                ax.set_xscale("log", base=2)
+                ax.xaxis.set_major_formatter("{x:g}")
+        axes[0].set_ylabel(f"r, {title}")
+    for ax, label in zip(grid[1], VARIED.values(), strict=True):
+        ax.set_xlabel(label)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), fontsize="small", ncols=4, loc="outside upper center")
+    return figure
+
+
+def clouds(points: pd.DataFrame, kind: str = "query", axis: str = "column", decay: float = 0.3) -> Figure:
+    """Draw the clouds of every method without weight decay, above, and with it, below; a colour a step."""
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    grid = figure.subplots(2, len(METHODS))
+    chosen = points[(points["kind"] == kind) & (points["axis"] == axis)]
+    for axes, value in zip(grid, (0.0, decay), strict=True):
+        for ax, method in zip(axes, METHODS, strict=True):
+            own = chosen[(chosen["method"] == method) & (chosen["value"] == value)]
+            for step, rows in own.groupby("step_to"):
+                ax.scatter(1e3 * rows["delta_d"], 1e3 * rows["delta_m"], s=9, label=f"step {step}")
+            r = correlation(own, [])["pearson"].item() if len(own) else math.nan
+            ax.set_title(f"{method_name(method)}, r = {r:.2f}", fontsize="medium")
+        axes[0].set_ylabel("ΔM (10⁻³)" + (f", decay {value:g}" if value else ", no decay"))
+    for ax in grid[1]:
+        ax.set_xlabel("ΔD (10⁻³)")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), fontsize="small", ncols=4, loc="outside upper center")
     return figure
 
 
