@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +23,7 @@ def _check_file(context: click.Context, option: click.Parameter, path: Path | No
     return path
 
 
-_file = {"type": click.Path(path_type=Path, dir_okay=False), "callback": _check_file}
+_file: dict[str, Any] = {"type": click.Path(path_type=Path, dir_okay=False), "callback": _check_file}
 
 
 @click.command("claims", cls=Command)
@@ -102,22 +102,25 @@ def command(
         make_folder(out)
         write_text(out / "claims.md", claims_markdown(outcomes))
         write_text(out / "claims.json", json.dumps(claims_json(outcomes), indent=1, allow_nan=False))
-    written = {
-        tex: lambda: "\n\n".join(claims_latex(pack, of_pack) for pack, of_pack in found.items()),
-        cited: lambda: bibtex(pack.paper for pack in chosen),
-    }
-    for path, text in written.items():
-        if path is not None:
-            make_folder(path.parent)
-            write_text(path, text() + "\n")
+    if tex is not None:
+        _write(tex, "\n\n".join(claims_latex(pack, of_pack) for pack, of_pack in found.items()))
+    if cited is not None:
+        _write(cited, bibtex(pack.paper for pack in chosen))
     if as_json:
         emit_json(claims_json(outcomes))
         return
     _show(outcomes, every)
     if out is not None:
         remark(f"written to {out / 'claims.md'} and {out / 'claims.json'}, with every rule")
-    for path in filter(None, written):
+    for path in filter(None, (tex, cited)):
         remark(f"written to {path}")
+
+
+def _write(path: Path, text: str) -> None:
+    from deltaw.analysis.records.storage.atomic import make_folder, write_text
+
+    make_folder(path.parent)
+    write_text(path, f"{text}\n")
 
 
 def _show(outcomes: "list[Outcome]", every: bool) -> None:

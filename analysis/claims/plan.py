@@ -9,7 +9,8 @@ from deltaw.analysis.claims.curves import four_of
 from deltaw.analysis.claims.evidence import CHANGES
 from deltaw.analysis.claims.measuring import Need
 from deltaw.analysis.claims.pack import Pack
-from deltaw.analysis.tables.changes import AXES, changes_table
+from deltaw.analysis.measures.change import ALL_AXES, AXES
+from deltaw.analysis.tables.changes import changes_table
 from deltaw.analysis.tables.frame import joined
 from deltaw.analysis.tables.geometry import MEASURES, geometry_table
 from deltaw.analysis.tables.intruders import intruder_table
@@ -75,7 +76,8 @@ class Plan:
         """Return the changes of each kind of pairs; each checkpoint of a module is read once."""
         pairs, by_kind = self._pairs(run), _kinds(run)
         needs = [need for of_pack in self._needs for need in of_pack if need.table in CHANGED]
-        axes = [*AXES, *sorted({axis for need in needs for axis in need.axes} - set(AXES))]
+        others = {axis for need in needs for axis in need.axes}
+        axes = [axis for axis in ALL_AXES if axis in AXES or axis in others]
         kinds = {kind for need in needs if need.table == "base" for kind in need.kinds or (self.kind,)}
         own = by_kind.get(self.kind, [])
         of_base = [name for kind, names in by_kind.items() if kind in kinds for name in names]
