@@ -244,7 +244,8 @@ def interpolation_table(
     """
     import pandas as pd
 
-    if not isinstance(ts, Sequence) or isinstance(ts, str) or not ts:
+    given: object = ts
+    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
         raise OptionError(f"ts is {ts!r}; pass a list of numbers, as [0, 0.5, 1]")
     runs = [run if isinstance(run, Trajectory) else Trajectory.open(run, base=base) for run in (first, second)]
     frames = []

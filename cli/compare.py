@@ -174,12 +174,12 @@ def _squares(frame: "pd.DataFrame", names: list[str]) -> list[str]:
     at = f"step {steps[0]}" if len(steps) == 1 else f"their last steps, {steps[0]} to {steps[-1]}"
     parts.append(f"{frame['module'].nunique()} matrices at {at}; below the diagonal measured, above it by chance")
     for measure, (title, _) in SQUARES.items():
-        values, chance = agreement_matrix(whole, measure), agreement_matrix(whole, CHANCE[measure])
+        values, chance = (agreement_matrix(whole, name).to_numpy() for name in (measure, CHANCE[measure]))
         rows = []
         for i, name in enumerate(names):
             row = {title: name}
             for j, other in enumerate(names):
-                shown = values.iloc[i, j] if i > j else chance.iloc[i, j]
+                shown = float(values[i, j] if i > j else chance[i, j])
                 sign = "±" if i < j and measure == "cosine" else ""
                 row[other] = "" if i == j else f"{sign}{_number(shown)}"
             rows.append(row)

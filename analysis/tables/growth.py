@@ -115,11 +115,15 @@ def spectral_growth(
     frame = singular_values(runs, steps=steps, modules=modules, progress=progress, work=work)
     sizes = {(run.name, module): min(run.shape(module)) for run in runs for module in run.modules}
     rows: list[dict[str, Any]] = []
-    for key, found in frame.groupby(_KEY, sort=False):
+    for _, found in frame.groupby(_KEY, sort=False):
         labels = {name: found[name].iloc[0] for name in LABELS}
         last: tuple[dict[str, Any], pd.DataFrame] | None = None
         for _, at in found.groupby("step"):
-            row = labels | {"step": int(at["step"].iloc[0])} | _evenness(at, sizes[tuple(key)])
+            row = (
+                labels
+                | {"step": int(at["step"].iloc[0])}
+                | _evenness(at, sizes[str(labels["run"]), str(labels["module"])])
+            )
             by_index = at.set_index("index")
             if last is not None:
                 apart = row["step"] - last[0]["step"]

@@ -109,7 +109,7 @@ def agreement(
     return canvas.finish(_facts(rows, shown))
 
 
-def _write(panel: Axes, square: "np.ma.MaskedArray", found: _Measure, *, of_spread: bool) -> None:  # type: ignore[type-arg]
+def _write(panel: Axes, square: "np.ma.MaskedArray", found: _Measure, *, of_spread: bool) -> None:
     """Write the number into each cell."""
     colors, size = colormaps[found.colors], small() * min(1.0, 5.5 / len(square))
     for (row, column), value in np.ndenumerate(square.filled(np.nan)):
