@@ -154,7 +154,7 @@ class Walk:
         """
         frame = frame_of(blocks, columns)
         left_out = [note for plan in self._plans for note in _left_out(plan)]
-        there = {block["run"] for block in blocks}
+        there = {block.get("run") for block in blocks}  # two runs against each other have other columns
         for plan in self._plans:
             unknown = unknown_heads(plan.run, plan.modules, axes, heads)
             if axes and {"head", "expert"}.issuperset(axes) and plan.stops and plan.run.name not in there:
