@@ -16,6 +16,7 @@ from deltaw.analysis.tables.amplification import amplification_table
 from deltaw.analysis.tables.blocks import Heads
 from deltaw.analysis.tables.changes import changes_table
 from deltaw.analysis.tables.frame import joined, notes_of
+from deltaw.analysis.tables.geometry import geometry_table
 from deltaw.analysis.tables.heads import head_changes
 from deltaw.analysis.tables.intruders import intruder_table
 from deltaw.analysis.tables.run import Step
@@ -152,6 +153,20 @@ def similarity(
 ) -> pd.DataFrame:
     """Return weight similarity over training."""
     return _over_training(paths, similarity_table, kind, modules, at_most, work)
+
+
+def geometry(
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    at_most: int = 40,
+    k: int = 16,
+    rule: str = "bfloat16",
+    work: Work | None = None,
+) -> pd.DataFrame:
+    """Return rotation, off-principal share and visible changes over training, kept once for the figures of all three."""
+    return _over_training(paths, geometry_table, kind, modules, at_most, work, k=k, visible=(rule,))
 
 
 def vectors(

@@ -69,8 +69,19 @@ _OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["--side"],
         {"type": OneOf(["right", "left"]), "help": "right: input space; left: output space. Default: {side}."},
     ),
+    "sides": (
+        ["--sides"],
+        {"type": OneOf(["both", "left", "right"]), "help": "The output space (left), input space (right), or both."},
+    ),
+    "rule": (
+        ["--rule"],
+        {
+            "type": OneOf(["bfloat16", "float16", "float32", "path-not-taken"]),
+            "help": "The dtype in which a change is visible, or that paper's tolerance. Default: {rule}.",
+        },
+    ),
     "layers": (["--layer", "layers"], {"type": int, "multiple": True, "help": "May be repeated."}),
-    "k": (["--k"], {"type": _COUNT, "help": "How many singular vectors of W′ are looked at. Default: {k}."}),
+    "k": (["--k"], {"type": _COUNT, "help": "How many leading singular vectors are looked at. Default: {k}."}),
     "epsilon": (["--epsilon"], {"type": float, "help": "The cosine below which one is new. Default: {epsilon}."}),
     "quantile": (["--quantile"], {"type": click.FloatRange(0, 1), "help": "Default: {quantile}, the median."}),
     "module": (["--module"], {"help": "A module's name, or a pattern that fits one. Default: the first query."}),
@@ -154,7 +165,8 @@ def _command(name: str, entry: FigureKind) -> click.Command:
     ]
     for option in entry.options:
         flags, settings = _OPTIONS.get(option) or _by_default(option, defaults.get(option))
-        shown = {key: "all" if value is None else value for key, value in ({"kind": None} | defaults).items()}
+        usual = {"kind": None, "side": "both"} | defaults
+        shown = {key: "all" if value is None else value for key, value in usual.items()}
         params.append(click.Option(flags, **(settings | {"help": settings["help"].format(**shown)})))
     if entry.paths == "RUNS":
         params.append(click.Option(["--base"], type=click.Path(), metavar="TEXT", help=BASE_HELP))

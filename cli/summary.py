@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 ROWS = 10  # of a table in a summary
 GROUPS = ("run", "method", "kind", "layer", "module", "group", "pairs")
-SHARES = ("zero_rows", "zero_columns", "noise", "error")  # printed as percent
+SHARES = (  # printed as percent
+    *("zero_rows", "zero_columns", "noise", "error"),
+    *("outside", "by_chance", "bfloat16", "float16", "float32", "path_not_taken"),
+)
 NARROW = 24  # the least a column of texts is shortened to
 MARGIN = 2  # between columns
 

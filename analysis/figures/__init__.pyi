@@ -15,14 +15,17 @@ from .kinds.heads import heads as heads
 from .kinds.heatmap import heatmap as heatmap
 from .kinds.intruders import intruders as intruders
 from .kinds.layers import layers as layers
+from .kinds.off_principal import off_principal as off_principal
 from .kinds.overlap import angles as angles
 from .kinds.overlap import overlap as overlap
 from .kinds.rank import rank as rank
 from .kinds.region import region as region
+from .kinds.rotation import rotation as rotation
 from .kinds.similarity import similarity as similarity
 from .kinds.singular_values import singular_values as singular_values
 from .kinds.sweep import sweep as sweep
 from .kinds.symmetry import symmetry as symmetry
 from .kinds.updates import updates as updates
+from .kinds.visible import visible as visible
 from .registry import FIGURES as FIGURES
 from .registry import FigureKind as FigureKind

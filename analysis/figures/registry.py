@@ -178,6 +178,24 @@ FIGURES = {
     "similarity": _kind(
         "similarity", "similarity", "CKA of W′ with W₀ over training and by layer", "kind scale at_most modules"
     ),
+    "rotation": _kind(
+        "rotation",
+        "geometry",
+        "how far W₀'s leading singular subspaces turn, over training and by layer",
+        "kind k side scale at_most modules",
+    ),
+    "off-principal": _kind(
+        "off_principal",
+        "geometry",
+        "how much of ΔW lies off W₀'s leading singular subspaces",
+        "kind k sides scale at_most modules",
+    ),
+    "visible": _kind(
+        "visible",
+        "geometry",
+        "the share of weights that change once they are stored in a dtype",
+        "kind rule scale at_most modules",
+    ),
     "distribution": _kind(
         "distribution",
         "vectors",

@@ -143,6 +143,7 @@ MEASURES = {
         chance="The largest angle of two random subspaces is near 90°; a random update of ‖ΔW‖_F turns W₀'s by"
         " `random_rotation`.",
         table='run.geometry(steps="last", k=16)',
+        figures=("rotation",),
     ),
     "drift.spectral_drift": Note(
         "geometry",
@@ -161,6 +162,7 @@ MEASURES = {
         ),
         chance="1 − k²/(out·in) outside both, 1 − k/out outside the left, 1 − k/in outside the right subspace.",
         table='run.geometry(steps="last", k=16)',
+        figures=("off-principal",),
     ),
     "visible.visible_changes": Note(
         "geometry",
@@ -177,6 +179,8 @@ MEASURES = {
             "In float32 nearly every weight of a fine-tuned matrix changes. Name the dtype beside the number.",
         ),
         chance="About the mean of |ΔW_ij| over the dtype's spacing at W₀_ij, for an update much smaller than that.",
+        table='run.geometry(steps="last", measures=["visible"])',
+        figures=("visible",),
     ),
     "alignment.update_cosine": Note(
         "agreement-of-two-updates",

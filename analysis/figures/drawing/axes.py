@@ -156,6 +156,7 @@ def number_axis(ax: Axes, which: Which, limits: tuple[float, float], label: str,
 
 def log_axis(ax: Axes, which: Which, low: float, high: float, label: str) -> None:
     """Make an axis logarithmic from low to high, both above 0."""
+    _span(ax, which, low, high)  # first: the scale cannot find limits of its own around one value
     (ax.set_xscale if which == "x" else ax.set_yscale)("log", nonpositive="mask")
     axis = _span(ax, which, low, high)
     axis.set_major_locator(LogLocator(numticks=6))

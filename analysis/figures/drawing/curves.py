@@ -43,6 +43,8 @@ def draw_curves(
     ax: Target | None,
     notes: Sequence[str] = (),
     levels: Mapping[str, float] | None = None,
+    beside: tuple[str, str] | None = None,
+    row_option: str = "measure",
 ) -> Target:
     """Draw each measure as a row of two panels: over training, and by layer at each run's last step.
 
@@ -59,6 +61,8 @@ def draw_curves(
         scale, width, over, ax: As in the figures.
         notes: To be written below.
         levels: A reference line by its name, the same in all panels.
+        beside: A column and its name in the legend: what each method's measures are to be compared with, dashed.
+        row_option: The figure's option that chooses one of several rows.
     """
     if over is not None:
         check_choice("over", over, get_args(Over))
@@ -76,9 +80,11 @@ def draw_curves(
     shown = {name: level for name, level in (levels or {}).items() if np.isfinite(level)}
     dotted: Any = {"color": pale(), "linestyle": ":", "linewidth": thin()}
     entries = [*method_entries(methods), *((Line2D([], [], **dotted), name) for name in shown)]
+    if beside is not None:
+        entries.append((Line2D([], [], color=pale(), linestyle="--", linewidth=thin()), beside[1]))
     legend = in_rows(entries, 5 if len(panels) == 2 else 3)
     height = 0.15 + 1.75 * len(measures)
-    choose = "choose one with over='training' or 'layers'" + (" and measure=" if len(measures) > 1 else "")
+    choose = "choose one with over='training' or 'layers'" + (f" and {row_option}=" if len(measures) > 1 else "")
     canvas = Canvas(ax, width, (across, height), panels=len(measures) * len(panels), choose=choose)
     grid = (
         np.array([[canvas.ax]])
@@ -92,6 +98,8 @@ def draw_curves(
                 _over_training(panel, rows, column, methods, styles)
             elif ends is not None:
                 _by_layer(panel, ends, column, methods, styles)
+            if beside is not None:
+                _beside(panel, rows if name == "training" else ends, beside[0], styles)
             canvas.title(panel, _TITLES[name], letter(row * len(panels) + number))
         for panel in grid[row]:
             for reference, level in shown.items():
@@ -104,6 +112,24 @@ def draw_curves(
         f"{what} for {methods_named(rows)}", rows, "step", interval=interval, notes=notes, at_end=panels == ["layers"]
     )
     return canvas.finish(facts)
+
+
+def _beside(ax: Axes, rows: pd.DataFrame | None, column: str, styles: Mapping[str, tuple[str, str]]) -> None:
+    """Draw a column's mean over the matrices, over the steps or over the layers, dashed in each method's colour."""
+    if rows is None:
+        return
+    layered = "stack" in rows
+    coordinates = axis_coordinates(positions_of(rows)) if layered else {}
+    for method, (color, _) in styles.items():
+        found = rows[(rows["method"] == method) & rows[column].notna()]
+        if found.empty:
+            continue
+        if layered:
+            xs, ys = line_over_layers(found.groupby(["stack", "layer"])[column].mean(), coordinates)
+        else:
+            means = found.groupby(found["step"].astype(float))[column].mean()
+            xs, ys = means.index.to_numpy(), means.to_numpy(dtype=float)
+        ax.plot(xs, ys, color=color, linestyle="--", linewidth=thin(), zorder=1.2)
 
 
 def _interval(methods: Sequence[str]) -> str:

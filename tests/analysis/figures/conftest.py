@@ -17,6 +17,9 @@ SINGLE: dict[str, dict[str, Any]] = {
     "amplification": {"over": "training"},
     "intruders": {"over": "layers"},
     "similarity": {"over": "layers"},
+    "rotation": {"over": "training", "side": "left"},
+    "off-principal": {"over": "training"},
+    "visible": {"over": "layers"},
     "distribution": {"measure": "delta_m"},
     "heatmap": {"measure": "delta_d"},
     "heads": {"measure": "delta_d"},
@@ -40,6 +43,9 @@ def table() -> pd.DataFrame:
             "overlap": 0.5, "angle": 0.5, "expected": 0.25,
             "entries": 100, "norm_first": 1.0, "norm_second": 2.0, "cosine": 0.5, "cosine_chance": 0.1,
             "sign_agreement": 0.6, "sign_expected": 0.5, "sign_chance": 0.01,
+            "k": 4, "rotation_left": 0.1 * step,
+            "rotation_right": 0.2 * step, "rotation_expected": 89.0, "rotation_random": 0.05 * step,
+            "off_principal": 0.9, "off_principal_expected": 0.98, "visible_bfloat16": 0.01 * step,
         }
         for method in ("lora", "dual-lora")
         for layer in range(3)
