@@ -165,7 +165,7 @@ def geometry(
     rule: str = "bfloat16",
     work: Work | None = None,
 ) -> pd.DataFrame:
-    """Return rotation, off-principal share and visible changes over training, kept once for the figures of all three."""
+    """Return rotation, off-principal share and visible changes over training, kept once for all three figures."""
     return _over_training(paths, geometry_table, kind, modules, at_most, work, k=k, visible=(rule,))
 
 
