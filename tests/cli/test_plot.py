@@ -85,6 +85,7 @@ def options(name):
         "singular-values": ["--kind", "all"],
         "rank": ["--scale", "linear"],
         "heatmap": ["--quantile", 0.9, "--steps", 2],
+        "heads": ["--heads", 4, "--kind", "value"],
     }.get(name, ["--kind", "value"])
 
 
@@ -92,7 +93,7 @@ def options(name):
 def test_every_figure_is_drawn_from_runs(name, runs, capsys, tmp_path) -> None:
     given = [runs[0], runs[2]]
     path = tmp_path / f"a.{'gif' if FIGURES[name].movie else 'png'}"
-    first = ["--rank", 2] if name in TWO else ["--rank", 1] if name == "amplification" else []
+    first = {"amplification": ["--rank", 1], "heads": ["--heads", 3]}.get(name, ["--rank", 2] if name in TWO else [])
     code, out, err = call(capsys, "plot", name, *given, "-o", path, *first)
     assert code == 0, err
     assert f"written to {path}" in out
