@@ -110,7 +110,7 @@ def command(
 
     wanted: tuple[int, ...] | Literal["last"] | None = None if all_steps else (steps or "last")
     opened, bars = open_runs(runs, base=base), progress(as_json)
-    options = {"k": count, "measures": measures or None, "visible": visible or ("bfloat16",)}
+    options: dict[str, Any] = {"k": count, "measures": measures or None, "visible": visible or ("bfloat16",)}
     frame = table(opened, "geometry", steps=wanted, modules=modules or None, progress=bars, work=work, **options)
     if path is not None:
         write_table(frame, path)

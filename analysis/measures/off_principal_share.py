@@ -144,4 +144,5 @@ def _shares(base: Principal, scale: float, whole: float, left: float, right: flo
     if whole * scale == 0 or not base.defined:
         return Outside(math.nan, math.nan, math.nan, whole * scale)
     both = (left / whole) ** 2 + (beside / whole) ** 2
-    return Outside(*(min(1.0, share) for share in (both, (left / whole) ** 2, (right / whole) ** 2)), whole * scale)
+    shares = [min(1.0, share) for share in (both, (left / whole) ** 2, (right / whole) ** 2)]
+    return Outside(shares[0], shares[1], shares[2], whole * scale)

@@ -54,8 +54,9 @@ class RunTables:
         from deltaw.analysis.tables.geometry import geometry_table
 
         work = chosen_work(device, jobs, engine, address, cache)
-        options = {"k": k, "measures": measures, "visible": visible}
-        return geometry_table([self], steps, modules, progress=progress, work=work, **options)
+        return geometry_table(
+            [self], steps, modules, k=k, measures=measures, visible=visible, progress=progress, work=work
+        )
 
     @public
     def advice(
