@@ -194,10 +194,11 @@ def by_rows(magnitude: Tensor, out: int) -> bool:
 def _normed(V: Tensor, magnitude: Tensor) -> Tensor:
     """m·V / ‖V‖, by rows or by inputs; of a kernel, an input's norm is over all its places."""
     if by_rows(magnitude, len(V)):
-        return V * (magnitude.reshape(-1) / torch.linalg.vector_norm(V, dim=1))[:, None]
+        norms: Tensor = torch.linalg.vector_norm(V, dim=1)
+        return V * (magnitude.reshape(-1) / norms)[:, None]
     inputs = magnitude.numel()
     places = V.reshape(len(V), inputs, -1)
-    norms: Tensor = torch.linalg.vector_norm(places, dim=(0, 2))
+    norms = torch.linalg.vector_norm(places, dim=(0, 2))
     return (places * (magnitude.reshape(-1) / norms)[:, None]).reshape(V.shape)
 
 

@@ -7,6 +7,7 @@
 Without α, or where it is 0, α = r. One file may hold layers of several kinds.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ UNREAD = {
     "rescale": "OFT, which is not read; merge it",
 }  # fmt: skip
 NORM = "a norm's scale and shift, which are no matrix"
+_RS_LORA = re.compile(r'"rs_lora": *"?(?:true|1)\b', re.IGNORECASE)
+RS_LORA = "it was trained with rs_lora, s = α/√r; its tensors do not say so, and ΔW is as its loaders take it, s = α/r"
 BIAS = "a bias, which is no matrix"
 
 
@@ -61,7 +64,8 @@ def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
             left_out[name] = found
         if "bias" in parts and isinstance(found, Layer):
             left_out[f"{name} (bias)"] = BIAS
-    return Found(layers, left_out)
+    notes = [RS_LORA] if _RS_LORA.search(tensors.metadata().get("ss_network_args", "")) else []
+    return Found(layers, left_out, notes)
 
 
 def _layer(name: str, parts: dict[str, str], rest: Mapping[str, str], tensors: Tensors) -> Layer | str:

@@ -194,6 +194,14 @@ def test_kohya_s_metadata_is_kept_as_text(tmp_path):
     assert run.info["adapter"] == "kohya's LoRA (sd-scripts)"
 
 
+def test_rs_lora_of_lycoris_is_told(tmp_path):
+    file, expected = tensors_of("loha")
+    said = json.dumps({"algo": "loha", "rs_lora": "True"})
+    run = Trajectory.open(saved(tmp_path, file, metadata={"ss_network_args": said}))
+    assert "rs_lora" in run.info["notes"][0]
+    close(run.update(PLAIN, 0), expected)  # as LyCORIS's own loader reads it
+
+
 def test_inspect_names_the_tool_and_what_the_file_says(tmp_path, capsys):
     from deltaw.cli import main
 
