@@ -130,7 +130,7 @@ def outside_of_factors(base: Principal, U: Tensor, V: Tensor, scaling: float = 1
     q_u, r_u = torch.linalg.qr(U.to(device).double())
     q_v, r_v = torch.linalg.qr(V.T.to(device).double())
     scales = power_of_two(r_u), power_of_two(r_v)
-    core = (r_u / scales[0]) @ (r_v / scales[1]).T  # nothing under- or overflows
+    core = (r_u / scales[0]) @ (r_v / scales[1]).T * float(scaling != 0)  # nothing under- or overflows
     left, right = base.left, base.right
     off_left = (q_u - left @ (left.T @ q_u)) @ core  # times Q_vᵀ, which keeps norms
     outer = q_v - right @ (right.T @ q_v)
@@ -141,7 +141,7 @@ def outside_of_factors(base: Principal, U: Tensor, V: Tensor, scaling: float = 1
 
 
 def _shares(base: Principal, scale: float, whole: float, left: float, right: float, beside: float) -> Outside:
-    if whole * scale == 0 or not base.defined:
+    if whole == 0 or not base.defined:
         return Outside(math.nan, math.nan, math.nan, whole * scale)
     both = (left / whole) ** 2 + (beside / whole) ** 2
     shares = [min(1.0, share) for share in (both, (left / whole) ** 2, (right / whole) ** 2)]
