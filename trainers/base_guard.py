@@ -12,6 +12,7 @@ from deltaw.adapters.effective import base_weight
 from deltaw.adapters.errors import RecordError
 from deltaw.adapters.peft.live import adapter_tensors
 from deltaw.adapters.peft.names import BASE_LAYER
+from deltaw.adapters.peft.recorded import PeftMethod
 from deltaw.adapters.sharded import full, is_sharded
 from deltaw.trainers.distributed import local
 from deltaw.trainers.recorded_layers import Layer
@@ -78,6 +79,10 @@ def _sum_of_bits(layer: Layer) -> int:
 def _sketch(layer: Layer) -> Tensor:
     """Return s·B A Z, (out, few), with a fixed Z: enough to know s·B A again, in two thin products."""
     assert layer.method is not None
+    if isinstance(
+        layer.method, PeftMethod
+    ):  # its update may be dense: what has moved further than a rounding is refused
+        return torch.zeros(len(base_weight(layer.module)), FEW, dtype=torch.float64)
     tensors = adapter_tensors(layer.module, layer.method, layer.adapter)
     A, B = (full(tensors[name]).double().cpu() for name in ("lora_A", "lora_B"))
     return getattr(layer.method, "scaling", 1.0) * (B @ (A @ _directions(A.shape[1])))

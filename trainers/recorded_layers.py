@@ -19,6 +19,7 @@ from deltaw.adapters.modules import is_conv1d, is_peft, linear_modules
 from deltaw.adapters.patterns import matching
 from deltaw.adapters.peft.live import adapter_of, adapter_tensors, attentions
 from deltaw.adapters.peft.names import BASE_LAYER
+from deltaw.adapters.peft.recorded import PeftMethod, peft_method, peft_state
 from deltaw.adapters.sharded import full
 from deltaw.analysis.records.foreign.heads import kept_of
 from deltaw.analysis.records.run_folder.format import ARCHITECTURE, ModuleEntry
@@ -130,6 +131,8 @@ def checkpoint_tensors(layer: Layer) -> dict[str, Tensor]:
     if isinstance(module, AdaptedLayer):
         module.method.observe(module)
         return module.state()
+    if isinstance(layer.method, PeftMethod):
+        return peft_state(module, layer.method, layer.adapter, frozen=False)
     if layer.method is not None:
         return adapter_tensors(module, layer.method, layer.adapter)
     return {"weight": _whole(module)}
@@ -141,6 +144,8 @@ def base_and_constants(layer: Layer) -> tuple[Tensor, dict[str, Tensor]]:
     module = layer.module
     if isinstance(module, AdaptedLayer):
         return base_weight(module), {key: module.tensor(key) for key in module.constants()}
+    if isinstance(layer.method, PeftMethod):
+        return base_weight(module), peft_state(module, layer.method, layer.adapter, frozen=True)
     if layer.rewritten and isinstance(
         layer.method, RankedMethod
     ):  # W₀ is the residual below and the adapter at its start
@@ -200,6 +205,11 @@ def _layer(model: nn.Module, name: str, module: nn.Module) -> Layer:
     if not is_peft(module):
         return Layer(module)
     adapter = adapter_of(model, name)
+    if adapter.method is None and not adapter.rewritten and not getattr(module, "merged", False):
+        active = list(module.active_adapters)  # type: ignore[arg-type,operator]
+        method = peft_method(model, name, active[0]) if len(active) == 1 else None
+        if method is not None:
+            return Layer(module, method, active[0])
     return Layer(module, adapter.method, adapter.name, adapter.rewritten)
 
 

@@ -12,6 +12,7 @@ from deltaw.adapters.errors import OptionError
 from deltaw.analysis.names import kind_of, layer_of
 from deltaw.analysis.records.foreign.base import BaseLike
 from deltaw.analysis.records.open import glance, is_own
+from deltaw.analysis.records.run_folder.format import ModuleEntry
 from deltaw.analysis.records.source import Source
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def inspect_run(
         manifest = source.manifest
         found |= {
             "version": manifest.version,
-            "options": {entry.method: entry.options for entry in manifest.modules.values() if entry.method},
+            "options": {entry.method: _options(entry) for entry in manifest.modules.values() if entry.method},
             "run_id": manifest.run_id,
             "created": manifest.created,
             "bytes": {"base": manifest.base.bytes, "checkpoints": source.checkpoint_bytes()},
@@ -122,6 +123,14 @@ def _opened(run: str | Path | OpenedRun, base: BaseLike, modules: Sequence[str] 
     if modules is not None or (base is not None and not source.keeps_base):
         raise OptionError("an opened run has its base and its modules; leave base and modules out, or give its folder")
     return source, base is not None
+
+
+def _options(entry: ModuleEntry) -> dict[str, Any]:
+    """A method's options; of one of PEFT's types its settings that are plain values."""
+    settings = entry.options.get("settings")
+    if not str(entry.method).startswith("peft-") or not isinstance(settings, dict):
+        return entry.options
+    return {key: value for key, value in settings.items() if isinstance(value, str | int | float)}
 
 
 def _base_named(source: Source) -> str | None:

@@ -77,7 +77,7 @@ class RecordedSource(Source):
         self.steps = [entry.step for entry in self.entries]
         self._recorded = plain_modules(self.manifest.modules)  # the names in the files
         self.shapes = {name: self._entry(name).shape for name in self._recorded}
-        self.method = self.manifest.method
+        self.method = self.manifest.method.removeprefix("peft-")
         self.info = self.manifest.info
         kept = self.info.get(ARCHITECTURE)
         self.config = dict(kept) if isinstance(kept, dict) else {}
@@ -104,11 +104,11 @@ class RecordedSource(Source):
         """Return the method of a module, or ``None`` where its matrix itself is recorded."""
         if module not in self._methods:
             self.check(module)
-            from deltaw.adapters.methods.registry import create  # the methods need torch, which opening a run does not
+            from deltaw.adapters.peft.recorded import method_of_record  # it needs torch, which opening a run does not
 
             entry = self._entry(module)
             try:
-                self._methods[module] = None if entry.method is None else create(entry.method, **entry.options)
+                self._methods[module] = None if entry.method is None else method_of_record(entry.method, entry.options)
             except (OptionError, TypeError) as error:
                 raise RecordError(f"{self.where}: {module}: {error!s:.400}") from None
         return self._methods[module]
@@ -116,7 +116,7 @@ class RecordedSource(Source):
     def label(self, module: str) -> str:
         """Return the name of the module's method, or of the run's."""
         self.check(module)
-        return self._entry(module).method or self.method
+        return (self._entry(module).method or self.method).removeprefix("peft-")
 
     @property
     def base_from(self) -> str | None:

@@ -51,7 +51,7 @@ def tensor_shapes(manifest: Manifest, where: str) -> Shapes:
     Raises:
         RecordError: A method is not known here; ``where`` is for the message.
     """
-    from deltaw.adapters.methods.registry import create  # the methods need torch
+    from deltaw.adapters.peft.recorded import method_of_record  # the methods need torch
 
     found = matrix_shapes(manifest)
     known: dict[str, Shapes] = {}  # modules of one method and shape have the same tensors
@@ -61,7 +61,7 @@ def tensor_shapes(manifest: Manifest, where: str) -> Shapes:
         key = repr((entry.method, entry.options, entry.shape))
         if key not in known:
             try:
-                method = create(entry.method, **entry.options)
+                method = method_of_record(entry.method, entry.options)
                 known[key] = {**method.shapes(*entry.shape), **method.frozen_shapes(*entry.shape)}
             except (OptionError, TypeError) as error:
                 raise RecordError(f"{where}: {name}: {error}") from None
