@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.modules import is_peft
@@ -174,3 +175,45 @@ def test_a_manifest_that_lies_is_refused():
     ):  # fmt: skip
         with pytest.raises(OptionError):
             method_of_record("peft-loha", json.loads(json.dumps(good | harm)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_each_type_over_two_processes_is_recorded_as_in_one(way, part, tmp_path, in_two):
+    """The checkpoints are equal to the bit to those of one process that gathers the same weights."""
+
+    def work(rank, path):
+        equal = {}
+        for case in list(CASES)[part::4]:
+            model = made(case)
+            moved(model, 5)
+            alone = copy.deepcopy(model)
+            # Of the whole model, as some types have a vector that all layers share.
+            shared = nn.parallel.DistributedDataParallel(model) if way == "ddp" else fully_shard(model)
+            name = case.replace(" ", "-")
+            with Recorder(shared, path / name) as recorder:
+                for step in range(2):
+                    recorder.step(step)
+                    moved_together(shared, alone, step)
+            if rank == 0:
+                with Recorder(alone, path / f"{name}-alone") as recorder:
+                    recorder.step(1)
+                one, other = Trajectory.open(path / name), Trajectory.open(path / f"{name}-alone")
+                equal[case] = "weight" not in one.source.state("0.query", 1) and all(
+                    torch.equal(value, other.source.state(module, 1)[key])
+                    for module in one.modules
+                    for key, value in one.source.state(module, 1).items()
+                )
+        return [case for case, same in equal.items() if not same]
+
+    def moved_together(model, alone, step):
+        """Multiply all that trains by one number, which needs no part of another process."""
+        if step:
+            return
+        with torch.no_grad():
+            for parameter in [*model.parameters(), *alone.parameters()]:
+                if parameter.requires_grad:
+                    parameter *= 1.25
+
+    assert in_two(work, tmp_path) == ([], [])
