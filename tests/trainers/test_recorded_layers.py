@@ -86,7 +86,7 @@ def test_peft_layers_of_a_known_method_are_recorded_as_their_tensors(kind, tmp_p
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_other_peft_layers_are_recorded_as_their_effective_weight(kind, tmp_path):
+def test_other_peft_layers_are_recorded_as_their_tensors_under_their_type(kind, tmp_path):
     torch.manual_seed(3)
     model, layer = with_peft(OTHERS[kind], torch.float64)
     origin = plain().double()[0].weight
@@ -96,7 +96,9 @@ def test_other_peft_layers_are_recorded_as_their_effective_weight(kind, tmp_path
         moved(model)
         recorder.record(1)
     run = Trajectory.open(tmp_path / "run")
-    assert run.method == "peft"
+    whole = kind == "pissa with dora"  # PEFT changes W₀ below it
+    assert run.method == ("peft" if whole else kind)
+    assert ("weight" in run.state(name, 1)) == whole
     torch.testing.assert_close(run.base(name), origin, rtol=1e-6, atol=1e-6)  # OFT's own start is of float32
     torch.testing.assert_close(run.weight(name, 1), forward_weight(layer), rtol=1e-10, atol=1e-10)
     assert run.update(name, 1).norm() > 0.001
