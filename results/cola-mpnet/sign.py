@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 METHODS = ("ft", "lora", "dora", "dora-row")  # DoRA's Figure 2, its equation and its authors' code
 ADAPTERS_RATE, FULL_RATE = 2e-3, 5e-5  # as in results/cola-minilm; the built-in model has its own
 BATCH, EPOCHS = 32, 20
+DECAYS = (0.3, 1.0, 0.1)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,15 @@ class Trial:
         return self.settings.weight_decay * self.settings.rate() * self.steps / 2
 
 
-def trials(model: str | None, data: str, epochs: int, only: Sequence[str]) -> Iterator[Trial]:
+def trials(
+    model: str | None,
+    data: str,
+    epochs: int,
+    only: Sequence[str],
+    methods: Sequence[str] = METHODS,
+    decays: Sequence[float] = DECAYS,
+    rates: tuple[float, float] = (ADAPTERS_RATE, FULL_RATE),
+) -> Iterator[Trial]:
     """Yield the runs: the centre, weight decay, then the others."""
     shared = ColaSettings(method="lora", model=model, data=data, epochs=epochs, save_every=1000)
     if model is not None:
@@ -58,15 +67,15 @@ def trials(model: str | None, data: str, epochs: int, only: Sequence[str]) -> It
     an_epoch = math.ceil(len(load_corpus(data).train[0]) / BATCH)
     values = {
         "centre": (0.0,),
-        "decay": (0.3, 1.0, 0.1),
+        "decay": decays,
         "rate": (4.0, 0.25),
         "warm-up": (0.5,),
         "epochs": (max(1, epochs // 4), 2 * epochs),
     }
     for varied, tried in values.items():
         for value in tried if varied == "centre" or not only or varied in only else ():
-            for method in METHODS:
-                own = None if model is None else FULL_RATE if method == "ft" else ADAPTERS_RATE
+            for method in methods:
+                own = None if model is None else rates[method == "ft"]
                 run = replace(shared, method=method, learning_rate=own)
                 if varied == "decay":
                     run = replace(run, weight_decay=2 * value / (run.rate() * epochs * an_epoch))
@@ -188,12 +197,27 @@ def _places(frame: pd.DataFrame, varied: str) -> "pd.Series[float]":
 @click.option("--data", default="builtin", help="The folder with CoLA's TSV files; the built-in sentences.")
 @click.option("--epochs", type=click.IntRange(1), default=EPOCHS, show_default=True, help="Where they are not varied.")
 @click.option("--only", multiple=True, help="What is varied; may be repeated. All by default.")
+@click.option("--method", "methods", multiple=True, default=METHODS, help="May be repeated. All by default.")
+@click.option("--decay", "decays", multiple=True, type=float, default=DECAYS, help="Shares; may be repeated.")
+@click.option("--lr", default=ADAPTERS_RATE, show_default=True, help="Of adapters on a model of one's own.")
+@click.option("--ft-lr", default=FULL_RATE, show_default=True, help="Of full fine-tuning there.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder of the runs.")
 @click.option("--table", default=HERE / "sign.csv", type=click.Path(path_type=Path), help="Where the table goes.")
-def main(model: str | None, data: str, epochs: int, only: tuple[str, ...], out: Path, table: Path) -> None:
+def main(
+    model: str | None,
+    data: str,
+    epochs: int,
+    only: tuple[str, ...],
+    methods: tuple[str, ...],
+    decays: tuple[float, ...],
+    lr: float,
+    ft_lr: float,
+    out: Path,
+    table: Path,
+) -> None:
     """Train what is not finished, and write the table after every run."""
     rows, points = [], []
-    for trial in trials(model, data, epochs, only):
+    for trial in trials(model, data, epochs, only, methods, decays, (lr, ft_lr)):
         folder = out / trial.name
         result = train_cola(trial.settings, folder, progress=False)
         cloud, found = of_trial(trial, folder)
