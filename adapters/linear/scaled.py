@@ -91,15 +91,17 @@ class _RoundedOnce(torch.autograd.Function):
             grad_x = g @ _rounded(weight, rho, gamma, ctx.dtype)
             result[0] = grad_x.to(x.dtype)
             if wanted[3]:
-                result[3] = (x * grad_x.to(gamma.dtype)).sum(0) / gamma
+                of_gamma = (x * grad_x.to(gamma.dtype)).sum(0) / gamma
                 for j in (gamma == 0).nonzero()[:, 0]:
                     column = weight[:, j] if rho is None else weight[:, j] * rho
-                    result[3][j] = (g.to(gamma.dtype) @ column.to(gamma.dtype)) @ x[:, j].to(gamma.dtype)
+                    of_gamma[j] = (g.to(gamma.dtype) @ column.to(gamma.dtype)) @ x[:, j].to(gamma.dtype)
+                result[3] = of_gamma
         if wanted[2]:
-            result[2] = (g.to(rho.dtype) * y).sum(0) / rho
+            of_rho = (g.to(rho.dtype) * y).sum(0) / rho
             for i in (rho == 0).nonzero()[:, 0]:
                 row = weight[i] if gamma is None else weight[i] * gamma
-                result[2][i] = (x.to(rho.dtype) @ row.to(rho.dtype)) @ g[:, i].to(rho.dtype)
+                of_rho[i] = (x.to(rho.dtype) @ row.to(rho.dtype)) @ g[:, i].to(rho.dtype)
+            result[2] = of_rho
         if wanted[1]:
             of_rounded = (g.T @ x.to(ctx.dtype)).to(weight.dtype)
             of_rounded = of_rounded if gamma is None else of_rounded * gamma
