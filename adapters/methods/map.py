@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from deltaw.adapters.linear.low_rank import add_product, kaiming_uniform
 from deltaw.adapters.linear.norms import ratio, safe_sqrt
+from deltaw.adapters.linear.scaled import scaled_linear
 from deltaw.adapters.method import Layer, RankedMethod, ScaledLowRank, Shape, State
 
 
@@ -98,14 +99,12 @@ class MAP(RankedMethod):
         with torch.autocast(x.device.type, enabled=False):
             factor = _factor(state)
             rho = ratio(state["magnitude_base"], state["norm"])
-        result = F.linear(x, layer.base)
-        result = (result * rho).to(result.dtype)  # in the precision of ρ: next to 1 bfloat16 has steps of 0.4 %
-        if layer.bias is not None:
-            result = result + layer.bias.to(result.dtype)
-        path = F.dropout(x, self.dropout) if layer.training and self.dropout else x
+        flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        result = scaled_linear(flat, layer.base, layer.bias, rho.expand(len(B)))
+        path = F.dropout(flat, self.dropout) if layer.training and self.dropout else flat
         down = F.linear(path.to(A.dtype), A)
-        flat = add_product(result.reshape(-1, len(B)), (down * factor.to(down.dtype)).reshape(-1, len(A)), B, 1.0)
-        return flat.view(result.shape)
+        result = add_product(result, down * factor.to(down.dtype), B, 1.0)
+        return result.view(*x.shape[:-1], -1)
 
 
 def _factor(state: State) -> Tensor:
