@@ -187,7 +187,7 @@ class BilevelTrainer(MethodTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """One linear schedule for the search, and one for the training after it."""
         if self.lr_scheduler is None:
-            optimizer = self.optimizer if optimizer is None else optimizer
+            scheduled: Any = self.optimizer if optimizer is None else optimizer
             search = self.phases.search_epochs * len(self.phases)
             share = self.args.warmup_steps / max(1, num_training_steps)
 
@@ -196,7 +196,7 @@ class BilevelTrainer(MethodTrainer):
                 place, warm = step - start, math.ceil(share * length)
                 return place / warm if place < warm else max(0.0, (length - place) / max(1, length - warm))
 
-            self.lr_scheduler = LambdaLR(optimizer, factor)
+            self.lr_scheduler = LambdaLR(scheduled, factor)
         found: LambdaLR = self.lr_scheduler
         return found
 
@@ -223,8 +223,9 @@ class BilevelTrainer(MethodTrainer):
     def _loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The loss without the penalty, which the upper level has no part in."""
         with self.compute_loss_context_manager():
-            found: Tensor = Trainer.compute_loss(self, model, dict(inputs))
-        return found
+            found: Any = Trainer.compute_loss(self, model, dict(inputs))
+        loss: Tensor = found
+        return loss
 
     def switch(self, epoch: int) -> None:
         """Before an epoch: fix the upper level once the search is over, and begin anew where it ends."""

@@ -14,7 +14,7 @@ from deltaw.adapters.method import Method
 from deltaw.analysis.measures.built import Built, built_sums
 from deltaw.analysis.measures.change import AXES, Axis, Change, PairChanges, changes_of_sums
 from deltaw.analysis.measures.norms import spectral_norm
-from deltaw.analysis.measures.sums import Sums, sums
+from deltaw.analysis.measures.sums import Side, Sums, sums
 from deltaw.analysis.names import kind_of
 from deltaw.trainers.alarms import Alarms, State
 
@@ -109,7 +109,7 @@ def _measured(
     found, sums, update = _changes(module, method, base, states, now)
     aa, ad, dd = (float(part.sum()) for part in sums["row"])
     first, moved = math.sqrt(aa), math.sqrt(dd) if dd >= 0 else math.nan
-    vector = {axis: float(of.aa.sqrt().mean()) for axis, of in sums.items()}
+    vector: dict[Axis, float] = {axis: float(of.aa.sqrt().mean()) for axis, of in sums.items()}
     finite = math.isfinite(dd) and math.isfinite(aa)
     return _Measured(
         changes=found,
@@ -137,7 +137,7 @@ def _changes(
     base: Mapping[str, Tensor],
     before: Mapping[str, Mapping[str, Tensor]],
     now: Mapping[str, Tensor],
-) -> tuple[dict[str, dict[Axis, Change]], dict[Axis, Sums], Callable[[], Tensor | tuple[Tensor, Tensor]]]:
+) -> tuple[dict[str, dict[Axis, Change]], dict[Side, Sums], Callable[[], Tensor | tuple[Tensor, Tensor]]]:
     """Return the changes since W₀ and since the states by name, made as the tables make them; the sums since W₀; ΔW."""
     W = base[""]
     if method is None:
@@ -166,7 +166,7 @@ def _changes(
 
 def _of_dense(
     origins: Mapping[str, Tensor], after: Tensor
-) -> tuple[dict[str, dict[Axis, Change]], dict[Axis, Sums], Callable[[], Tensor]]:
+) -> tuple[dict[str, dict[Axis, Change]], dict[Side, Sums], Callable[[], Tensor]]:
     found = {name: sums(origin, after, AXES) for name, origin in origins.items()}
     changed = {
         name: changes_of_sums(origin, after, found[name], allow_nonfinite=True) for name, origin in origins.items()

@@ -42,8 +42,14 @@ class MethodTrainer(Trainer):
         return optimizer
 
     @override
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        found = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         added = penalty(model) if model.training else 0.0
         if not isinstance(added, torch.Tensor):
             return found

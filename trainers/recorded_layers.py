@@ -80,7 +80,7 @@ def architecture(model: nn.Module) -> dict[str, Any]:
 
 def _configurations(module: nn.Module) -> Iterator[Mapping[str, Any]]:
     """Yield the configurations of the outermost models in a model that have one."""
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     plain = config.to_dict() if hasattr(config, "to_dict") else None
     if isinstance(plain, Mapping):
         yield plain
@@ -206,7 +206,7 @@ def _layer(model: nn.Module, name: str, module: nn.Module) -> Layer:
         return Layer(module)
     adapter = adapter_of(model, name)
     if adapter.method is None and not adapter.rewritten and not getattr(module, "merged", False):
-        active = list(module.active_adapters)  # type: ignore[arg-type,operator]
+        active = list(module.active_adapters)  # type: ignore[arg-type]
         method = peft_method(model, name, active[0]) if len(active) == 1 else None
         if method is not None:
             return Layer(module, method, active[0])

@@ -179,7 +179,7 @@ class _Place(list[str]):
     def __contains__(self, name: object) -> bool:
         return True
 
-    def index(self, name: str, *_: Any) -> int:  # type: ignore[override]
+    def index(self, name: str, *_: Any) -> int:
         """Its place."""
         return self._number
 

@@ -115,7 +115,7 @@ def _kind(name: str, layer: AdaptedLayer) -> str:
         return "lora" if method.subtract_start or layer.transposed else "delora"
     if isinstance(method, OFT) and layer.transposed:
         raise OptionError(f"PEFT has no oft on a Conv1D, which module {name!r} is; {MERGE}")
-    kinds = {"vera": VeRA, "hira": HiRA, "randlora": RandLoRA, "oft": OFT, "adalora": AdaLoRA}
+    kinds: dict[str, type[Method]] = {"vera": VeRA, "hira": HiRA, "randlora": RandLoRA, "oft": OFT, "adalora": AdaLoRA}
     for kind, of in kinds.items():
         if isinstance(method, of):
             return kind

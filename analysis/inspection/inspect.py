@@ -16,7 +16,7 @@ from deltaw.analysis.records.run_folder.format import ModuleEntry
 from deltaw.analysis.records.source import Source
 
 if TYPE_CHECKING:
-    import torch
+    from deltaw.analysis.measures.survival import Stored
 
 
 class OpenedRun(Protocol):
@@ -35,7 +35,7 @@ def inspect_run(
     modules: Sequence[str] | None = None,
     verify: bool = False,
     check: bool = True,
-    dtypes: Sequence[torch.dtype | str] | None = None,
+    dtypes: Sequence[Stored] | None = None,
     merge_into: BaseLike = None,
     progress: bool = False,
 ) -> dict[str, Any]:

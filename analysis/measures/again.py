@@ -49,7 +49,7 @@ def blocks_again(
         if not bool(settled[1][block]):
             direction[block] = known.direction
             like = direction[:1]
-            tops = (torch.full_like(like, top) for top in (known.top_before, known.top_after))
+            tops = torch.full_like(like, known.top_before), torch.full_like(like, known.top_after)
             yield torch.full_like(like, block, dtype=torch.long), *tops
 
 

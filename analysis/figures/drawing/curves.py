@@ -128,7 +128,7 @@ def _beside(ax: Axes, rows: pd.DataFrame | None, column: str, styles: Mapping[st
             xs, ys = line_over_layers(found.groupby(["stack", "layer"])[column].mean(), coordinates)
         else:
             means = found.groupby(found["step"].astype(float))[column].mean()
-            xs, ys = means.index.to_numpy(), means.to_numpy(dtype=float)
+            xs, ys = means.index.tolist(), means.astype(float).tolist()
         ax.plot(xs, ys, color=color, linestyle="--", linewidth=thin(), zorder=1.2)
 
 

@@ -62,7 +62,8 @@ class Dequantised(Tensors):
         self.need(name)
         if name not in self._packed:
             return self._tensors.read(name, index)
-        return self._asked(name, "read", index)
+        values: Tensor = self._asked(name, "read", index)
+        return values
 
     def _asked(self, name: str, what: str, *given: Any) -> Any:
         from deltaw.analysis.records.foreign.quantised.schemes import Wrong
