@@ -22,7 +22,7 @@ class Verbs(Group):
         "repair": "Save what is whole of a damaged run, and guess nothing.",
         "changes": "Print ΔM and ΔD of every module, pair of steps and axis.",
         "rank": "Print the rank of ΔW by module.",
-        "geometry": "Print how ΔW stands to W₀: rotation, spectral drift, off-principal share, visible changes.",
+        "geometry": "Print how ΔW stands to W₀: rotation, drift, off-principal share, visible changes.",
         "report": "Write a report of runs: one HTML file with linked views that opens offline.",
         "compare": "Print how two runs, models or adapters differ, on one screen.",
         "advise": "Advise a rank for every module, and say which hardly moved.",

@@ -88,7 +88,7 @@ def command(
     work: Work,
     shown: Shown,
 ) -> None:
-    """Print how ΔW stands to W₀: rotation, spectral drift, off-principal share, visible changes.
+    """Print how ΔW stands to W₀: rotation, drift, off-principal share, visible changes.
 
     In the terminal the means by kind and layer at the last step; with --all, -o and --json every module.
 
