@@ -45,6 +45,11 @@ def _check(context: click.Context, option: click.Parameter, path: Path) -> Path:
     type=_Details(),
     help="How many checkpoints get a spectrum and distributions. Default: as many as take less than a minute a run.",
 )
+@click.option(
+    "--geometry/--no-geometry",
+    default=None,
+    help="Hold all of these against W₀, or none. Default: as many as take less than half a minute a run.",
+)
 @click.option("--check/--no-check", default=True, help="Look for what is wrong, and check the papers' claims.")
 @click.option("--watch", is_flag=True, help="Write it anew as checkpoints come, until Ctrl-C; an open page follows.")
 @click.option("--every", type=click.FloatRange(min=0, min_open=True), default=30, show_default=True, help="Seconds.")
@@ -55,6 +60,7 @@ def command(
     base: str | None,
     modules: tuple[str, ...],
     details: Any,
+    geometry: bool | None,
     check: bool,
     watch: bool,
     every: float,
@@ -63,8 +69,9 @@ def command(
     """Write a report of runs: one HTML file with linked views that opens offline.
 
     It shows what the runs are and what is wrong with them, ΔM and ΔD over training, how the two go together, which
-    matrix moved when, rank and spectrum, the runs against each other, loss and score, and the papers' claims. A run may
-    be one that deltaw recorded, also while it is being recorded, or any other that `deltaw inspect` can read.
+    matrix moved when, rank and spectrum, how the update stands to W₀, the runs against each other, loss and score, and
+    the papers' claims. A run may be one that deltaw recorded, also while it is being recorded, or any other that
+    `deltaw inspect` can read.
 
     \b
     Example:
@@ -76,6 +83,7 @@ def command(
     from deltaw.analysis.report.write import report
 
     options: dict[str, Any] = {"base": base, "modules": modules or None, "details": details, "check": check}
+    options["geometry"] = geometry
     options |= asdict(work)
     if watch:
         for path in watched(list(runs), out, every=every, progress=False, **options):

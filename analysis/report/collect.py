@@ -15,7 +15,16 @@ from deltaw.analysis.report.about import about
 from deltaw.analysis.report.between import PART as BETWEEN
 from deltaw.analysis.report.between import RANKS, between
 from deltaw.analysis.report.colors import run_styles
-from deltaw.analysis.report.matrices import BINS, LEADING, MOST, Details, Matrices, detailed_steps
+from deltaw.analysis.report.matrices import (
+    BINS,
+    LEADING,
+    MOST,
+    PRINCIPAL,
+    Details,
+    Matrices,
+    detailed_steps,
+    geometry_steps,
+)
 from deltaw.analysis.report.pack import Column, exact
 from deltaw.analysis.report.parts import Notes
 from deltaw.analysis.tables.walk import PAIRS, chosen_modules
@@ -43,6 +52,7 @@ def collect(
     *,
     modules: Sequence[str] | None = None,
     details: Details = None,
+    geometry: bool | None = None,
     check: bool = True,
     progress: bool = False,
     work: Work = HERE,
@@ -53,6 +63,7 @@ def collect(
         runs: Opened runs, each with a name of its own.
         modules: Glob patterns over the modules; ``None`` for all.
         details: See ``detailed_steps``.
+        geometry: See ``geometry_steps``.
         check: Look for what is wrong with the runs, and hold the papers' claims against them.
         progress: Show progress bars.
         work: Where and how it is measured.
@@ -71,12 +82,14 @@ def collect(
     for number, (run, names, (color, line)) in enumerate(zip(runs, chosen, styles, strict=True)):
         entry = about(run, names, notes, check=check, progress=progress)
         steps = detailed_steps(run, names, details, len(runs))
-        matrices = Matrices(run, names, steps, notes, work, progress=progress)
+        turns = geometry_steps(run, names, steps, geometry) if run.base_from is not None else []
+        matrices = Matrices(run, names, steps, turns, notes, work, progress=progress)
         measured = _measure(run, matrices, notes)
         columns |= {f"{number}.{name}": column for name, column in (measured | _scalars(run, notes)).items()}
         entries.append(
             entry
             | {"color": color, "line": line, "modules": [place[name] for name in names], "details": matrices.details}
+            | {"geometry": matrices.turns}
             | {"since_first": [place[name] for name in matrices.since_first]}
         )
     if len(runs) > 1:
@@ -86,7 +99,7 @@ def collect(
         "runs": entries,
         "modules": _labelled([_module(runs, chosen, name) for name in every]),
         "pairs": list(PAIRS),
-        "sizes": {"ranks": RANKS, "bins": BINS, "leading": LEADING, "most": MOST},
+        "sizes": {"ranks": RANKS, "bins": BINS, "leading": LEADING, "most": MOST, "principal": PRINCIPAL},
         "claims": _claims(runs, notes, progress, work) if check else [],
     }
     return Content(found | {"notes": notes.by_part}, columns)
@@ -103,11 +116,14 @@ def _measure(run: Trajectory, matrices: Matrices, notes: Notes) -> dict[str, Col
             f"{begin}W₀ is not known, so changes since it and the size of the update in it are left out; "
             "give the base model with base= or --base",
         )
+    elif not matrices.turns:
+        notes.add("geometry", f"{begin}not measured; --geometry, or geometry=True, measures it however long it takes")
     for part, measure in (
         ("changes", matrices.measure_changes),
         ("distributions", matrices.measure_distributions),
         ("spectra", matrices.measure_spectra),
         ("base", matrices.measure_norms if run.base_from is not None else None),
+        ("geometry", matrices.measure_geometry if matrices.turns else None),
     ):
         if measure is not None:
             with notes.part(part, begin):

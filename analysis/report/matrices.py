@@ -1,7 +1,7 @@
-"""The numbers of every matrix at every checkpoint, from the tables: changes, spectra, how rows and columns moved."""
+"""The numbers of every matrix at every checkpoint, from the tables: changes, spectra, geometry, rows and columns."""
 
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import DeltawError, NonFiniteError
-from deltaw.analysis.measures.change import AXES
+from deltaw.analysis.measures.blocks import Axis
 from deltaw.analysis.report.pack import Column, drawn, exact, whole
 from deltaw.analysis.report.parts import Notes
 from deltaw.analysis.tables.changes import changes_table
 from deltaw.analysis.tables.distributions import distributions
+from deltaw.analysis.tables.geometry import geometry_table
 from deltaw.analysis.tables.run import PairKind, Run, Step
 from deltaw.analysis.tables.singular_values import singular_values
 from deltaw.analysis.tables.spectra import spectra_table
@@ -26,7 +27,19 @@ from deltaw.analysis.tables.work import Work
 Array = NDArray[np.float64]
 Details = int | Literal["all"] | None
 
+AXES: tuple[Axis, ...] = ("row", "column", "matrix")
 SPECTRA = ("rank", "stable_rank", "effective_rank", "frobenius", "spectral")
+GEOMETRY = (
+    "rotation_left",
+    "rotation_right",
+    "rotation_random",
+    "rotation_expected",
+    "drift",
+    "off_principal",
+    "off_principal_expected",
+    "visible_bfloat16",
+)
+PRINCIPAL = 16  # leading directions of W₀
 LEADING = 16  # singular values that are kept
 BINS = 24  # of a distribution
 MOST = 5  # rows and columns that moved most
@@ -35,6 +48,7 @@ WORK = 1e11  # operations that the singular values of one run may take, twice: l
 ENOUGH = 41  # checkpoints with details
 KEPT = 16_000  # matrices with a distribution in one report, of all runs
 DENSE = 12  # operations of the singular values of an n×n matrix, in n³
+GEOMETRY_WORK = 1e12  # operations that the geometry of one run may take: less than half a minute
 
 
 class Matrices:
@@ -44,15 +58,24 @@ class Matrices:
         run: The run.
         modules: Those that are shown.
         details: The checkpoints with spectrum and distribution, see ``detailed_steps``.
+        turns: The checkpoints with geometry, see ``geometry_steps``.
         notes: What is to be said where something is missing.
         work: Where and how it is measured.
         progress: Show progress bars.
     """
 
     def __init__(
-        self, run: Run, modules: Sequence[str], details: Sequence[int], notes: Notes, work: Work, *, progress: bool
+        self,
+        run: Run,
+        modules: Sequence[str],
+        details: Sequence[int],
+        turns: Sequence[int],
+        notes: Notes,
+        work: Work,
+        *,
+        progress: bool,
     ) -> None:
-        self.run, self.modules, self.details = run, list(modules), list(details)
+        self.run, self.modules, self.details, self.turns = run, list(modules), list(details), list(turns)
         self._notes, self._work, self._progress = notes, work, progress
         self._module = {name: place for place, name in enumerate(self.modules)}
         self._step = {step: place for place, step in enumerate(run.steps)}
@@ -132,6 +155,20 @@ class Matrices:
         place = (module, step, values["index"].to_numpy(np.int64) - 1)
         self._array("singular", (len(self.details), LEADING))[place] = values["singular_value"].to_numpy(np.float64)
 
+    def measure_geometry(self) -> None:
+        """Fill in how the updates stand to W₀ at the checkpoints with geometry."""
+        shown, work = self._progress, self._work
+        frame = self._of_all(
+            lambda modules: geometry_table([self.run], self.turns, modules, k=PRINCIPAL, progress=shown, work=work),
+            "geometry",
+        )
+        at = self._places(frame["module"], frame["step"], self._step)
+        for name in GEOMETRY:
+            self._array(f"geometry.{name}")[at] = frame[name].to_numpy(np.float64)
+        # Near 1 the share outside has few digits left in float32: the rest is kept beside it.
+        for end in ("", "_expected"):
+            self._array(f"geometry.principal{end}")[at] = 1 - frame[f"off_principal{end}"].to_numpy(np.float64)
+
     def measure_norms(self) -> None:
         """Fill in ‖W₀‖ of every module that has one."""
         for name in self.modules:
@@ -149,7 +186,7 @@ class Matrices:
                 found[name] = drawn(values) if name == "singular" else exact(values)
         return found
 
-    def _of_all(self, make: Callable[[Sequence[str] | None], pd.DataFrame]) -> pd.DataFrame:
+    def _of_all(self, make: Callable[[Sequence[str] | None], pd.DataFrame], part: str = "spectra") -> pd.DataFrame:
         """Return a table of all modules; where one holds NaN, of all the others."""
         try:
             return make(self._patterns())
@@ -159,7 +196,7 @@ class Matrices:
                 try:
                     frames.append(make([glob.escape(name)]))
                 except NonFiniteError as error:
-                    self._notes.add("spectra", str(error), f"{self.run.name}: ")
+                    self._notes.add(part, str(error), f"{self.run.name}: ")
             if not frames:
                 raise
             return pd.concat(frames, ignore_index=True)
@@ -201,18 +238,40 @@ def detailed_steps(run: Run, modules: Sequence[str], details: Details, runs: int
     return _last_of(run.steps, max(1, int(most)))
 
 
+def geometry_steps(run: Run, modules: Sequence[str], details: Sequence[int], wanted: bool | None) -> list[int]:
+    """Return the checkpoints that are held against W₀, which costs the eigenvectors of every W': the last one first.
+
+    Arguments:
+        run: The run.
+        modules: Those that are shown.
+        details: The checkpoints with a spectrum; those with geometry are among them.
+        wanted: ``True`` for all of these, ``False`` for none, ``None`` for as many as take less than half a minute, and
+            none where one alone takes minutes.
+    """
+    if wanted is not None:
+        return list(details) if wanted else []
+    once = max(dense_work([run.shape(name) for name in modules]), 1.0)
+    affordable = int(GEOMETRY_WORK / once) - 1  # W₀ is decomposed too
+    return _last_of(details, max(1, affordable)) if once < 4 * GEOMETRY_WORK else []
+
+
 def _last_of(steps: Sequence[int], count: int) -> list[int]:
     return spread_out(steps, count) if count > 1 else list(steps[-1:])
 
 
 def work_of(run: Run, modules: Sequence[str]) -> float:
     """Return about how many operations the singular values of one checkpoint's updates take."""
-    sides = [sorted(run.shape(name)) for name in modules]
+    shapes = [run.shape(name) for name in modules]
     factors = None
     if modules and run.steps:
         with suppress(DeltawError):  # it is said where the numbers are missing
             factors = run.factors(modules[0], run.steps[-1])
     if factors is not None:
         rank = factors[0].shape[1]
-        return float(sum(20.0 * (small + large) * min(rank, small) ** 2 for small, large in sides))
-    return float(sum(DENSE * small**2 * large for small, large in sides))
+        return float(sum(20.0 * sum(shape) * min(rank, *shape) ** 2 for shape in shapes))
+    return dense_work(shapes)
+
+
+def dense_work(shapes: Iterable[tuple[int, int]]) -> float:
+    """Return about how many operations the singular values of dense matrices of these shapes take."""
+    return float(sum(DENSE * min(shape) ** 2 * max(shape) for shape in shapes))

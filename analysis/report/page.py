@@ -19,8 +19,9 @@ ASSETS = files("deltaw.analysis.report") / "assets"
 # In the order in which they are joined: a file uses what stands above it, main.js begins.
 SCRIPTS = (
     "dom.js", "format.js", "statistics.js", "unpack.js", "model.js", "state.js", "theme.js", "charts.js", "controls.js",
-    "views/runs.js", "views/changes.js", "views/together.js", "views/where.js", "views/spectrum.js", "views/between.js",
-    "views/log.js", "views/most.js", "views/claims.js", "views/foot.js", "main.js",
+    "views/runs.js", "views/changes.js", "views/together.js", "views/where.js", "views/over.js", "views/spectrum.js",
+    "views/geometry.js", "views/between.js", "views/log.js", "views/most.js", "views/claims.js", "views/foot.js",
+    "main.js",
 )  # fmt: skip
 LIBRARY = "library/echarts.min.js"  # Apache ECharts 6.1.0, as its package on npm has it
 LIBRARY_SHA256 = "b66b25aeb4df84e33199dc21694014d336d222cbd9deb0e5a7c14bd6aa0d0fd0"

@@ -22,6 +22,7 @@ def report(
     base: BaseLike = None,
     modules: Sequence[str] | None = None,
     details: Details = None,
+    geometry: bool | None = None,
     check: bool = True,
     watch: float | None = None,
     progress: bool = False,
@@ -34,9 +35,9 @@ def report(
     """Write a report of some runs: one HTML file with linked views, which opens offline in any browser.
 
     ΔM and ΔD over training by row and column, how the two go together, which matrix moved when, rank and spectrum of
-    the update, the runs against each other, loss and score, and the papers' claims. What a run lacks, as its W₀, is
-    said in its place, and the other views go on. The file asks for nothing over a network, by its content security
-    policy, and names of modules and runs are text in it and nothing else.
+    the update, how it stands to W₀, the runs against each other, loss and score, and the papers' claims. What a run
+    lacks, as its W₀, is said in its place, and the other views go on. The file asks for nothing over a network, by its
+    content security policy, and names of modules and runs are text in it and nothing else.
 
     Arguments:
         runs: One or several runs, see ``open_runs``; whoever wrote them.
@@ -45,6 +46,8 @@ def report(
         modules: Glob patterns over the modules; ``None`` for all.
         details: How many checkpoints, evenly spread, get a spectrum and distributions of rows and columns; "all"; or
             ``None`` for as many as take less than a minute a run.
+        geometry: ``True`` holds all of these against W₀ (rotation, spectral drift, off-principal share, visible
+            changes), ``False`` none, ``None`` as many as take less than half a minute a run.
         check: Look for what is wrong with the runs, as ``inspect_run`` does, and hold the papers' claims against them.
         watch: The seconds after which an open page looks at the file anew, where it is written again and again.
         progress: Show progress bars.
@@ -74,7 +77,9 @@ def report(
         raise OptionError(f"{file}: a report is an .html file, not {file.suffix!r}")
     work = chosen_work(device, jobs, engine, address, cache)
     opened = open_runs(runs, base=base)
-    content = collect(opened, modules=modules, details=details, check=check, progress=progress, work=work)
+    content = collect(
+        opened, modules=modules, details=details, geometry=geometry, check=check, progress=progress, work=work
+    )
     make_folder(file.parent)
     write_text(file, page(content, watch=watch))
     return file

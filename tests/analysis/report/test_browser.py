@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import deltaw
-from deltaw.analysis import correlation
+from deltaw.analysis import correlation, update_agreement
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +33,7 @@ def test_every_view_draws(path, look):
     assert {"change-m", "change-d", "asymmetry", "cloud", "correlation", "map", "singular", "loss", "score"} <= set(
         cards
     )
+    assert {"geometry-layers", "geometry-training"} <= set(cards)
     assert {"by-layer", "spectra", "runs-matrix", "pair-layers", "distribution"} <= set(cards)
     for card in cards:
         show(page, card)
@@ -78,6 +79,55 @@ def test_a_selection_changes_the_drawings_and_a_link_restores_it(path, look):
     show(again, "change-d")
     assert numbers(again, "change-d") == after
     assert again.get_by_label("Kind of matrix").input_value() == "value"
+
+
+def test_the_update_against_its_base(path, runs, look):
+    page = look(path)
+    frame = deltaw.open(runs[1]).geometry()
+    measured = frame.groupby("step")["rotation_right"].mean()
+    show(page, "geometry-training")
+    shown = {row[1]: row[2] for row in numbers(page, "geometry-training")[1:] if row[0] == "lora"}
+    np.testing.assert_allclose([shown[step] for step in measured.index], measured, rtol=1e-6)
+    assert "random update" in page.locator("#geometry-training .card-sub").inner_text()
+    page.get_by_label("Measure against W₀").select_option("principal")
+    page.get_by_label("Kind of matrix").select_option("value")
+    ready = "() => document.getElementById('geometry-layers').card.made.rows[0][2] === 'principal'"
+    page.wait_for_function(ready)
+    rows = [row for row in numbers(page, "geometry-layers")[1:] if row[0] == "lora"]
+    last = frame[(frame.step == 50) & (frame.kind == "value")].sort_values("layer")
+    assert [row[1] for row in rows] == last.layer.to_list()
+    np.testing.assert_allclose([row[2] for row in rows], 1 - last.off_principal, rtol=1e-5)
+    np.testing.assert_allclose([row[3] for row in rows], 1 - last.off_principal_expected, rtol=1e-5)
+    for measure in ("rotation_left", "drift", "off_principal", "visible_bfloat16"):
+        page.get_by_label("Measure against W₀").select_option(measure)
+        page.wait_for_function(ready.replace("principal", measure))
+    assert "geometry=visible_bfloat16" in page.evaluate("location.hash")
+
+
+def test_runs_agree_in_signs_and_in_visible_changes(path, runs, look):
+    page = look(path)
+    show(page, "runs-matrix")
+    frame = update_agreement(deltaw.open_runs(runs), k=0)
+    frame = frame[(frame.run_first == "ft") & (frame.run_second == "lora")]
+    for measure, chance in (("sign_agreement", "sign_expected"), ("jaccard", "jaccard_expected")):
+        page.locator("#between").get_by_label("Measure").select_option(measure)
+        title = page.locator("#runs-matrix .card-title", has_text={"jaccard": "both"}.get(measure, "sign"))
+        title.wait_for()
+        row = next(row for row in numbers(page, "runs-matrix")[1:] if row[:2] == ["ft", "lora"])
+        np.testing.assert_allclose(row[2:], [frame[measure].mean(), frame[chance].mean()], rtol=1e-6)
+
+
+def test_the_whole_matrix_is_an_axis(path, runs, look):
+    page = look(path)
+    page.get_by_role("button", name="whole", exact=True).click()
+    show(page, "map")
+    assert "by matrix" in page.locator("#map .card-sub").inner_text()
+    frame = deltaw.open(runs[0]).changes("base", ("matrix",))
+    rows = {(row[0], row[3]): row[4] for row in numbers(page, "map")[1:]}
+    for row in frame.itertuples():
+        np.testing.assert_allclose(rows[row.module, row.step_to], row.delta_d, rtol=1e-6, atol=1e-30)
+    page.locator("#most").scroll_into_view_if_needed()
+    page.locator("#most thead", has_text="ΔD by matrix").wait_for()
 
 
 def test_hover_shows_the_right_number(path, look):

@@ -10,9 +10,10 @@ from torch import nn
 
 import deltaw
 from deltaw.adapters import LoRA, inject
+from deltaw.analysis import update_agreement
 from deltaw.analysis.report import collect as module
 from deltaw.analysis.report.collect import collect
-from deltaw.analysis.report.matrices import detailed_steps
+from deltaw.analysis.report.matrices import GEOMETRY, GEOMETRY_WORK, detailed_steps, geometry_steps
 from deltaw.trainers import Recorder
 
 
@@ -22,7 +23,7 @@ def collected(runs, **options):
 
 def test_the_numbers_are_the_tables(runs):
     found = collected(runs[1:2])
-    frame = deltaw.open(runs[1]).changes(("base", "initial", "consecutive"))
+    frame = deltaw.open(runs[1]).changes(("base", "initial", "consecutive"), ("row", "column", "matrix"))
     names = [module["name"] for module in found.about["modules"]]
     steps = found.about["runs"][0]["steps"]
     for (pairs, axis), rows in frame.groupby(["pairs", "axis"]):
@@ -35,6 +36,57 @@ def test_the_numbers_are_the_tables(runs):
     np.testing.assert_array_equal(
         found.columns["0.spectra.stable_rank"].values[at], spectra.stable_rank.to_numpy().astype(np.float32)
     )
+
+
+def test_the_geometry_is_the_table(runs):
+    found = collected(runs[1:2])
+    frame = deltaw.open(runs[1]).geometry()
+    names = [module["name"] for module in found.about["modules"]]
+    steps = found.about["runs"][0]["steps"]
+    assert found.about["runs"][0]["geometry"] == steps
+    at = [names.index(name) for name in frame.module], [steps.index(step) for step in frame.step]
+    for name in GEOMETRY:
+        values = found.columns[f"0.geometry.{name}"].values
+        np.testing.assert_array_equal(values[at], frame[name].to_numpy().astype(np.float32))
+    within = (1 - frame.off_principal).to_numpy().astype(np.float32)
+    np.testing.assert_array_equal(found.columns["0.geometry.principal"].values[at], within)
+
+
+def test_how_many_checkpoints_are_held_against_the_base(runs):
+    run = deltaw.open(runs[0])
+    assert geometry_steps(run, run.modules, run.steps, None) == run.steps
+    assert geometry_steps(run, run.modules, run.steps, False) == []
+
+    class Large:
+        size = 4096
+
+        def shape(self, _):
+            return self.size, self.size
+
+    few = geometry_steps(Large(), ["one"], list(range(100)), None)
+    assert few == [99]
+    assert not geometry_steps(Large(), ["one"] * 100, list(range(100)), None)
+    assert len(geometry_steps(Large(), ["one"] * 100, list(range(100)), True)) == 100
+    Large.size = 768
+    assert 1 < len(geometry_steps(Large(), ["one"] * 10, list(range(100)), None)) < GEOMETRY_WORK / (10 * 12 * 768**3)
+
+
+def test_a_report_without_geometry_says_how_to_get_it(runs):
+    found = collected(runs[:1], geometry=False)
+    assert not [name for name in found.columns if "geometry" in name]
+    assert "--geometry" in found.about["notes"]["geometry"][0]
+
+
+def test_the_agreement_of_signs_and_masks_is_the_table(runs):
+    found = collected(runs)
+    frame = update_agreement(deltaw.open_runs(runs), k=0)
+    names = [module["name"] for module in found.about["modules"]]
+    pairs = [("ft", "lora"), ("ft", "bora"), ("lora", "bora")]
+    at = [pairs.index(pair) for pair in zip(frame.run_first, frame.run_second, strict=True)]
+    at = at, [names.index(name) for name in frame.module]
+    for name in ("cosine", "sign_agreement", "sign_expected", "jaccard", "jaccard_expected"):
+        values = found.columns[f"between.{name}"].values[at]
+        np.testing.assert_array_equal(values, frame[name].to_numpy().astype(np.float32))
 
 
 def test_an_adapter_without_its_base_has_a_spectrum_and_says_the_rest(tmp_path):
@@ -53,7 +105,7 @@ def test_an_adapter_without_its_base_has_a_spectrum_and_says_the_rest(tmp_path):
     assert found.about["runs"][0]["model"] == "org/model"
     assert found.about["runs"][0]["options"] == {"rank": 4, "alpha": 8}
     assert np.isfinite(found.columns["0.spectra.stable_rank"].values).all()
-    assert not [name for name in found.columns if "changes" in name]
+    assert not [name for name in found.columns if "changes" in name or "geometry" in name]
     assert "W₀ is not known" in found.about["notes"]["base"][0]
     assert str(tmp_path) not in json.dumps(found.about)
 

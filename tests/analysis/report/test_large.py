@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from deltaw.analysis.report.between import SINGLE
 from deltaw.analysis.report.collect import Content
-from deltaw.analysis.report.matrices import BINS, LEADING, MOST, SPECTRA
+from deltaw.analysis.report.matrices import AXES, BINS, GEOMETRY, LEADING, MOST, PRINCIPAL, SPECTRA
 from deltaw.analysis.report.pack import drawn, exact, whole
 from deltaw.analysis.report.page import page
 
@@ -32,6 +33,7 @@ def content():
     for number, method in enumerate(METHODS):
         runs.append(
             {"name": method, "method": method, "title": method, "steps": steps, "details": details, "line": "solid"}
+            | {"geometry": details}
             | {
                 "color": "#0072b2",
                 "modules": list(range(count)),
@@ -41,30 +43,35 @@ def content():
             }
         )
         found = {}
-        for axis in ("row", "column"):
+        for axis in AXES:
             for measure in "md":
                 for pairs in ("base", "initial", "consecutive"):
                     found[f"changes.{pairs}.{axis}.{measure}"] = exact(1e-3 * numbers(count, STEPS) * grown)
+        for axis in ("row", "column"):
+            for measure in "md":
                 which = f"{axis}.{measure}"
                 found[f"bins.{which}"] = whole(draw.integers(0, 60, size=(count, DETAILS, BINS)))
                 found[f"range.{which}"] = exact(np.sort(numbers(count, DETAILS, 2), axis=-1))
                 found[f"index.{which}"] = whole(draw.integers(0, 768, size=(count, DETAILS, MOST)))
                 found[f"value.{which}"] = exact(numbers(count, DETAILS, MOST))
         spectra = np.full((count, STEPS), np.nan)
-        for name in SPECTRA:
+        measured = [f"spectra.{name}" for name in SPECTRA]
+        measured += [f"geometry.{name}" for name in (*GEOMETRY, "principal", "principal_expected")]
+        for name in measured:
             spectra[:, [steps.index(step) for step in details]] = numbers(count, DETAILS)
-            found[f"spectra.{name}"] = exact(spectra)
+            found[name] = exact(spectra)
         found["singular"] = drawn(-np.sort(-numbers(count, DETAILS, LEADING)))
         found["base_norm"] = exact(numbers(count))
         found["scalar.loss"] = exact(np.stack([np.arange(2000.0), draw.normal(size=2000)]))
         columns |= {f"{number}.{name}": column for name, column in found.items()}
     pairs_of_runs = len(METHODS) * (len(METHODS) - 1) // 2
-    columns["between.cosine"] = exact(draw.uniform(-1, 1, size=(pairs_of_runs, count)))
+    for name in ("cosine", *SINGLE):
+        columns[f"between.{name}"] = exact(draw.uniform(-1, 1, size=(pairs_of_runs, count)))
     for side in ("left", "right"):
         for name in ("overlap", "angle"):
             columns[f"between.{name}.{side}"] = drawn(draw.uniform(0, 1, size=(pairs_of_runs, count, RANKS)))
     labelled = [module | {"label": f"{module['layer']} · {module['kind']}"} for module in modules]
-    sizes = {"ranks": RANKS, "bins": BINS, "leading": LEADING, "most": MOST}
+    sizes = {"ranks": RANKS, "bins": BINS, "leading": LEADING, "most": MOST, "principal": PRINCIPAL}
     return Content({"runs": runs, "modules": labelled, "sizes": sizes, "claims": [], "notes": {}}, columns)
 
 
@@ -80,7 +87,7 @@ def test_it_stays_below_fifteen_megabytes(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["runs", "together", "where", "spectrum", "between", "most"])
+@pytest.mark.parametrize("place", ["runs", "together", "where", "spectrum", "geometry", "between", "most"])
 def test_a_selection_answers_in_half_a_second(place, path, look):
     """In time of the page's own thread: what else this machine does meanwhile does not count."""
     page = look(path)

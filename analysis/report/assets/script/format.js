@@ -36,7 +36,7 @@ function millions(value) {
   return count(value);
 }
 
-const AXES = { row: "rows", column: "columns" };
+const AXES = { row: "rows", column: "columns", matrix: "whole" };
 const CHANGES = { m: "ΔM", d: "ΔD" };
 const UNITS = { m: "ΔM, in the weights’ units", d: "ΔD = 1 − cos" };
 const PAIRS = {
@@ -48,6 +48,7 @@ const PAIRS_SHORT = { base: "W₀ → t", initial: "first → t", consecutive: "
 const SPECTRA = {
   stable_rank: "stable rank ‖ΔW‖² / σ₁²",
   effective_rank: "effective rank exp(H)",
+  entropy: "entropy H / log min(out, in)",
   rank: "rank of ΔW",
   frobenius: "‖ΔW‖ (Frobenius)",
   spectral: "σ₁ of ΔW",

@@ -62,7 +62,7 @@ async function begin() {
   drawButtons();
   drawControls();
   byId("sections").hidden = false;
-  for (const build of [runsView, changesView, togetherView, whereView, spectrumView, betweenView, logView, mostView, claimsView]) build();
+  for (const build of [runsView, changesView, togetherView, whereView, spectrumView, geometryView, betweenView, logView, mostView, claimsView]) build();
   footView();
   byId("message").remove();
   byId("foot").hidden = false;

@@ -19,6 +19,7 @@ class Model {
     this.pairs = ["base", "initial", "consecutive"].filter((pairs) =>
       this.runs.some((run) => this.table.has(`${run.index}.changes.${pairs}.row.m`)),
     );
+    this.axes = ["row", "column", "matrix"].filter((axis) => axis !== "matrix" || [...this.table.keys()].some((name) => name.includes(".matrix.")));
     this.trained = this.runs.some((run) => run.steps.length > 1);
   }
 
@@ -55,6 +56,7 @@ class Model {
         ? this.value(run, "spectra.frobenius", module, place) / norms.values[position]
         : NaN;
     }
+    if (name === "spectra.entropy") return this.evenness(module, this.value(run, "spectra.effective_rank", module, place));
     const column = this.column(`${run.index}.${name}`);
     const position = run.places.get(module);
     if (!column || position === undefined || place < 0) return NaN;
@@ -63,7 +65,14 @@ class Model {
 
   has(run, name) {
     if (name === "spectra.relative") return this.has(run, "spectra.frobenius") && this.table.has(`${run.index}.base_norm`);
+    if (name === "spectra.entropy") return this.has(run, "spectra.effective_rank");
     return this.table.has(`${run.index}.${name}`);
+  }
+
+  // The normalised entropy of σ: the effective rank is exp(H).
+  evenness(module, rank) {
+    const size = Math.min(...this.modules[module].shape);
+    return rank > 0 && size > 1 ? Math.log(rank) / Math.log(size) : NaN;
   }
 
   chosen(selection) {
@@ -89,7 +98,8 @@ class Model {
   means(run, name, modules) {
     const steps = run.steps.length;
     const relative = name === "spectra.relative";
-    const column = this.column(`${run.index}.${relative ? "spectra.frobenius" : name}`);
+    const even = name === "spectra.entropy";
+    const column = this.column(`${run.index}.${relative ? "spectra.frobenius" : even ? "spectra.effective_rank" : name}`);
     const norms = relative ? this.column(`${run.index}.base_norm`).values : null;
     const sums = new Float64Array(steps);
     const counts = new Uint32Array(steps);
@@ -98,7 +108,7 @@ class Model {
       if (position === undefined) continue;
       const unit = norms ? norms[position] : 1;
       for (let place = 0, at = position * steps; place < steps; place++, at++) {
-        const value = column.values[at] / unit;
+        const value = even ? this.evenness(module.index, column.values[at]) : column.values[at] / unit;
         if (Number.isFinite(value)) {
           sums[place] += value;
           counts[place] += 1;
@@ -118,11 +128,16 @@ class Model {
     return place < 0 || !this.has(run, name) ? NaN : this.curve(run, name, selection)[place];
   }
 
-  // The last checkpoint with a spectrum up to a step, and its place among the checkpoints: not all have one.
-  detail(run, step) {
-    const place = this.place(run, step, run.details);
-    const at = place < 0 ? 0 : place;
-    return run.details.length ? { place: at, step: run.details[at], among: run.steps.indexOf(run.details[at]) } : null;
+  // The checkpoints at which something was measured: spectra and geometry are not at all of them.
+  stepsOf(run, name) {
+    return name.startsWith("spectra.") ? run.details : name.startsWith("geometry.") ? run.geometry : run.steps;
+  }
+
+  // The last of these checkpoints up to a step, or the first, and its place among all.
+  detail(run, step, steps) {
+    const of = steps || run.details;
+    const at = Math.max(0, this.place(run, step, of));
+    return of.length ? { place: at, step: of[at], among: run.steps.indexOf(of[at]) } : null;
   }
 
   notes(...parts) {

@@ -7,7 +7,7 @@ class State {
     const last = model.steps.length ? model.steps[model.steps.length - 1] : 0;
     this.defaults = {
       off: "", run: 0, kind: "all", layer: "all", axis: "row", pairs: model.pairs[0] || "base", step: last, module: -1,
-      scale: "linear", asymmetry: "d", points: "step", cloud: "apart", map: this.defaultMap(), spread: "d", spectrum: "stable_rank",
+      scale: "linear", asymmetry: "d", points: "step", cloud: "apart", map: this.defaultMap(), spread: "d", spectrum: "stable_rank", geometry: "rotation_right",
       between: "overlap.right", k: 8, first: 0, second: 1, score: "", sort: "d", order: "descending", find: "", page: 0,
       verdict: "checked", theme: "",
     };
@@ -35,7 +35,7 @@ class State {
     const among = {
       kind: ["all", ...model.kinds],
       layer: ["all", ...model.layers.map(String)],
-      axis: ["row", "column"],
+      axis: model.axes,
       pairs: model.pairs,
       step: model.steps,
       run: model.runs.map((run) => run.index),
@@ -49,6 +49,7 @@ class State {
       cloud: ["apart", "together"],
       map: Object.keys(MAPS),
       spectrum: Object.keys(SPECTRA),
+      geometry: Object.keys(GEOMETRY),
       between: Object.keys(BETWEEN),
       k: Array.from({ length: model.about.sizes.ranks }, (_, i) => i + 1),
       order: ["ascending", "descending"],

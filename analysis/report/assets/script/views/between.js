@@ -6,18 +6,24 @@ const BETWEEN = {
   "angle.right": "mean angle of k directions, input side",
   "angle.left": "mean angle of k directions, output side",
   cosine: "cosine of the updates",
+  sign_agreement: "share of entries of the same sign",
+  jaccard: "weights changed by both, of those by either",
 };
+
+// Those of one number, not of k directions; and the columns of what chance gives of them.
+const SINGLE = new Set(["cosine", "sign_agreement", "jaccard"]);
+const EXPECTED = { sign_agreement: "sign_expected", jaccard: "jaccard_expected" };
 
 function betweenView() {
   const { model } = app;
   if (model.runs.length < 2) return;
-  const node = section("between", "The runs against each other", "At each run’s last checkpoint: how much of the span of one update’s k leading singular directions lies in the other’s. Chance is what two random spans of that size have. Click a cell to see it by layer.");
+  const node = section("between", "The runs against each other", "At each run’s last checkpoint: how much of the span of one update’s k leading singular directions lies in the other’s; how parallel the updates are, entry by entry; and which weights both change in bfloat16 (the Jaccard index). Chance is what random spans of that size, unrelated updates, and independent choices of as many weights have. Click a cell to see it by layer.");
   const cells = grid(node);
   new Card(cells, {
     id: "runs-matrix", title: "Overlap", width: "w6", height: 380, make: betweenOf, click: pickPair,
     tools: (selection) => [
-      choice("Measure", Object.entries(BETWEEN), selection.between, (between) => app.state.set({ between })),
-      selection.between === "cosine" ? null : choice("k", Array.from({ length: model.about.sizes.ranks }, (_, i) => [i + 1, `k = ${i + 1}`]), selection.k, (k) => app.state.set({ k: Number(k) })),
+      choice("Measure", Object.entries(BETWEEN).filter(([key]) => model.table.has(`between.${key}`)), selection.between, (between) => app.state.set({ between })),
+      SINGLE.has(selection.between) ? null : choice("k", Array.from({ length: model.about.sizes.ranks }, (_, i) => [i + 1, `k = ${i + 1}`]), selection.k, (k) => app.state.set({ k: Number(k) })),
     ],
   });
   new Card(cells, { id: "pair-layers", title: "By layer", width: "w6", height: 380, make: pairOf });
@@ -36,15 +42,19 @@ function betweenValue(selection, first, second, module) {
   const column = model.column(`between.${kind}`);
   if (!column) return NaN;
   const place = pairPlace(first, second) * model.modules.length + module.index;
-  if (kind === "cosine") return column.values[place];
+  if (SINGLE.has(kind)) return column.values[place];
   const at = place * model.about.sizes.ranks;
   if (kind.startsWith("overlap")) return column.values[at + selection.k - 1];
   const angles = [...column.values.slice(at, at + selection.k)];
   return angles.every(Number.isFinite) ? (mean(angles) * 180) / Math.PI : NaN;
 }
 
-function chanceOf(selection, module) {
+function chanceOf(selection, module, first, second) {
   if (selection.between === "cosine") return 0;
+  if (SINGLE.has(selection.between)) {
+    const column = app.model.column(`between.${EXPECTED[selection.between]}`);
+    return column ? column.values[pairPlace(first, second) * app.model.modules.length + module.index] : NaN;
+  }
   const size = selection.between.endsWith("right") ? module.shape[1] : module.shape[0];
   const share = Math.min(1, selection.k / size);
   return selection.between.startsWith("overlap") ? share : (Math.acos(Math.sqrt(share)) * 180) / Math.PI;
@@ -61,7 +71,8 @@ function betweenOf(selection) {
   const same = selection.between.startsWith("angle") ? 0 : 1;
   const values = runs.map((one) => runs.map((two) => (one === two ? same : mean(modules.map((module) => betweenValue(selection, one.index, two.index, module))))));
   const others = values.flatMap((row, i) => row.filter((value, j) => i !== j && Number.isFinite(value)));
-  const chance = mean(modules.map((module) => chanceOf(selection, module)));
+  const chances = runs.map((one) => runs.map((two) => (one === two ? NaN : mean(modules.map((module) => chanceOf(selection, module, one.index, two.index))))));
+  const chance = mean(chances.flat());
   const angle = selection.between.startsWith("angle");
   const [low, high] = angle ? [Math.min(...others, 0), 90] : [Math.min(0, ...others), Math.max(...others, chance * 2, 0.05)];
   const dark = (value) => (angle ? 90 - value : value) > (angle ? 90 - low : high) * 0.55 + (angle ? 0 : low * 0.45);
@@ -77,14 +88,14 @@ function betweenOf(selection) {
     title: BETWEEN[selection.between],
     sub: `mean over ${many(modules.length, "matrix", "matrices")}; chance ${selection.between === "cosine" ? "0" : betweenText(selection, chance)}`,
     says: runs.flatMap((one, i) => runs.slice(i + 1).map((two, j) => `${one.name} with ${two.name}: ${betweenText(selection, values[i][i + 1 + j])}`)).join("; "),
-    rows: [["first", "second", BETWEEN[selection.between], "chance"], ...runs.flatMap((one, i) => runs.map((two, j) => [one.name, two.name, values[i][j], chance])).filter(([one, two]) => one !== two)],
+    rows: [["first", "second", BETWEEN[selection.between], "chance"], ...runs.flatMap((one, i) => runs.map((two, j) => [one.name, two.name, values[i][j], chances[i][j]])).filter(([one, two]) => one !== two)],
     notes: model.notes("between"), runs: [], height: Math.max(280, 90 + runs.length * 44),
     option: {
       grid: { left: 110, right: 20, top: 8, bottom: 54 },
       xAxis: { type: "category", data: names, axisLabel: { interval: 0, rotate: runs.length > 5 ? 30 : 0, width: 90, overflow: "truncate" } },
       yAxis: { type: "category", data: names, inverse: true, axisLabel: { width: 100, overflow: "truncate" } },
       visualMap: { show: false, min: low, max: high, dimension: 2, inRange: { color: angle ? [...heat()].reverse() : heat() } },
-      tooltip: { trigger: "item", formatter: (hit) => (hit.value[3] === hit.value[4] ? "" : tip(BETWEEN[selection.between], [{ run: runs[hit.value[3]], name: runs[hit.value[3]].name, value: betweenText(selection, hit.value[2]) }, { run: runs[hit.value[4]], name: runs[hit.value[4]].name, value: "", sub: `chance ${betweenText(selection, chance)}` }])) },
+      tooltip: { trigger: "item", formatter: (hit) => (hit.value[3] === hit.value[4] ? "" : tip(BETWEEN[selection.between], [{ run: runs[hit.value[3]], name: runs[hit.value[3]].name, value: betweenText(selection, hit.value[2]) }, { run: runs[hit.value[4]], name: runs[hit.value[4]].name, value: "", sub: `chance ${betweenText(selection, chances[hit.value[3]][hit.value[4]])}` }])) },
       series: [{ type: "heatmap", id: "between", data, itemStyle: { borderColor: paint("card"), borderWidth: 2 }, emphasis: { itemStyle: { borderColor: paint("ink") } } }],
     },
   };
@@ -111,10 +122,10 @@ function pairOf(selection) {
     type: "line", name: kind, symbol: "circle", symbolSize: 5, emphasis: { disabled: true }, color: kindColor(i), lineStyle: { width: 2 },
     data: curve({ kind: (module) => module.kind === kind, value: (module) => betweenValue(selection, first, second, module) }),
   }));
-  series.push({ type: "line", name: "chance", symbol: "none", color: paint("faint"), lineStyle: { type: [4, 4], width: 1.5 }, emphasis: { disabled: true }, data: curve({ kind: () => true, value: (module) => chanceOf(selection, module) }) });
+  series.push({ type: "line", name: "chance", symbol: "none", color: paint("faint"), lineStyle: { type: [4, 4], width: 1.5 }, emphasis: { disabled: true }, data: curve({ kind: () => true, value: (module) => chanceOf(selection, module, first, second) }) });
   return {
     title: `${shortened(model.runs[first].name, 24)} with ${shortened(model.runs[second].name, 24)}, by layer`,
-    sub: `${BETWEEN[selection.between]}${selection.between === "cosine" ? "" : `, k = ${selection.k}`}; dashed: chance`,
+    sub: `${BETWEEN[selection.between]}${SINGLE.has(selection.between) ? "" : `, k = ${selection.k}`}; dashed: chance`,
     says: spoken(series.map((one) => ({ run: { name: one.name }, data: one.data.map((value, i) => [layers[i], value]) }))),
     rows: [["kind", "layer", "value"], ...series.flatMap((one) => one.data.map((value, i) => [one.name, layers[i], value ?? NaN]))],
     runs: [], height: 380,

@@ -25,7 +25,7 @@ function mostView() {
       pages > 1 ? el("span", null, el("button", { type: "button", disabled: page === 0, onclick: () => app.state.set({ page: page - 1 }) }, "Before"), " ", el("button", { type: "button", disabled: page === pages - 1, onclick: () => app.state.set({ page: page + 1 }) }, "Next")) : "",
     );
     },
-    (name) => !["verdict", "spectrum", "between", "k", "score", "first", "second"].includes(name),
+    (name) => !["verdict", "spectrum", "geometry", "between", "k", "score", "first", "second"].includes(name),
   );
 }
 
@@ -46,10 +46,11 @@ function mostColumns() {
   ];
   if (model.pairs.length) {
     for (const measure of ["m", "d"]) {
-      for (const axis of ["row", "column"]) columns.push({ key: axis === now.axis ? measure : `${measure}-${axis}`, name: `changes.${now.pairs}.${axis}.${measure}`, text: `${CHANGES[measure]} by ${axis}`, numeric: true, bar: axis === now.axis });
+      for (const axis of now.axis === "matrix" ? model.axes : ["row", "column"]) columns.push({ key: axis === now.axis ? measure : `${measure}-${axis}`, name: `changes.${now.pairs}.${axis}.${measure}`, text: `${CHANGES[measure]} by ${axis}`, numeric: true, bar: axis === now.axis });
     }
   }
   for (const [key, text] of [["relative", "‖ΔW‖/‖W₀‖"], ["frobenius", "‖ΔW‖"], ["stable_rank", "stable rank"], ["rank", "rank"]]) columns.push({ key, name: `spectra.${key}`, text, numeric: true });
+  for (const [key, text] of [["rotation_right", "rotation, °"], ["principal", "within W₀’s"], ["visible_bfloat16", "visible"]]) columns.push({ key, name: `geometry.${key}`, text, numeric: true });
   return columns
     .filter((column) => !column.name || model.runs.some((run) => model.has(run, column.name)))
     .map((column) => (column.name ? { ...column, of: of(column.name) } : column));
@@ -64,12 +65,12 @@ function mostRows() {
   const rows = [];
   for (const run of state.shown) {
     const place = model.place(run, now.step);
-    const detail = model.detail(run, now.step);
+    const placeOf = (name) => { const found = model.detail(run, now.step, model.stepsOf(run, name)); return found ? found.among : -1; };
     for (const module of model.chosen(now)) {
       if (!run.places.has(module.index)) continue;
       if (find && !`${run.name} ${module.name} ${module.kind} ${module.label}`.toLowerCase().includes(find)) continue;
       const numbers = {};
-      for (const { name } of named) numbers[name] = model.value(run, name, module.index, name.startsWith("spectra.") ? (detail ? detail.among : -1) : place);
+      for (const { name } of named) numbers[name] = model.value(run, name, module.index, name.startsWith("changes.") ? place : placeOf(name));
       rows.push({ run, module, numbers });
     }
   }

@@ -16,65 +16,9 @@ function spectrumView() {
 const spectrumName = (selection) => `spectra.${selection.spectrum}`;
 const nothingMeasured = () => ({ empty: app.model.notes("spectra", "base").map((note) => shortened(note, 300)).join(" ") || "No spectrum was measured." });
 
-function byLayerOf(selection) {
-  const { model, state } = app;
-  const name = spectrumName(selection);
-  const modules = model.chosen(selection);
-  const runs = state.shown.filter((run) => model.has(run, name));
-  const layers = model.layers.filter((layer) => modules.some((module) => module.layer === layer));
-  if (!runs.length) return nothingMeasured();
-  const named = layers.length ? layers : modules.map((module) => module.index);
-  const curves = runs.map((run) => {
-    const detail = model.detail(run, selection.step);
-    return named.map((one) => {
-      const of = layers.length ? modules.filter((module) => module.layer === one) : [model.modules[one]];
-      const value = detail ? mean(of.map((module) => model.value(run, name, module.index, detail.among))) : NaN;
-      return Number.isFinite(value) ? value : null;
-    });
-  });
-  const details = runs.map((run) => model.detail(run, selection.step)).filter(Boolean);
-  return {
-    sub: `${SPECTRA[selection.spectrum]}${model.trained ? `, at step ${[...new Set(details.map((detail) => detail.step))].slice(0, 3).join(" or ")}` : ""}`,
-    says: runs.map((run, i) => `${run.name}: from ${number(extent(curves[i])[0])} to ${number(extent(curves[i])[1])}`).join("; "),
-    rows: [["run", layers.length ? "layer" : "module", selection.spectrum], ...runs.flatMap((run, i) => named.map((one, j) => [run.name, layers.length ? one : model.modules[one].name, curves[i][j] ?? NaN]))],
-    runs, height: 300,
-    option: {
-      grid: { left: 54, right: 14, top: 14, bottom: 44 },
-      xAxis: { type: "category", data: named.map((one) => (layers.length ? `${one}` : shortened(model.modules[one].label, 16))), name: layers.length ? "layer" : "", nameLocation: "middle", nameGap: 26, boundaryGap: layers.length < 3 },
-      yAxis: { type: "value", scale: true, axisLabel: { formatter: tick } },
-      tooltip: { trigger: "axis", formatter: (hits) => tip(`${layers.length ? "layer " : ""}${hits.length ? hits[0].name : ""}`, hits.map((hit) => ({ run: runs[hit.seriesIndex], name: runs[hit.seriesIndex].name, value: number(hit.value, 4) }))) },
-      series: runs.map((run, i) => lineOf(run, { data: curves[i], showSymbol: true })),
-    },
-  };
-}
-
-function overTrainingOf(selection) {
-  const { model, state } = app;
-  const name = spectrumName(selection);
-  const runs = state.shown.filter((run) => model.has(run, name));
-  if (!runs.length) return nothingMeasured();
-  const curves = runs.map((run) => {
-    const curve = model.curve(run, name, selection);
-    return run.details.map((step) => {
-      const value = curve[run.steps.indexOf(step)];
-      return [step, Number.isFinite(value) ? value : null];
-    });
-  });
-  const few = runs.find((run) => run.details.length < run.steps.length);
-  return {
-    sub: `${SPECTRA[selection.spectrum]}${few ? `; measured at ${few.details.length} of ${few.steps.length} checkpoints` : ""}`,
-    says: spoken(runs.map((run, i) => ({ run, data: curves[i] }))),
-    rows: [["run", "step", selection.spectrum], ...runs.flatMap((run, i) => curves[i].map(([step, value]) => [run.name, step, value ?? NaN]))],
-    runs, height: 300,
-    option: {
-      grid: { left: 54, right: 14, top: 14, bottom: 44 },
-      xAxis: xAxisOf(),
-      yAxis: { type: "value", scale: true, axisLabel: { formatter: tick } },
-      tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits, 1, runs.map((run) => ({ run, name: run.name }))) },
-      series: runs.map((run, i) => lineOf(run, { id: `0-${i}`, data: curves[i], showSymbol: curves[i].length < 4, markLine: i === 0 ? stepMark(selection) : undefined })),
-    },
-  };
-}
+const spectrumShown = (selection) => ({ name: spectrumName(selection), text: SPECTRA[selection.spectrum], short: selection.spectrum, empty: nothingMeasured });
+const byLayerOf = (selection) => overLayers(selection, spectrumShown(selection));
+const overTrainingOf = (selection) => overSteps(selection, spectrumShown(selection));
 
 // The mean over the chosen matrices of σ_k / σ_1.
 function meanSpectrumOf(selection) {

@@ -6,6 +6,9 @@ const MAPS = {
   relative: ["‖ΔW‖/‖W₀‖", () => "spectra.relative"],
   frobenius: ["‖ΔW‖", () => "spectra.frobenius"],
   stable_rank: ["stable rank", () => "spectra.stable_rank"],
+  rotation: ["rotation of W₀’s subspaces, °", () => "geometry.rotation_right"],
+  principal: ["share of ‖ΔW‖² within W₀’s subspaces", () => "geometry.principal"],
+  visible: ["share of weights that change in bfloat16", () => "geometry.visible_bfloat16"],
 };
 
 function whereView() {
@@ -52,16 +55,15 @@ function mapName(selection) {
   return wanted.find((name) => model.has(state.focus, name)) || wanted[0];
 }
 
-const mapText = (name) => (name.startsWith("changes.") ? CHANGES[name.slice(-1)] : MAPS[name.slice(8)][0]);
+const mapText = (name) => (name.startsWith("changes.") ? CHANGES[name.slice(-1)] : Object.values(MAPS).find(([, of]) => of(app.state.now) === name)[0]);
 
 function mapPlace(run, name, selection) {
-  if (!name.startsWith("spectra.")) return app.model.place(run, selection.step);
-  const found = app.model.detail(run, selection.step);
+  const found = app.model.detail(run, selection.step, mapSteps(run, name));
   return found ? found.among : -1;
 }
 
 function mapSteps(run, name) {
-  return name.startsWith("spectra.") ? run.details : run.steps;
+  return app.model.stepsOf(run, name);
 }
 
 function mapOf(selection) {
@@ -167,9 +169,14 @@ function matrixFacts(selection) {
   const place = model.place(run, selection.step);
   const detail = model.detail(run, selection.step);
   const facts = [];
-  for (const axis of ["row", "column"]) for (const measure of ["m", "d"]) facts.push([`${CHANGES[measure]} by ${axis}`, number(model.value(run, `changes.${selection.pairs}.${axis}.${measure}`, module.index, place), 4)]);
+  for (const axis of model.axes) for (const measure of ["m", "d"]) facts.push([`${CHANGES[measure]} by ${axis}`, number(model.value(run, `changes.${selection.pairs}.${axis}.${measure}`, module.index, place), 4)]);
   if (detail) {
     facts.push(["‖ΔW‖", number(model.value(run, "spectra.frobenius", module.index, detail.among), 4)], ["‖ΔW‖ / ‖W₀‖", number(model.value(run, "spectra.relative", module.index, detail.among), 3)], ["rank", number(model.value(run, "spectra.rank", module.index, detail.among), 6)], ["stable rank", number(model.value(run, "spectra.stable_rank", module.index, detail.among), 3)]);
+  }
+  const turned = model.detail(run, selection.step, run.geometry);
+  if (turned) {
+    const of = (name) => model.value(run, `geometry.${name}`, module.index, turned.among);
+    facts.push(["W₀ turned, right", of("rotation_right") >= 0 ? `${number(of("rotation_right"), 3)}°` : "–"], ["off-principal", number(of("off_principal"), 5)], ["visible in bfloat16", percent(of("visible_bfloat16"))]);
   }
   const known = facts.filter(([, text]) => text !== "–");
   return [
