@@ -49,7 +49,9 @@ def make_page(finished: Sequence[tuple[Path, ColaResult]]) -> None:
             figures[f"cloud_query_{axis}"] = cloud(drawn["base"], kind="query", axis=axis, methods=shown)
         if (HERE / "sign.csv").is_file():
             figures["sign"] = sign_figure(pd.read_csv(HERE / "sign.csv"))
-            figures["sign_clouds"] = clouds(pd.read_csv(HERE / "sign_minilm_points.csv"))
+            figures["sign_clouds"] = clouds(
+                pd.read_csv(HERE / "sign_mpnet_points.csv"), decay=SHOWN_DECAY, kind="value"
+            )
         for name, figure in figures.items():
             save(figure, HERE / f"{name}.png")
     kept = {
@@ -151,21 +153,24 @@ def geometry_lines() -> Iterator[str]:
 
 
 def sign_lines() -> Iterator[str]:
-    """r of the query matrices without and with weight decay, small encoder and built-in model."""
-    yield "| model, points | axis | " + " | ".join(f"{m}, no decay | {m}, decay .3" for m in SHOWN) + " |"
-    yield "|---|---|" + "---|" * 2 * len(SHOWN)
-    for name, file in (("6 layers", "sign_minilm.csv"), ("3 layers", "sign.csv")):
+    """r without and with weight decay, by model and kind, along the axis of the trained magnitudes."""
+    yield "| layers, kind, points | " + " | ".join(f"{m}, no decay | {m}, decay" for m in AXIS) + " |"
+    yield "|---|" + "---|" * 2 * len(AXIS)
+    for layers, file in (("12", "sign_mpnet.csv"), ("6", "sign_minilm.csv"), ("3", "sign.csv")):
         frame = pd.read_csv(HERE / file)
-        frame = frame[frame["kind"] == "query"].set_index(["points", "axis", "method", "value"]).sort_index()
-        for points in ("cloud", "late", "last", "over time"):
-            for axis in ("column", "row"):
-                keys = [(points, axis, method, value) for method in SHOWN for value in (0.0, 0.3)]
-                rows = frame[frame["varied"].isin(["centre", "decay"])]["pearson"]
-                cells = [f"{rows[key]:+.2f}" if key in rows.index else "" for key in keys]
-                yield f"| {name}, {points} | {axis} | " + " | ".join(cells) + " |"
+        frame = frame[frame["varied"].isin(["centre", "decay"])]
+        r = frame.set_index(["kind", "points", "axis", "method", "value"])["pearson"]
+        for kind in ("query", "value"):
+            for points in ("cloud", "late", "last"):
+                keys = [
+                    (kind, points, axis, method, value) for method, axis in AXIS.items() for value in (0, SHOWN_DECAY)
+                ]
+                cells = [f"{r[key]:+.2f}" if key in r else "" for key in keys]
+                yield f"| {layers}, {kind}, {points} | " + " | ".join(cells) + " |"
 
 
-SHOWN = ("ft", "lora", "dora", "dora-row")
+SHOWN_DECAY = 0.1
+AXIS = {"ft": "column", "lora": "column", "dora": "column", "dora-row": "row"}
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "methods": methods_lines,
     "correlations": correlation_lines,

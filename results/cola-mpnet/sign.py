@@ -167,17 +167,19 @@ def figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def clouds(points: pd.DataFrame, kind: str = "query", axis: str = "column", decay: float = 0.3) -> Figure:
+def clouds(points: pd.DataFrame, kind: str = "query", decay: float = 0.3) -> Figure:
     """Draw the clouds of every method without weight decay, above, and with it, below; a colour a step."""
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-    grid = figure.subplots(2, len(METHODS))
-    chosen = points[(points["kind"] == kind) & (points["axis"] == axis)]
+    methods = [method for method in METHODS if method in set(points["method"])]
+    figure = Figure(figsize=(1.8 * len(methods) + 0.3, 3.9), layout="constrained")
+    grid = figure.subplots(2, len(methods))
     for axes, value in zip(grid, (0.0, decay), strict=True):
-        for ax, method in zip(axes, METHODS, strict=True):
-            own = chosen[(chosen["method"] == method) & (chosen["value"] == value)]
+        for ax, method in zip(axes, methods, strict=True):
+            axis = "row" if method == "dora-row" else "column"
+            own = points[(points["kind"] == kind) & (points["axis"] == axis)]
+            own = own[(own["method"] == method) & (own["value"] == value)]
             for step, rows in own.groupby("step_to"):
                 ax.scatter(1e3 * rows["delta_d"], 1e3 * rows["delta_m"], s=9, label=f"step {step}")
-            r = correlation(own, [])["pearson"].item() if len(own) else math.nan
+            r = correlation(own, [])["pearson"].item()
             ax.set_title(f"{method_name(method)}, r = {r:.2f}", fontsize="medium")
         axes[0].set_ylabel("ΔM (10⁻³)" + (f", decay {value:g}" if value else ", no decay"))
     for ax in grid[1]:

@@ -23,7 +23,8 @@ class VLSettings(Settings):
     Liu et al. 2024, DoRA, Table 9: AdamW, linear decay, warm-up ratio 0.1, batch 300, learning rate 1e-3, 20 epochs,
     rank 128, alpha 128, no dropout. The table says that query and key are adapted, the paper's figures show query and
     value; the default is what the figures show, ``kinds=("query", "key")`` what the table says. The four checkpoints
-    are the three intermediate steps and the last of its Figure 2. Weight decay is 0, as the table names none.
+    are the three intermediate steps and the last of its Figure 2. Weight decay is 0, as the table names none;
+    the authors' code has 0.01 (``VL-T5/src/param.py``), which also acts on the magnitudes.
 
     The projection of the features and the positions are new, so they are trained with any method. VL-Adapter's LoRA
     trains BART's biases too; here they stay as they are.
