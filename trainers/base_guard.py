@@ -1,7 +1,8 @@
 """Notices where the weight below a PEFT adapter moves, so that the adapter's tensors no longer tell ΔW."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from deltaw.adapters.peft.names import BASE_LAYER
 from deltaw.adapters.peft.recorded import PeftMethod
 from deltaw.adapters.sharded import full, is_sharded
 from deltaw.trainers.distributed import local
+from deltaw.trainers.gathering import Gathering
 from deltaw.trainers.recorded_layers import Layer
 
 FEW = 4  # directions of a sketch
@@ -35,12 +37,14 @@ class BaseGuard:
 
     Arguments:
         layers: The recorded layers by name.
+        gathering: Puts their weights together where they are cut up.
     """
 
-    def __init__(self, layers: Mapping[str, Layer]) -> None:
+    def __init__(self, layers: Mapping[str, Layer], gathering: Gathering) -> None:
+        self._gathering = gathering
         self._layers = {name: layer for name, layer in layers.items() if layer.adapter and layer.method is not None}
-        self._sums = {name: _sum_of_bits(layer) for name, layer in self._layers.items()}
-        self._sketches = {name: _sketch(layer) for name, layer in self._layers.items()}
+        self._sums = {name: _sum_of_bits(layer) for name, layer in gathering.walk(self._layers)}
+        self._sketches = {name: _sketch(layer) for name, layer in gathering.walk(self._layers)}
 
     def check(self, together: Callable[[Callable[[], Any]], Any], base_of: Callable[[str], dict[str, Tensor]]) -> None:
         """Raise where a weight has moved; collective where weights are sharded.
@@ -52,14 +56,15 @@ class BaseGuard:
         Raises:
             RecordError: It has moved by more than the rounding of its dtype; names the module.
         """
-        for name, layer in self._moved():
-            held = full(base_weight(layer.module)).detach()
-            together(partial(_compare_with, base_of, name, layer, held, self._sketches[name]))
-            self._sums[name] = _sum_of_bits(layer)  # the next merge leaves another rounding
-        self._sketches = {name: _sketch(layer) for name, layer in self._layers.items()}
+        with closing(self._moved()) as moved:
+            for name, layer in moved:
+                held = full(base_weight(layer.module)).detach()
+                together(partial(_compare_with, base_of, name, layer, held, self._sketches[name]))
+                self._sums[name] = _sum_of_bits(layer)  # the next merge leaves another rounding
+        self._sketches = {name: _sketch(layer) for name, layer in self._gathering.walk(self._layers)}
 
-    def _moved(self) -> Iterator[tuple[str, Layer]]:
-        for name, layer in self._layers.items():
+    def _moved(self) -> Generator[tuple[str, Layer]]:
+        for name, layer in self._gathering.walk(self._layers):
             if not getattr(layer.module, "merged", False) and _sum_of_bits(layer) != self._sums[name]:
                 yield name, layer
 

@@ -14,8 +14,8 @@ from transformers import TrainingArguments as Arguments
 from transformers.trainer_callback import CallbackHandler
 
 from deltaw.adapters.errors import OptionError, WriteError
-from deltaw.adapters.sharded import is_sharded
 from deltaw.trainers.arguments import check_names, checked_path
+from deltaw.trainers.gathering import has_parts
 from deltaw.trainers.live import Numbers
 from deltaw.trainers.recorder import Recorder
 from deltaw.trainers.schedules import Schedule, checked_schedule, with_steps
@@ -78,7 +78,7 @@ class RecorderCallback(TrainerCallback):
         if model is None:
             raise OptionError("on_train_begin needs the model; call it as the Trainer does, with model=…")
         self._close_abandoned()
-        if not (state.is_world_process_zero or any(is_sharded(parameter) for parameter in model.parameters())):
+        if not (state.is_world_process_zero or has_parts(model)):
             return
         self._handler = _handler()
         last = state.max_steps

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from deltaw.adapters.bitsandbytes import is_quantized
 from deltaw.adapters.effective import base_weight, effective_weight
-from deltaw.adapters.errors import RecordError, TargetError
+from deltaw.adapters.errors import TargetError
 from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.method import Method, RankedMethod
 from deltaw.adapters.modules import is_conv1d, is_peft, linear_modules
@@ -24,6 +24,7 @@ from deltaw.adapters.sharded import full
 from deltaw.analysis.records.foreign.heads import kept_of
 from deltaw.analysis.records.run_folder.format import ARCHITECTURE, ModuleEntry
 from deltaw.trainers.distributed import whole_parameters
+from deltaw.trainers.gathering import INNER, Gathering
 
 # What puts a model into another; the one inside has the names and the weights.
 WRAPPERS = {
@@ -31,6 +32,7 @@ WRAPPERS = {
     "DataParallel": "module",
     "DeepSpeedEngine": "module",
     "OptimizedModule": "_orig_mod",
+    **INNER,
 }
 
 
@@ -52,22 +54,9 @@ class Layer:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside DDP, ``torch.compile`` and their like, whose names and weights are one process's.
-
-    Raises:
-        RecordError: The weights are cut up in a way in which no single matrix can be gathered.
-    """
+    """Return the model inside DDP, ``torch.compile`` and their like, whose names are those of the plain model."""
     while type(model).__name__ in WRAPPERS:
         model = getattr(model, WRAPPERS[type(model).__name__])
-    for name, module in model.named_modules():
-        if type(module).__name__ == "FullyShardedDataParallel":
-            raise RecordError(
-                f"{name or 'the model'} is under FullyShardedDataParallel, which flattens weights; record with "
-                "torch.distributed.fsdp.fully_shard (FSDP2; fsdp_version: 2 in Accelerate's configuration)"
-            )
-    for name, parameter in model.named_parameters():
-        if hasattr(parameter, "ds_id") and parameter.numel() == 0:
-            raise RecordError(f"{name} is cut up by DeepSpeed's ZeRO stage 3; record with stage 2 or FSDP2")
     return model
 
 
@@ -89,26 +78,31 @@ def _configurations(module: nn.Module) -> Iterator[Mapping[str, Any]]:
         yield from _configurations(child)
 
 
-def recorded_layers(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, Layer]:
+def recorded_layers(model: nn.Module, patterns: Sequence[str] | None, gathering: Gathering) -> dict[str, Layer]:
     """Return by name what the patterns choose; ``None``: our adapters, or else PEFT's, or else all linear layers.
 
     Raises:
         TargetError: A pattern matches nothing, there is no linear layer, or PEFT's LoRA is on ``nn.MultiheadAttention``
             and the patterns do not say that it is to be left out.
     """
-    modules = {
-        name: m for name, m in linear_modules(model) if not is_peft(m) or _is_linear(m.get_submodule(BASE_LAYER))
-    }
-    if patterns is not None:
-        names = matching(modules, [patterns] if isinstance(patterns, str) else patterns, "module")
-    else:
-        names = [name for name, module in modules.items() if isinstance(module, AdaptedLayer)]
+    with gathering.plain():
+        modules = {
+            name: m for name, m in linear_modules(model) if not is_peft(m) or _is_linear(m.get_submodule(BASE_LAYER))
+        }
+        if patterns is not None:
+            names = matching(modules, [patterns] if isinstance(patterns, str) else patterns, "module")
+        else:
+            names = [name for name, module in modules.items() if isinstance(module, AdaptedLayer)]
+            if not names:
+                _refuse_attentions(model)
+            names = names or [name for name, module in modules.items() if is_peft(module)] or list(modules)
         if not names:
-            _refuse_attentions(model)
-        names = names or [name for name, module in modules.items() if is_peft(module)] or list(modules)
-    if not names:
-        raise TargetError("the model has no linear layer to record")
-    return {name: _layer(model, name, modules[name]) for name in names}
+            raise TargetError("the model has no linear layer to record")
+        found = {}
+        for name in names:
+            with gathering.whole(modules[name]):  # the shapes of PEFT's tensors are told by them
+                found[name] = _layer(model, name, modules[name])
+        return found
 
 
 def method_name(layers: dict[str, Layer]) -> str:
@@ -153,7 +147,7 @@ def base_and_constants(layer: Layer) -> tuple[Tensor, dict[str, Tensor]]:
         A, B = tensors["lora_A"], tensors["lora_B"]
         residual = full(base_weight(module))
         base = residual.to(A.dtype) + layer.method.scaling * (B @ A)
-        return base, {"start_A": A, "start_B": B}
+        return base, {"start_A": A.clone(), "start_B": B.clone()}  # the memory of what is gathered is used again
     if layer.rewritten:
         return _whole(module), {}
     if parametrize.is_parametrized(module, "weight"):

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import closing
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from deltaw.adapters.checks import public, whole_number
 from deltaw.adapters.errors import OptionError, RecordError
-from deltaw.adapters.sharded import full, is_sharded
+from deltaw.adapters.sharded import full
 from deltaw.adapters.state_file import repeated
 from deltaw.analysis.records.run_folder.format import checkpoint_path, finite_or_none
 from deltaw.analysis.records.run_folder.run_writer import RunWriter
@@ -22,6 +23,7 @@ from deltaw.trainers.arguments import check_options, checked_numbers, checked_pa
 from deltaw.trainers.base_guard import BaseGuard
 from deltaw.trainers.budget import Budget, amount, file_bytes, planned
 from deltaw.trainers.distributed import is_writer, local, reshard, together
+from deltaw.trainers.gathering import Gathering, has_parts
 from deltaw.trainers.live import LiveNumbers, Log, Numbers
 from deltaw.trainers.recorded_layers import (
     architecture,
@@ -50,8 +52,8 @@ class Recorder:
 
     Nothing in the training changes: no random number is drawn, no gradient touched, weights are copied.
 
-    In several processes each makes the same calls. Rank 0 writes. Where weights are sharded over processes (FSDP2,
-    tensor parallelism), entering and recording are collective, and the recorded matrices are gathered one at a time.
+    In several processes each makes the same calls. Rank 0 writes. Where weights are sharded over processes (FSDP,
+    ZeRO-3, tensor parallelism), all of them are collective, and one layer's weights are gathered at a time.
 
     Arguments:
         model: The model, with its method already injected; wrapped (DDP, ``torch.compile``, Accelerate) or not.
@@ -62,7 +64,7 @@ class Recorder:
         method: The method's name in the record; by default the adapters' own, ``ft`` for plain layers.
         info: Plain values to keep with the run, for example the command line.
         resume: Go on with the run in ``path``: its modules and, below adapters, its W₀ must be this model's.
-            Checkpoints at or after the first step given now are dropped, because training has gone back behind them.
+            Checkpoints at or after the first step given now are dropped: training has gone back behind them.
         dtype: Record whole matrices, and their W₀, in float32, bfloat16 or float16 where they are wider. The rounding
             is the noise floor of their spectra. The tensors of a method are never rounded.
         scalars: Glob patterns over the names of the scalars to keep; ``None`` keeps all.
@@ -120,7 +122,8 @@ class Recorder:
         keep, total_steps, max_bytes, background = checked_numbers(keep, total_steps, max_bytes, background)
         check_options(dtype, method, info, log)
         self.model = unwrapped(model)
-        self.layers = recorded_layers(self.model, checked_patterns("modules", modules))
+        self._gathering = Gathering(model)
+        self.layers = recorded_layers(self.model, checked_patterns("modules", modules), self._gathering)
         self.last_changes: Numbers = {}
         self.budget: Budget | None = None
         self._method = method or method_name(self.layers)
@@ -161,19 +164,18 @@ class Recorder:
     def __enter__(self) -> Self:
         reshard(self.model)
         self._writes = is_writer()
-        self._sharded = any(is_sharded(p) for module in self.modules.values() for p in module.parameters())
+        self._sharded = self._gathering.cut or any(has_parts(module) for module in self.modules.values())
         if self._writes or self._sharded:
-            base, constants = self._base_and_constants()
-            self._plan(base | constants)
+            self._plan()
             try:
                 self._rewind = self._together(self._take)
-                copies = self._copied((base | constants).items())
+                copies = self._copied(self._first_tensors())
                 self._steps = self._together(lambda: self._begin(copies))
             except BaseException:
                 self.close()
                 raise
             self._thinning.resume(self._steps)
-            self._guard = BaseGuard(self.layers)
+            self._guard = BaseGuard(self.layers, self._gathering)
         self._process = os.getpid()
         return self
 
@@ -284,45 +286,46 @@ class Recorder:
         """
         self._writer.flush()
 
-    def _base_and_constants(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """W₀ by module, and by MODULE.NAME what never changes, each once."""
-        base: dict[str, Tensor] = {}
+    def _first_tensors(self) -> Generator[tuple[str, Tensor]]:
+        """W₀ by module, a layer at a time, then by MODULE.NAME what never changes, each once."""
         constants: dict[str, Tensor] = {}
-        for name, layer in self.layers.items():
-            base[name], own = base_and_constants(layer)
+        for name, layer in self._gathering.walk(self.layers):
+            base, own = base_and_constants(layer)
             constants |= {f"{name}.{key}": value for key, value in own.items()}
+            yield name, base
         same = repeated({name: local(value) for name, value in constants.items()})
         self._constants = {name: same.get(name, name) for name in constants}
-        return base, {name: value for name, value in constants.items() if name not in same}
+        yield from ((name, value) for name, value in constants.items() if name not in same)
 
-    def _checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of a checkpoint, a layer at a time, so that no more is put together at once."""
-        for name, layer in self.layers.items():
+    def _checkpoint_tensors(self) -> Generator[tuple[str, Tensor]]:
+        """The tensors of a checkpoint, a layer at a time as well."""
+        for name, layer in self._gathering.walk(self.layers):
             for key, value in checkpoint_tensors(layer).items():
                 if f"{name}.{key}" not in self._constants:
                     yield f"{name}.{key}", value
 
-    def _copied(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    def _copied(self, tensors: Generator[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Copies on the CPU, which training cannot overwrite; collective where weights are sharded."""
         copies = {}
-        for name, value in tensors:
-            whole = full(value.detach())
-            dtype = self._stored(name, whole.dtype)
-            if dtype == torch.float16 != whole.dtype and bool((whole.abs() > torch.finfo(dtype).max).any()):
-                raise RecordError(f"{self.path}: {name} has entries beyond float16; record in bfloat16")
-            if self._writes:
-                copies[name] = whole.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+        with closing(tensors):
+            for name, value in tensors:
+                whole = full(value.detach())
+                dtype = self._stored(name, whole.dtype)
+                if dtype == torch.float16 != whole.dtype and bool((whole.abs() > torch.finfo(dtype).max).any()):
+                    raise RecordError(f"{self.path}: {name} has entries beyond float16; record in bfloat16")
+                if self._writes:
+                    copies[name] = whole.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
         return copies
 
     def _stored(self, name: str, dtype: torch.dtype) -> torch.dtype:
         narrower = self._dtype is not None and name in self._whole and self._dtype.itemsize < dtype.itemsize
         return self._dtype if narrower and self._dtype is not None else dtype
 
-    def _plan(self, first: Mapping[str, Tensor]) -> None:
+    def _plan(self) -> None:
         """Say what the record will take, and refuse what is too large; nothing is written yet."""
         base, checkpoint = (
             file_bytes({name: (value.shape, self._stored(name, value.dtype)) for name, value in tensors})
-            for tensors in (first.items(), self._checkpoint_tensors())
+            for tensors in (self._first_tensors(), self._checkpoint_tensors())
         )
         self.budget = Budget(base, checkpoint, planned(self.when, self._total_steps, self._keep))
         total = self.budget.total
@@ -364,8 +367,7 @@ class Recorder:
         """Let the memory follow the disk where Ctrl-C or an error came between the two."""
         if self._unsure:
             self._writer.drain()
-            self._steps, self._before = self._run.steps, None
-            self._unsure = False
+            self._steps, self._before, self._unsure = self._run.steps, None, False
 
     def _go_back_behind(self, step: int) -> None:
         """On the first step of a resumed run, drop everything recorded from there on: training has gone back."""
@@ -381,11 +383,9 @@ class Recorder:
 
     def _checkpoint_before(self) -> Mapping[str, Tensor] | None:
         """The last checkpoint; after a resume it is read."""
-        if not self._steps:
-            return None
-        if self._before is None:
+        if self._steps and self._before is None:
             self._before = load_file(checkpoint_path(self.path, self._steps[-1]))
-        return self._before
+        return self._before if self._steps else None
 
     def _base_of(self, module: str) -> dict[str, Tensor]:
         """W₀ under "", and what never changes; from the file, so that no copy of all of it stays in memory."""
