@@ -65,6 +65,13 @@ def _stream(double: str, diffusers: str) -> list[tuple[re.Pattern[str], list[Pie
     found = []
     for qkv, proj, first, second, mod in (
         (f"{own}_attn.qkv", f"{own}_attn.proj", f"{own}_mlp.0", f"{own}_mlp.2", f"{own}_mod.lin"),
+        (
+            f"{own}_attn_qkv",
+            f"{own}_attn_proj",
+            f"{own}_mlp.fc1",
+            f"{own}_mlp.fc2",
+            f"{own}_mod.linear",
+        ),  # HunyuanVideo
         (f"{sd3}.attn.qkv", f"{sd3}.attn.proj", f"{sd3}.mlp.fc1", f"{sd3}.mlp.fc2", f"{sd3}.adaLN_modulation.1"),
     ):
         found += _fused(qkv, *(f"{block}.attn.{part}" for part in (q, k, v)))
@@ -84,9 +91,20 @@ ALIASES: list[tuple[re.Pattern[str], list[Piece]]] = [
     ),
     *_both("single_blocks.N.linear2", "single_transformer_blocks.N.proj_out"),
     *_both("single_blocks.N.modulation.lin", "single_transformer_blocks.N.norm.linear"),
+    *_both("single_blocks.N.modulation.linear", "single_transformer_blocks.N.norm.linear"),
     *_both("img_in", "x_embedder"),
     *_both("txt_in", "context_embedder"),
     *_both("final_layer.linear", "proj_out"),
+    # Wan
+    *(
+        part
+        for own, other in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+        for x, y in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
+        for part in _both(f"blocks.N.{own}.{x}", f"blocks.N.{other}.{y}")
+    ),
+    *(part for x in "kv" for part in _both(f"blocks.N.cross_attn.{x}_img", f"blocks.N.attn2.add_{x}_proj")),
+    *_both("blocks.N.ffn.0", "blocks.N.ffn.net.0.proj"),
+    *_both("blocks.N.ffn.2", "blocks.N.ffn.net.2"),
     # CLIP of OpenCLIP, as SDXL's single file has it
     *_fused("transformer.resblocks.N.attn.in_proj", *(f"encoder.layers.N.self_attn.{x}_proj" for x in "qkv")),
     *_both("transformer.resblocks.N.attn.out_proj", "encoder.layers.N.self_attn.out_proj"),

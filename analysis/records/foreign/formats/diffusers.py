@@ -35,7 +35,7 @@ METADATA = "lora_adapter_metadata"
 RULED = (
     "unet.", "transformer.", "transformer_2.", "text_encoder.", "text_encoder_2.", "text_encoder_3.", "prior.",
     "diffusion_model.", "lora_", "down_blocks.", "up_blocks.", "mid_block.", "transformer_blocks.",
-    "single_transformer_blocks.",
+    "single_transformer_blocks.", "double_blocks.", "single_blocks.", "joint_blocks.", "pipe.dit.", "text_encoders.",
 )  # fmt: skip
 _PROCESSOR = re.compile(r"(?:\.processor)?\.(to_q|to_k|to_v|to_out|add_[qkv]_proj|to_add_out)_lora\.(down|up)\.weight$")
 

@@ -21,7 +21,8 @@ DOTTED = {
     "model.diffusion_model.": "unet", "diffusion_model.": "unet", "unet.": "unet", "transformer.": "unet",
     "cond_stage_model.transformer.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder",
     "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2", "text_encoder_3.": "text_encoder_3",
-    "conditioner.embedders.1.model.": "text_encoder_2", "prior.": "prior",
+    "conditioner.embedders.1.model.": "text_encoder_2", "prior.": "prior", "pipe.dit.": "unet",
+    "text_encoders.clip_l.transformer.": "text_encoder", "text_encoders.clip_g.transformer.": "text_encoder_2",
 }  # fmt: skip
 # Names of more than one word, and the words of others.
 WORDS = frozenset(
@@ -113,7 +114,7 @@ def dotted(name: str, base: Names) -> str:
         'unet.my.odd_block.3'
     """
     prefix = next((prefix for prefix in UNDERSCORED if name.startswith(prefix)), "")
-    part, rest = UNDERSCORED.get(prefix, ""), name[len(prefix) :]
+    part, rest = UNDERSCORED.get(prefix, ""), name[len(prefix) :].lstrip("_")  # VideoX-Fun writes lora_unet__blocks
     if not prefix or "." in rest:
         return name
     if part == "unet" and _FLUX.match(rest):

@@ -183,3 +183,36 @@ def test_long_names_take_linear_time(part):
     name = part * (4000 // len(part))
     dotted(name, Names([name]))
     canonical(name)
+
+
+WAN = {
+    "blocks.0.self_attn.q": "blocks.0.attn1.to_q",
+    "blocks.0.cross_attn.o": "blocks.0.attn2.to_out.0",
+    "blocks.0.cross_attn.k_img": "blocks.0.attn2.add_k_proj",
+    "blocks.1.ffn.0": "blocks.1.ffn.net.0.proj",
+    "blocks.1.ffn.2": "blocks.1.ffn.net.2",
+}
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "pipe.dit.", "lora_unet__", "transformer."])
+@pytest.mark.parametrize("base", ["authors", "diffusers"])
+def test_wan(prefix, base, tmp_path):
+    flat = "." not in prefix
+    names = WAN.values() if prefix == "transformer." else WAN
+    file = {
+        key: value for name in names for key, value in pair(prefix + (name.replace(".", "_") if flat else name)).items()
+    }
+    weights = {f"{name}.weight": drawn(SIDE, SIDE, seed=k) for k, name in enumerate(WAN)}
+    if base == "diffusers":
+        weights = dict(zip((f"{name}.weight" for name in WAN.values()), weights.values(), strict=True))
+    run = Trajectory.open(saved(tmp_path / "a.safetensors", file), base=weights)
+    own = "unet." if flat else prefix
+    for k, name in enumerate(names):
+        torch.testing.assert_close(run.base(own + name), drawn(SIDE, SIDE, seed=k))
+
+
+def test_hunyuan_video(tmp_path):
+    file = pair("transformer.transformer_blocks.0.attn.to_k", "lora_A.weight", "lora_B.weight")
+    qkv = drawn(3 * SIDE, SIDE, seed=3)
+    run = Trajectory.open(saved(tmp_path / "a.safetensors", file), base={"double_blocks.0.img_attn_qkv.weight": qkv})
+    torch.testing.assert_close(run.base("transformer.transformer_blocks.0.attn.to_k"), qkv[SIDE : 2 * SIDE])
