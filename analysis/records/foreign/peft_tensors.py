@@ -25,7 +25,7 @@ from deltaw.adapters.peft.names import (
     ROOT,
     WEIGHTS,
 )
-from deltaw.analysis.records.storage.file_names import weights_file
+from deltaw.analysis.records.storage.file_names import SHARDED, parts_of_one, weights_file
 from deltaw.analysis.records.storage.files import Storage
 from deltaw.analysis.records.storage.tensors import Renamed, SafeTensors, Tensors, read_pickled, read_weights
 
@@ -69,6 +69,8 @@ def read_adapter(place: Storage, kind: str, prefix: str) -> AdapterFile:
     """
     tensors = _plainly_named(_read(place), prefix)
     adapter, modules = _by_module(tensors, kind, prefix)
+    if kind == "LORA":
+        _check_pairs(tensors, modules)
     whole: dict[str, str] = {}
     base: dict[str, str] = {}
     left_out: dict[str, str] = {}
@@ -106,10 +108,25 @@ def _read(place: Storage) -> Tensors:
         return SafeTensors(place, WEIGHTS)
     if place.has(PICKLE):
         return read_pickled(place, PICKLE)
-    whole = weights_file(place.names())  # some save the state dict of the PeftModel under the model's name
+    names = place.names()
+    for file in (WEIGHTS, PICKLE):
+        if file + SHARDED in names:
+            return read_weights(place, file + SHARDED)
+    whole = weights_file(names)  # some save the state dict of the PeftModel under the model's name
     if whole is not None:
         return read_weights(place, whole)
-    raise RecordError(f"{place.where}: has {CONFIG}, but no {WEIGHTS}")
+    parts = parts_of_one(names)
+    told = f"; {', '.join(parts[:4])} are shards, whose index {WEIGHTS}{SHARDED} is missing" if parts else ""
+    raise RecordError(f"{place.where}: has {CONFIG}, but no {WEIGHTS}{told}")
+
+
+def _check_pairs(tensors: Tensors, modules: Mapping[str, Mapping[str, str]]) -> None:
+    for module, names in modules.items():
+        lacks = {"lora_A", "lora_B"} - set(names)
+        if len(lacks) == 1:
+            raise RecordError(
+                f"{tensors.where}: {module:.200} lacks {lacks.pop()} (it has {', '.join(names)}); the file is not whole"
+            )
 
 
 def _plainly_named(tensors: Tensors, prefix: str) -> Tensors:
@@ -161,7 +178,9 @@ def _without(parts: list[str], adapter: str | None) -> list[str]:
     """The parts of a plain module's tensor, without those that PEFT put between."""
     kept: list[str] = []
     for before, part in zip(["", *parts[:-1]], parts, strict=True):
-        if part not in (BASE_LAYER, ORIGINAL, MODULES_TO_SAVE) and not (before == MODULES_TO_SAVE and part == adapter):
+        if part not in (BASE_LAYER, ORIGINAL, MODULES_TO_SAVE) and not (
+            before == MODULES_TO_SAVE and part == (adapter or "default")
+        ):
             kept.append(part)
     return kept
 

@@ -219,3 +219,43 @@ def test_a_resized_vocabulary_blocks_nothing(tmp_path):
     tensors["base_model.model.lm_head.lora_B.weight"] = torch.randn(22, 2)
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     assert len(Trajectory.open(tmp_path, base=base).spectra()) == 1  # ΔW itself needs no W₀
+
+
+LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+
+
+def folder_of(tmp_path, tensors, name="adapter_model.safetensors"):
+    save_file(tensors, tmp_path / name)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(LORA))
+    return tmp_path
+
+
+def test_an_adapter_in_shards_is_one(tmp_path):
+    A, B = torch.randn(2, 8), torch.randn(6, 2)
+    names = [f"base_model.model.{Q}.lora_{side}.weight" for side in "AB"]
+    shards = [f"adapter_model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    for name, value, file in zip(names, (A, B), shards, strict=True):
+        folder_of(tmp_path, {name: value}, file)
+    with pytest.raises(RecordError, match=r"no adapter_model.safetensors; adapter_model-00001-of-00002.* index"):
+        Trajectory.open(tmp_path)
+    index = {"metadata": {}, "weight_map": dict(zip(names, shards, strict=True))}
+    (tmp_path / "adapter_model.safetensors.index.json").write_text(json.dumps(index))
+    torch.testing.assert_close(Trajectory.open(tmp_path).update(Q, 0), (2 * B @ A).double())
+
+
+def test_half_a_pair_is_named(tmp_path):
+    folder = folder_of(tmp_path, {f"base_model.model.{Q}.lora_A.weight": torch.randn(2, 8)})
+    with pytest.raises(RecordError, match=rf"{Q} lacks lora_B \(it has lora_A\); the file is not whole"):
+        Trajectory.open(folder)
+
+
+def test_a_module_trained_whole_under_the_adapter_s_name(tmp_path):
+    head, W = torch.randn(10, 8), torch.randn(10, 8)
+    file = {
+        f"base_model.model.{Q}.lora_A.weight": torch.randn(2, 8),
+        f"base_model.model.{Q}.lora_B.weight": torch.randn(6, 2),
+        "base_model.model.lm_head.modules_to_save.default.weight": head,
+    }
+    run = Trajectory.open(folder_of(tmp_path, file), base={"lm_head.weight": W, f"{Q}.weight": torch.randn(6, 8)})
+    assert set(run.modules) == {Q, "lm_head"}
+    torch.testing.assert_close(run.update("lm_head", 0), head.double() - W.double())
