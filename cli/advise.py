@@ -151,12 +151,12 @@ def _page(frame: "pd.DataFrame") -> str:
         }
         for row in frame.astype({"trained": object}).where(frame.notna(), None).to_dict(orient="records")
     ]
-    now, then = frame["parameters_now"].sum(min_count=len(frame)), int(frame["parameters"].sum())
+    known, then = bool(frame["parameters_now"].notna().all()), int(frame["parameters"].sum())
     held = float((frame["kept"] * frame["norm"] ** 2).sum()), float((frame["norm"] ** 2).sum())
     lines = [frame.attrs["rule"], in_columns(rows, floatfmt=".3g", missingval="")]
     lines.append(
         f"{then} parameters"
-        + (f" of {int(now)}" if now == now else "")  # noqa: PLR0124 - NaN where a module has no adapter
+        + (f" of {int(frame['parameters_now'].sum())}" if known else "")  # a module may have no adapter
         + f", {held[0] / (held[1] or 1.0):.4f} of Σ‖ΔW‖_F² in them"
     )
     still = list(frame["module"][frame["hardly"]])

@@ -49,6 +49,11 @@ def low_rank_part(run: Run, module: str, step: int) -> LowRankPart | None:
     Of what starts from another point than W₀ (PiSSA and its like) it is not ΔW, and then ``whole`` is false.
     """
     state = run.state(module, step)
+    if {"up", "down"} <= set(state) and "magnitude" not in state:  # of another tool than PEFT
+        plain = run.source.scaled_factors(module, step)
+        if plain is None or plain.scaling <= 0:
+            return None
+        return LowRankPart(plain, stabilized=False, magnitude=None, scales_base=False, whole=True)
     A, B = state.get("lora_A"), state.get("lora_B")
     if A is None or B is None or A.ndim != 2 or B.ndim != 2 or len(A) == 0 or B.shape[1] != len(A):
         return None

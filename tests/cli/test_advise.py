@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from deltaw.adapters import LoRA, adapted, inject, save_peft
 from deltaw.analysis import Trajectory
@@ -89,3 +90,19 @@ def test_a_mistake_is_one_line(adapter, capsys, tmp_path, monkeypatch, arguments
     assert message in err
     assert len([line for line in err.splitlines() if line.startswith("deltaw:")]) == 1
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", ["lora", "diff"])
+def test_advice_of_another_tool_s_adapter(kind, tmp_path, capsys):
+    layer = "lora_unet_mid_block_attentions_0_proj_in"
+    file = {f"{layer}.lora_down.weight": torch.randn(3, 8), f"{layer}.lora_up.weight": torch.randn(6, 3)}
+    if kind == "diff":  # it has no rank of its own
+        file[f"{layer.replace('in', 'out')}.diff"] = torch.randn(6, 8)
+    save_file(file, tmp_path / "a.safetensors")
+    code, out, _ = call(capsys, "advise", tmp_path / "a.safetensors", "--energy", "0.9")
+    assert code == 0
+    assert (f"parameters of {3 * (6 + 8)}, " in out) == (kind == "lora")
+    if kind == "lora":
+        code, out, _ = call(capsys, "resize", tmp_path / "a.safetensors", "-o", tmp_path / "r", "--rank", "2", "--json")
+        row = json.loads(out)[0]
+        assert (code, row["rank_before"], row["rank"]) == (0, 3, 2)
