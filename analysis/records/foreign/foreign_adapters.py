@@ -19,6 +19,9 @@ CONFIGURE = (
 )
 
 
+INVERSION = "an embedding of textual inversion"
+
+
 class Tool(NamedTuple):
     """A tool that saves adapters.
 
@@ -41,7 +44,7 @@ class Tool(NamedTuple):
 TOOLS = [
     Tool(
         "AdapterHub's adapters", re.compile(r"\.(?:loras|adapters|prefix_tunings|shared_parameters)\.[^.]+\."),
-        reads="adapterhub",
+        f"of LoRA, {MERGE}", reads="adapterhub",
     ),
     Tool("NVlabs' DoRA", re.compile(r"\.weight_m_wdecomp(?:\.weight)?$"), reads="nvlabs-dora"),
     Tool(
@@ -72,6 +75,7 @@ TOOLS = [
     Tool("cloneofsimo's LoRA", re.compile(r"^\w+:\d+:(?:up|down)$")),
     Tool("torchtune's LoRA", re.compile(r"\.lora_[ab]\.weight$"), reads="torchtune"),
     Tool("MLX's LoRA", re.compile(r"\.lora_[ab]$"), reads="mlx"),
+    Tool("MLX-VLM's LoRA", re.compile(r"_proj\.[AB]$"), reads="mlx"),
     Tool("DeepSpeed's LoRA", re.compile(r"\.lora_(?:right_weight|left_weight|weight_[12](?:\.weight)?)$")),
     Tool("NeMo's or Megatron's adapter", re.compile(r"\.linear_(?:in|out)\.weight$"), MERGE, "adapter"),
     Tool("LoRA of loralib, LitGPT or minLoRA", re.compile(r"\.lora_[AB]$"), reads="loralib"),
@@ -80,6 +84,10 @@ TOOLS = [
         re.compile(r"(?:^|\.)lora_(?:A|B|E|embedding_A|embedding_B)\.(?:[\w-]+\.)?weight$|\.lora_(?:embedding|magnitude)"),
         f"{CONFIGURE}; of a diffusion model: {MERGE}",
         reads="diffusers",
+    ),
+    Tool(
+        INVERSION, re.compile(r"^(?:emb_params|clip_[lg]|t5xxl|string_to_param\..*)$"),
+        "it adds rows to the tokens' embedding and changes no matrix; there is no ΔW to show",
     ),
     Tool("a bottleneck adapter", re.compile(r"(?:^|\.)adapter_(?:down|up)(?:\.\d+)?\.weight$")),
 ]  # fmt: skip
@@ -142,7 +150,7 @@ def settings_tool(settings: Mapping[str, Any]) -> Tool | None:
         return BY_SETTINGS["nvlabs-dora"]
     if "peft_type" in settings:
         return None
-    if {"fine_tune_type", "lora_parameters", "lora_layers"} & set(settings):
+    if {"fine_tune_type", "lora_parameters", "lora_layers"} & set(settings) or {"rank", "alpha"} <= set(settings):
         return BY_SETTINGS["mlx"]
     if isinstance(settings.get("config"), dict) or settings.get("architecture") == "lora":
         return BY_SETTINGS["adapterhub"]

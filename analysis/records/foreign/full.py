@@ -70,6 +70,8 @@ class FullModelSource(Source):
         first = self._tensors(self.steps[0])
         refuse_factors(first.names(), first.where)
         self._matrices = matrices(first, config, everything=everything)
+        if not self._matrices and not first.names():
+            raise RecordError(f"{first.where}: holds no tensor at all")
         if not self._matrices:
             how = quantised_as(first, config)
             told = f"; it is quantised ({how}), open the model as it was before, or dequantised" if how else ""

@@ -6,7 +6,7 @@ from functools import partial
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.printable import printable
 from deltaw.analysis.records.foreign.base import BaseLike, open_base
-from deltaw.analysis.records.foreign.foreign_adapters import foreign_tool, refuse_factors
+from deltaw.analysis.records.foreign.foreign_adapters import INVERSION, foreign_tool, refuse_factors
 from deltaw.analysis.records.foreign.formats.opening import adapter_source
 from deltaw.analysis.records.foreign.full import FullModelSource, trainer_log
 from deltaw.analysis.records.foreign.model_reader import read_file
@@ -21,7 +21,8 @@ from deltaw.analysis.records.storage.file_names import (
     without_copies,
 )
 from deltaw.analysis.records.storage.files import FILES
-from deltaw.analysis.records.storage.location import Location, adapters_in, own_step
+from deltaw.analysis.records.storage.location import LOOKED_AT, Location, adapters_in, own_step
+from deltaw.analysis.records.storage.tensors import Tensors
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,12 @@ def opens(location: Location, base: BaseLike, everything: bool) -> Source:
         return _one_file(location, files[0], base, everything)
     first = read_file(storage, files[0])  # some files are no steps as they are adapters
     found = foreign_tool(first.names())
+    if _is_inversion(first) or (found is not None and _without_steps(files)):
+        kept = [name for name in files[:LOOKED_AT] if not _is_inversion(read_file(storage, name))]
+        if kept and len(kept) < len(files) <= LOOKED_AT:
+            aside = printable(", ".join(name for name in files if name not in kept)[:200])
+            logger.warning("%s: %s left out, %s", storage.where, aside, INVERSION)
+            return opens(Location(storage, kept), base, everything)
     if found is not None and not found[0].reads:
         refuse_factors(first.names(), first.where)
     try:
@@ -93,6 +100,15 @@ def opens(location: Location, base: BaseLike, everything: bool) -> Source:
     source = StepFilesSource(storage.where, readers, config, open_base(base), everything=everything, log=log)
     source.check_common()
     return source
+
+
+def _is_inversion(tensors: Tensors) -> bool:
+    found = foreign_tool(tensors.names())
+    return found is not None and found[0].name == INVERSION
+
+
+def _without_steps(files: list[str]) -> bool:
+    return not all(any(letter.isdecimal() for letter in name) for name in files)
 
 
 def _one_file(location: Location, file: str, base: BaseLike, everything: bool) -> Source:

@@ -231,7 +231,10 @@ def steps_of_files(names: Sequence[str]) -> dict[int, str]:
         step = file_step(name)
         numbers = re.findall(r"\d+", stem) if step is None else [str(step)]
         if len(numbers) != 1 or len(numbers[0]) > 18:
-            raise RecordError(f"{name!r} does not say its step; name the files as step-100{name[len(stem) :]}")
+            raise RecordError(
+                f"{name!r} does not say its step; name the files as step-100{name[len(stem) :]}, or open one "
+                "of them by its name"
+            )
         step = int(numbers[0])
         if step in found:
             raise RecordError(f"{found[step]!r} and {name!r} both say step {step}; open one of them by its name")

@@ -3,8 +3,10 @@
     model.layers.0.self_attn.q_proj.lora_a (in, r)   .lora_b (r, out)   .m (out) of DoRA
     ….switch_mlp.up_proj.lora_a (experts, r, in)     .lora_b (experts, out, r)
 
-ΔW = scale·(lora_a lora_b)ᵀ, of an embedding scale·lora_a lora_b; scale is ``lora_parameters.scale``, and no α/r.
-``fine_tune_type: full`` saves the weights themselves.
+ΔW = scale·(lora_a lora_b)ᵀ, of an embedding scale·lora_a lora_b; scale is ``lora_parameters.scale``, in files with an
+``alpha`` beside it, from before November 2024, scale·α/r. A model saved whole has W₀ as ….q_proj.linear.weight.
+MLX-VLM's are ….q_proj.A (in, r) and .B (r, out), and scale is ``alpha``. ``fine_tune_type: full`` saves the weights
+themselves.
 """
 
 from collections.abc import Mapping
@@ -12,10 +14,18 @@ from typing import Any
 
 from deltaw.adapters.errors import RecordError
 from deltaw.analysis.names import is_embedding
-from deltaw.analysis.records.foreign.formats.layers import Found, Layer, grouped, is_matrix, need, number, without_alpha
+from deltaw.analysis.records.foreign.formats.layers import (
+    Found,
+    Layer,
+    grouped,
+    is_matrix,
+    need,
+    setting,
+    without_alpha,
+)
 from deltaw.analysis.records.storage.tensors import Tensors
 
-SUFFIXES = {"lora_a": "down", "lora_b": "up", "m": "magnitude"}
+SUFFIXES = {"lora_a": "down", "lora_b": "up", "m": "magnitude", "A": "down", "B": "up"}
 EXPERTS = 2**12  # at most, in one stack
 ADVICE = "put its adapter_config.json, which holds scale, beside it (for scale = 1, as here, α = r)"
 
@@ -28,7 +38,11 @@ def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
     """
     parameters = settings.get("lora_parameters")
     parameters = parameters if isinstance(parameters, dict) else {}
-    scale = number(parameters.get("scale"))
+    scale, alpha, rank = (setting(parameters, key) for key in ("scale", "alpha", "rank"))
+    if not parameters and {"rank", "alpha"} <= set(settings):
+        scale = setting(settings, "alpha")
+    if scale is not None and alpha is not None and rank:
+        scale = scale * alpha / rank
     notes = [] if scale is not None or settings.get("fine_tune_type") == "full" else [ADVICE]
     groups, rest = grouped({name: name for name in tensors.names()}, SUFFIXES)
     if any(name.endswith((".lora_a_scales", ".lora_b_scales")) for name in rest):
@@ -45,15 +59,19 @@ def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
         else:
             layers[name] = Layer("lora", parts, scaling=1.0 if scale is None else scale, turned=True)
     left_out: dict[str, str] = {}
+    own = {f"{name}.weight": f"{name}.{kind}.weight" for name in layers for kind in ("linear", "embedding")}
+    own = {plain: stored for plain, stored in own.items() if stored in rest and is_matrix(tensors, stored)}
     if notes:
         notes = without_alpha(layers, left_out, ADVICE)
     for name in rest:
         module = name.removesuffix(".weight")
+        if name in own.values():
+            continue
         if module != name and is_matrix(tensors, name) and len(tensors.shape(name)) == 2:
             layers[module] = Layer("whole", {"diff": name})
         elif not name.endswith("bias"):
             left_out[module] = "it is no matrix of a linear layer"
-    return Found(layers, left_out, notes, settings=dict(settings))
+    return Found(layers, left_out, notes, own, dict(settings))
 
 
 def _experts(name: str, parts: Mapping[str, str], count: int, scale: float | None) -> dict[str, Layer]:

@@ -25,6 +25,8 @@ NAMES = {
     "diffusers as PEFT": (["transformer.blocks.0.to_q.lora_A.weight"], "as diffusers saves it"),
     "xlabs": (["double_blocks.0.processor.qkv_lora1.down.weight"], "XLabs' LoRA of Flux"),
     "cloneofsimo": (["unet:0:up", "unet:0:down"], "cloneofsimo's LoRA"),
+    "textual inversion": (["clip_g", "clip_l"], "an embedding of textual inversion"),
+    "textual inversion, older": (["emb_params"], "an embedding of textual inversion"),
     "torchtune": (["layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight"], "torchtune's LoRA"),
     "mlx": (["model.layers.0.self_attn.q_proj.lora_a"], "MLX's LoRA"),
     "deepspeed": (["h.0.q.lora_right_weight", "h.0.q.weight"], "DeepSpeed's LoRA"),
