@@ -120,10 +120,11 @@ def _page(found: dict[str, Any]) -> str:
 
 
 def _of_adapter(info: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is known of another tool's adapter: whose it is, what its numbers lack, and what its file says of itself."""
+    """What is known of an adapter: what its numbers lack; of another tool's, whose it is and what its file says."""
+    notes = [("note", note) for note in info.get("notes", ())]
     if "adapter" not in info:
-        return []
-    rows = [("adapter", info["adapter"]), *(("note", note) for note in info.get("notes", ()))]
+        return notes
+    rows = [("adapter", info["adapter"]), *notes]
     if info.get("left_out"):
         more = ", …" if len(info["left_out"]) > NAMED else ""
         rows.append(("left out", f"{len(info['left_out'])}: {', '.join(info['left_out'][:NAMED])}{more}"))

@@ -19,7 +19,7 @@ from deltaw.adapters.peft.names import FIXED, LEAVES_THE_BASE, OUT_PROJ, PREFIX,
 from deltaw.adapters.peft.targets import copied_layers, targeted
 from deltaw.analysis.records.foreign.base import GIVE, Base, BaseError, BaseLike, base_named, open_base
 from deltaw.analysis.records.foreign.peft_experts import Parameter, needing_base, parameters
-from deltaw.analysis.records.foreign.peft_settings import method_name, read_settings
+from deltaw.analysis.records.foreign.peft_settings import method_name, noted, read_settings
 from deltaw.analysis.records.foreign.peft_tensors import AdapterFile, embedding_as_linear, not_linear, read_adapter
 from deltaw.analysis.records.source import Place, Shape, Source, State, fitting
 from deltaw.analysis.records.storage.files import Storage
@@ -55,7 +55,7 @@ class Adapters(Source):
         kind = self._settings["peft_type"]
         self._formula: Formula = FORMULAS[kind]
         self.method = method_name(kind, self._settings)
-        self.info = {"peft": self._settings}
+        self.info = {"peft": self._settings, **noted(self._settings, where)}
         self._base: Base | None = open_base(base if base is not None else base_named(self._settings))
         self.config = {} if self._base is None else self._base.config
         self._copies = copied_layers(self._settings, where)

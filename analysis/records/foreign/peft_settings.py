@@ -1,5 +1,6 @@
 """The ``adapter_config.json`` of PEFT: whether such an adapter is read, and which method it is."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,10 @@ from deltaw.adapters.peft.formulas.table import FORMULAS, REFUSED
 from deltaw.adapters.peft.names import CONFIG
 from deltaw.analysis.records.storage.files import Storage
 
+ZERO_ALPHA = (
+    "lora_alpha is 0, so ΔW = 0 whatever the factors are; some trainers write 0 for a value that they do not know"
+)
+logger = logging.getLogger(__name__)
 # Options of LoRA with which no one W' belongs to a layer.
 NOT_READ = {
     "alora_invocation_tokens": "the adapter acts on some tokens only, so there is no one W'; for that of those tokens "
@@ -52,3 +57,12 @@ def method_name(kind: str, settings: Mapping[str, Any]) -> str:
     if settings.get("kasa_config"):
         return "kasa"
     return "rslora" if settings.get("use_rslora") else "lora"
+
+
+def noted(settings: Mapping[str, Any], where: str) -> dict[str, list[str]]:
+    """Return what a reader of numbers should know of settings, under "notes", and log it."""
+    others = settings.get("alpha_pattern") or settings.get("use_dora")
+    if settings["peft_type"] != "LORA" or settings.get("lora_alpha") != 0 or others:
+        return {}
+    logger.warning("%s: %s", where, ZERO_ALPHA)
+    return {"notes": [ZERO_ALPHA]}

@@ -59,6 +59,9 @@ def sides(layer: Layer, shapes: Shapes) -> Shape | None:
     if layer.kind == "loha":
         a, b = kernel_shape(shapes["w1_a"]), kernel_shape(shapes["w1_b"])
         core = shapes.get("t1")
+        others = kernel_shape(shapes["w2_a"]), kernel_shape(shapes["w2_b"])
+        if (a, b) != others and (a[core is not None], b[1]) != (others[0][core is not None], others[1][1]):
+            raise RecordError(f"its products are of {a}, {b} and of {others[0]}, {others[1]}, which do not go together")
         return (a[0], b[1]) if core is None else (a[1], b[1] * kernel_shape((1, *core[2:]))[1])
     if layer.kind == "lokr":
         left, right = (_kron_side(shapes, name) for name in ("w1", "w2"))

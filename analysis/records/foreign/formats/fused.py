@@ -21,8 +21,8 @@ from deltaw.analysis.records.foreign.formats.layers import (
     Part,
     grouped,
     lora_layers,
-    number,
     plain_adapter_names,
+    setting,
 )
 from deltaw.analysis.records.storage.tensors import Tensors
 
@@ -38,7 +38,7 @@ def read_litgpt(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
         RecordError: A layer lacks one of its tensors, or its configuration does not go with it.
     """
     groups, rest = grouped({name.replace(".linear.weight", ".weight"): name for name in tensors.names()}, PAIRS)
-    alpha, rank = number(settings.get("lora_alpha")), number(settings.get("lora_r"))
+    alpha = setting(settings, "lora_alpha")
     enabled = [settings.get(f"lora_{part}") is not False for part in QKV]
     said = all(isinstance(settings.get(f"lora_{part}"), bool) for part in QKV)
     head, heads, groups_of = (_count(settings, key) for key in ("head_size", "n_head", "n_query_groups"))
@@ -68,7 +68,6 @@ def read_litgpt(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
             name, layer, up, sizes, adapted, (head, heads, groups_of or heads) if interleaved else None
         )
     own = {name: stored for name, stored in rest.items() if name.endswith(".weight")}
-    del rank  # the tensors tell it
     notes = [] if alpha is not None else [f"{UNKNOWN}; put its hyperparameters.yaml beside it"]
     return Found(layers, {}, notes, own, dict(settings))
 
@@ -130,7 +129,7 @@ def read_loralib(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
         head, found, tail = name.partition(PARAMETRIZED)
         plain[f"{head}.{tail.partition('.')[2] or 'weight'}" if found else name] = name
     groups, rest = grouped(plain, PAIRS)
-    alpha, enable = number(settings.get("lora_alpha")), settings.get("enable_lora")
+    alpha, enable = setting(settings, "lora_alpha"), settings.get("enable_lora")
     layers, left_out = {}, {}
     for name, layer in lora_layers(groups, tensors.where, alpha=alpha).items():
         down, up = (tensors.shape(layer.tensors[role]) for role in ("down", "up"))
@@ -183,7 +182,7 @@ def read_adapterhub(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
         raise RecordError("use_gating is on: its weight depends on the input, so there is no W'")
     names = plain_adapter_names(tensors.names(), tensors.where)
     groups, _ = grouped(names, PAIRS)
-    alpha = number(config.get("alpha"))
+    alpha = setting(config, "alpha")
     notes = [] if alpha is not None else [f"{UNKNOWN}; put its adapter_config.json beside it"]
     if config.get("composition_mode") == "scale":
         scaled = {

@@ -43,6 +43,7 @@ NORM = "a norm's scale and shift, which are no matrix"
 _RS_LORA = re.compile(r'"rs_lora": *"?(?:true|1)\b', re.IGNORECASE)
 RS_LORA = "it was trained with rs_lora, s = α/√r; its tensors do not say so, and ΔW is as its loaders take it, s = α/r"
 BIAS = "a bias, which is no matrix"
+OTHER = "it is no part of an adapter's layer"
 
 
 def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
@@ -64,6 +65,8 @@ def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
             left_out[name] = found
         if "bias" in parts and isinstance(found, Layer):
             left_out[f"{name} (bias)"] = BIAS
+    read_from = {stored for layer in layers.values() for stored in layer.tensors.values()}
+    left_out |= {name: OTHER for name, stored in rest.items() if stored not in read_from}
     notes = [RS_LORA] if _RS_LORA.search(tensors.metadata().get("ss_network_args", "")) else []
     return Found(layers, left_out, notes)
 

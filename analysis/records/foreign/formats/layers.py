@@ -111,7 +111,7 @@ def plain_adapter_names(names: Iterable[str], where: str) -> dict[str, str]:
     for name in names:
         of_peft, of_hub = _NAMED.search(name), _OF_LORAS.search(name)
         plain = name
-        if of_peft and of_peft.group(2) != "weight":
+        if of_peft and of_peft.group(2) not in ("weight", "bias"):
             plain = f"{name[: of_peft.start()]}.{of_peft.group(1)}{of_peft.group(3) or ''}"
             adapters.add(of_peft.group(2))
         elif of_hub:
@@ -201,6 +201,19 @@ def number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if abs(value) < 1e30 else None
+
+
+def setting(settings: Mapping[str, object], key: str) -> float | None:
+    """Return a setting that is a number, ``None`` where it is not there.
+
+    Raises:
+        RecordError: It is there and no number.
+    """
+    value = settings.get(key)
+    found = number(value)
+    if found is None and value is not None:
+        raise RecordError(f"{key} = {value!r:.40} is no number")
+    return found
 
 
 def is_matrix(tensors: Tensors, name: str) -> bool:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 OPEN_NAMES = 2**17  # of tensors that are kept, in all
 MODULE = "module."
+ZERO = "α is 0 in the settings beside it, so ΔW = 0 whatever the factors are"
 NAMED = 8  # layers that a message names
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -110,9 +111,12 @@ class ForeignAdapters(Source):
         self.method = Counter(self._labels.values()).most_common(1)[0][0] if self._labels else "lora"
         said = {key: value for key, value in first.metadata().items() if key != "format"}
         self.info: dict[str, Any] = {"adapter": form.title, "settings_beside": found.settings, "metadata": said}
-        if found.notes:
-            self.info["notes"] = found.notes
-            for note in found.notes:
+        plain = [layer for layer in found.layers.values() if not {"alpha", "magnitude"} & set(layer.tensors)]
+        zero = len(plain) == len(found.layers) and all(0 in (layer.scaling, layer.alpha) for layer in plain)
+        notes = [*found.notes, ZERO] if zero and plain else found.notes
+        if notes:
+            self.info["notes"] = notes
+            for note in notes:
                 logger.warning("%s: %s", where, note)
         self._tell(left_out, first.where)
 

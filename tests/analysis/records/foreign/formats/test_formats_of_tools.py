@@ -584,3 +584,87 @@ def test_a_file_s_tensors_that_do_not_go_together_are_one_error(tmp_path):
     file = {f"{UNET}.lora_down.weight": torch.zeros(3, 8), f"{UNET}.lora_up.weight": torch.zeros(12, 3)}
     with pytest.raises(RecordError, match="alpha has 2 numbers"):
         Trajectory.open(saved(tmp_path, {**file, f"{UNET}.alpha": torch.zeros(2)})).update(PLAIN, 0)
+
+
+def test_what_is_no_layer_is_named(tmp_path, caplog):
+    file, expected = tensors_of("linear")
+    others = {"bundle_emb.word.string_to_param.*": drawn(2, INTO), "diffusion_model.blocks.0.diff_m": drawn(1, 6, INTO)}
+    run = Trajectory.open(saved(tmp_path, file | others))
+    close(run.update(PLAIN, 0), expected)
+    assert run.modules == [PLAIN]
+    assert set(run.info["left_out"]) == set(others)
+    assert "no part of an adapter's layer" in caplog.text
+
+
+def test_products_of_two_shapes_are_refused(tmp_path):
+    file, _ = tensors_of("loha")
+    file[f"{UNET}.hada_w2_b"] = drawn(RANK, INTO + 1)
+    with pytest.raises(RecordError, match=r"LyCORIS's LoHa.*do not go together"):
+        Trajectory.open(saved(tmp_path, file))
+
+
+def test_a_bias_is_no_adapter_s_name(tmp_path, caplog):
+    down, up, layer = drawn(RANK, INTO), drawn(OUT, RANK, seed=1), "transformer.blocks.0.to_q"
+    file = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up, f"{layer}.lora_B.bias": drawn(OUT)}
+    torch.save(file, tmp_path / "a.pt")  # in this order: the bias is last
+    run = Trajectory.open(tmp_path / "a.pt")
+    close(run.update(layer, 0), up @ down)
+    assert run.info["left_out"] == [f"{layer}.lora_B.bias"]
+
+
+@pytest.mark.parametrize("tool", ["loralib", "peft"])
+def test_an_alpha_of_zero_is_told(tool, tmp_path, caplog):
+    q = "model.layers.0.self_attn.q_proj"
+    names = {"loralib": (q + ".lora_A", q + ".lora_B")}.get(
+        tool, (f"base_model.model.{q}.lora_A.weight", f"base_model.model.{q}.lora_B.weight")
+    )
+    settings = {"lora_alpha": 0, "r": RANK} | ({"peft_type": "LORA"} if tool == "peft" else {"enable_lora": [True]})
+    saved(tmp_path, dict(zip(names, (drawn(RANK, INTO), drawn(OUT, RANK)), strict=True)), "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    run = Trajectory.open(tmp_path)
+    assert not run.update(q, 0).any()
+    assert "is 0" in run.info["notes"][0]
+    assert "ΔW = 0" in caplog.text
+
+
+def test_an_embedding_beside_adapters_is_left_out(tmp_path, caplog):
+    file, expected = tensors_of("linear")
+    saved(tmp_path, file, "mine.safetensors")
+    for name in ("a_token.safetensors", "token.safetensors"):
+        saved(tmp_path, {"clip_l": drawn(2, INTO), "clip_g": drawn(2, OUT)}, name)
+    run = Trajectory.open(tmp_path)
+    close(run.update(PLAIN, 0), expected)
+    assert "a_token.safetensors, token.safetensors left out, an embedding of textual inversion" in caplog.text
+    (tmp_path / "mine.safetensors").rename(tmp_path / "mine-000001.safetensors")
+    saved(tmp_path, file, "mine-000002.safetensors")
+    assert Trajectory.open(tmp_path).steps == [1, 2]
+
+
+def test_mlx_from_before_its_scale_was_one_number(tmp_path):
+    q, W = "model.layers.0.self_attn.q_proj", drawn(OUT, INTO, seed=3)
+    file = {f"{q}.lora_a": drawn(INTO, RANK), f"{q}.lora_b": drawn(RANK, OUT, seed=1), f"{q}.linear.weight": W}
+    saved(tmp_path, file, "adapters.safetensors")
+    parameters = {"keys": ["self_attn.q_proj"], "rank": RANK, "alpha": 16.0, "scale": 10.0, "dropout": 0.0}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_layers": 1, "lora_parameters": parameters}))
+    run = Trajectory.open(tmp_path)
+    assert run.modules == [q]
+    expected = 10.0 * (16.0 / RANK) * (file[f"{q}.lora_a"] @ file[f"{q}.lora_b"]).T  # LoRALinear of mlx-lm 0.19
+    close(run.update(q, 0), expected)
+    close(run.weight(q, 0), W + expected)  # its layer holds W₀ as linear.weight
+
+
+def test_mlx_vlm(tmp_path):
+    q = "language_model.model.layers.0.self_attn.q_proj"
+    file = {f"{q}.A": drawn(INTO, RANK), f"{q}.B": drawn(RANK, OUT, seed=1)}
+    saved(tmp_path, file, "adapters.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"rank": RANK, "alpha": 0.1, "dropout": 0.1}))
+    run = Trajectory.open(tmp_path)
+    close(run.update(q, 0), 0.1 * (file[f"{q}.A"] @ file[f"{q}.B"]).T)  # LoRaLayer: y + alpha·(x A) B
+
+
+@pytest.mark.parametrize("alpha", ["NaN", '"eight"', "true", "1e999"])
+def test_an_alpha_that_is_no_number_is_refused(alpha, tmp_path):
+    torch.save({"layers.0.q.lora_A": drawn(RANK, INTO), "layers.0.q.lora_B": drawn(OUT, RANK)}, tmp_path / "a.pt")
+    (tmp_path / "adapter_config.json").write_text(f'{{"lora_alpha": {alpha}, "enable_lora": [true]}}')
+    with pytest.raises(RecordError, match=r"loralib.*lora_alpha = .* is no number"):
+        Trajectory.open(tmp_path / "a.pt")
