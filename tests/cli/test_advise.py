@@ -104,5 +104,5 @@ def test_advice_of_another_tool_s_adapter(kind, tmp_path, capsys):
     assert (f"parameters of {3 * (6 + 8)}, " in out) == (kind == "lora")
     if kind == "lora":
         code, out, _ = call(capsys, "resize", tmp_path / "a.safetensors", "-o", tmp_path / "r", "--rank", "2", "--json")
-        row = json.loads(out)[0]
+        row = json.loads(out)["modules"][0]
         assert (code, row["rank_before"], row["rank"]) == (0, 3, 2)

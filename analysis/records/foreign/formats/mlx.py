@@ -59,8 +59,8 @@ def read(tensors: Tensors, settings: Mapping[str, Any]) -> Found:
         else:
             layers[name] = Layer("lora", parts, scaling=1.0 if scale is None else scale, turned=True)
     left_out: dict[str, str] = {}
-    own = {f"{name}.weight": f"{name}.{kind}.weight" for name in layers for kind in ("linear", "embedding")}
-    own = {plain: stored for plain, stored in own.items() if stored in rest and is_matrix(tensors, stored)}
+    wrapped = {f"{name}.{kind}.weight": f"{name}.weight" for name in layers for kind in ("linear", "embedding")}
+    own = {wrapped[name]: name for name in rest if name in wrapped and is_matrix(tensors, name)}
     if notes:
         notes = without_alpha(layers, left_out, ADVICE)
     for name in rest:
