@@ -17,6 +17,7 @@ from deltaw.analysis.tables.blocks import Heads
 from deltaw.analysis.tables.changes import changes_table
 from deltaw.analysis.tables.frame import joined, notes_of
 from deltaw.analysis.tables.geometry import geometry_table
+from deltaw.analysis.tables.growth import spectral_growth
 from deltaw.analysis.tables.heads import head_changes
 from deltaw.analysis.tables.intruders import intruder_table
 from deltaw.analysis.tables.run import Step
@@ -104,6 +105,18 @@ def singular_values(
 ) -> pd.DataFrame:
     """Return the singular values of ΔW over training."""
     return _over_training(paths, values_table, kind, modules, at_most, work)
+
+
+def growth(
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    at_most: int = 40,
+    work: Work | None = None,
+) -> pd.DataFrame:
+    """Return how the spectrum of ΔW grows over training."""
+    return _over_training(paths, spectral_growth, kind, modules, at_most, work)
 
 
 def agreement(

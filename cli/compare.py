@@ -27,6 +27,8 @@ COLUMNS = {
     "angle": "the smallest principal angle between these, in degrees; beside it by chance",
 }
 
+LINE = {"frobenius": "‖ΔW‖", "spectral": "σ₁", "stable_rank": "stable rank", "effective_rank": "effective rank"}
+
 SQUARES = {  # of several runs: the title, and what it is
     "cosine": ("cosine", "of all updates as one vector; by chance its standard deviation about 0"),
     "sign_agreement": ("same sign", "the share of entries whose updates have the same sign, zeros among them"),
@@ -41,6 +43,13 @@ CHANCE = {"cosine": "cosine_chance", "sign_agreement": "sign_expected", "jaccard
 @click.option(
     "--rank", type=click.IntRange(min=0), default=8, show_default=True, help="Leading directions; 0 leaves them out."
 )
+@click.option(
+    "--between",
+    "points",
+    type=click.IntRange(min=2),
+    metavar="POINTS",
+    help="Of two: norms and ranks of ΔW at so many points of the straight line between their weights, ends included.",
+)
 @modules_option
 @base_option
 @click.option("--explain", is_flag=True, help="Say what the columns are.")
@@ -51,6 +60,7 @@ def command(
     runs: tuple[str, ...],
     steps: tuple[int, ...],
     rank: int,
+    points: int | None,
     modules: tuple[str, ...],
     base: str | None,
     explain: bool,
@@ -73,9 +83,13 @@ def command(
       deltaw compare runs/ft runs/lora runs/dora runs/bora -o agreement.csv
       deltaw compare adapter-a adapter-b --base meta-llama/Llama-3.2-1B -o differences.csv
       deltaw compare runs/bora runs/bora --step 100 --step 2000
+      deltaw compare runs/lora runs/bora --between 5
     """
     from deltaw.analysis.runs import compare
 
+    if points is not None:
+        _between(runs, steps, points, modules, base, path, as_json, work)
+        return
     if len(runs) != 2:
         _several(runs, steps, rank, modules, base, explain, path, as_json, work)
         return
@@ -95,6 +109,44 @@ def command(
         emit("\n" + "\n".join(f"{name}: {meaning}" for name, meaning in COLUMNS.items()))
     end = f"{path} has" if path is not None else "-o FILE writes"
     emit(f"\n{end} all {len(frame)} matrices and columns; --explain says what these are")
+
+
+def _between(
+    runs: tuple[str, ...],
+    steps: tuple[int, ...],
+    points: int,
+    modules: tuple[str, ...],
+    base: str | None,
+    path: Path | None,
+    as_json: bool,
+    work: Work,
+) -> None:
+    """Print the update's norms and ranks along the straight line between two runs."""
+    from deltaw.analysis.interpolation import interpolation_table
+
+    if len(runs) != 2:
+        raise click.UsageError(f"--between takes two runs, and {len(runs)} are given; name two")
+    if len(steps) > 1:
+        raise click.UsageError(f"--step is given {len(steps)} times with --between; name one step of both")
+    if work.elsewhere or work.device != "cpu":
+        raise click.UsageError("--between measures in this process, on the CPU; leave out what says where to compute")
+    ts = [place / (points - 1) for place in range(points)]
+    frame = interpolation_table(*runs, ts, steps=steps or "last", modules=modules or None, base=base)
+    if path is not None:
+        write_table(frame, path)
+    if as_json:
+        emit_table(frame, True, None)
+        return
+    means = frame.groupby("t")[list(LINE)].mean()
+    rows = [
+        {"t": f"{t:.3g}"} | {LINE[name]: row[name] for name in LINE} for t, row in zip(ts, _records(means), strict=True)
+    ]
+    emit(f"from {runs[0]} (t = 0) to {runs[1]} (t = 1): means over {frame['module'].nunique()} matrices in both")
+    emit(fitted(rows))
+    end = f"{path} has" if path is not None else "-o FILE writes"
+    emit(
+        f"\n{end} every matrix, {len(frame)} rows; at t = ½, updates that have nothing in common are 0.71 of their size"
+    )
 
 
 def _parts(frame: "pd.DataFrame", first: str, second: str) -> list[str]:

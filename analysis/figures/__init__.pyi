@@ -11,6 +11,7 @@ from .kinds.cloud import cloud as cloud
 from .kinds.costs import costs as costs
 from .kinds.distribution import distribution as distribution
 from .kinds.effective_rank import effective_rank as effective_rank
+from .kinds.growth import growth as growth
 from .kinds.heads import heads as heads
 from .kinds.heatmap import heatmap as heatmap
 from .kinds.intruders import intruders as intruders

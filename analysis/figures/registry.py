@@ -155,6 +155,12 @@ FIGURES = {
         "effective and stable rank of ΔW over training and by layer",
         "kind scale at_most modules",
     ),
+    "growth": _kind(
+        "growth",
+        "growth",
+        "how ΔW's spectrum grows: its entropy, how fast σ grows and how unevenly",
+        "kind measure scale at_most modules",
+    ),
     "overlap": _kind("overlap", "overlap", "how much two updates share, φ(i, j) (LoRA, Figures 3 and 4)", **_PAIR),
     "angles": _kind("overlap:angles", "angles", "the principal angles between two updates", **_PAIR),
     "agreement": _kind(

@@ -14,6 +14,7 @@ from deltaw.analysis.tables.advice import advice_table
 from deltaw.analysis.tables.amplification import amplification_table
 from deltaw.analysis.tables.changes import changes_table
 from deltaw.analysis.tables.geometry import geometry_table
+from deltaw.analysis.tables.growth import spectral_growth
 from deltaw.analysis.tables.heads import expert_changes, head_changes
 from deltaw.analysis.tables.intruders import intruder_table
 from deltaw.analysis.tables.regions import regions_table
@@ -54,6 +55,7 @@ TABLES: dict[str, TableKind] = {
     "experts": TableKind(expert_changes, "ΔM and ΔD of single experts"),
     "spectra": TableKind(spectra_table, "rank, effective ranks and norms of ΔW"),
     "singular_values": TableKind(singular_values, "the singular values of ΔW"),
+    "growth": TableKind(spectral_growth, "how the spectrum of ΔW grows: its entropy, and how unevenly"),
     "amplification": TableKind(amplification_table, "LoRA's amplification factor"),
     "intruders": TableKind(intruder_table, "how like W₀'s the strongest singular vectors of W′ are"),
     "geometry": TableKind(geometry_table, "how ΔW stands to W₀: rotation, drift, off-principal share, visible changes"),

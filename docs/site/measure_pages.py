@@ -232,6 +232,7 @@ MEASURES = {
         ),
         chance="Near 1 for a matrix of independent normal entries: 0.97 (q = 1) and 0.92 (q = 2) at 768 × 768.",
         table="spectral_growth([run])",
+        figures=("growth",),
     ),
     "survival.survival": Note(
         "rank",

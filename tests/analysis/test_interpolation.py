@@ -21,6 +21,7 @@ from deltaw.analysis import (
     spectrum,
     update_agreement,
 )
+from deltaw.cli import main
 from deltaw.trainers import Recorder
 
 NAME = "layers.0.query"
@@ -169,3 +170,24 @@ def test_bad_calls(runs, tmp_path):
     assert interpolated(runs["lora"], late, 0.5, steps="last").steps == [9]
     with pytest.raises(ShapeError):
         interpolated(runs["lora"], Trajectory.open(record(tmp_path / "small", "lora", shapes=((8, 9),))), 0.5)
+
+
+def test_the_command_prints_norms_and_ranks_along_the_line(runs, tmp_path, capsys):
+    paths, table = [str(runs[name].path) for name in ("lora", "other")], tmp_path / "line.csv"
+    assert main(["compare", *paths, "--between", "5", "-o", str(table)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    want = interpolation_table(*paths)
+    pd.testing.assert_frame_equal(pd.read_csv(table)[["t", "frobenius"]], want[["t", "frobenius"]], rtol=1e-12)
+    assert [line.split()[0] for line in lines if line[:2] in ("0 ", "0.", "1 ")] == ["0", "0.25", "0.5", "0.75", "1"]
+    assert any("of their size" in line for line in lines)
+    assert main(["compare", *paths, "--between", "3", "--step", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {(row["t"], row["step"]) for row in rows} == {(0, 1), (0.5, 1), (1, 1)}
+    for wrong, message in {
+        (paths[0], "--between", "3"): "takes two runs",
+        (*paths, "--between", "3", "--step", "1", "--step", "2"): "one step of both",
+        (*paths, "--between", "3", "--jobs", "2"): "in this process",
+        (*paths, "--between", "1"): "--between",
+    }.items():
+        assert main(["compare", *wrong]) == 2
+        assert message in capsys.readouterr().err

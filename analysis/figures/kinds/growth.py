@@ -1,0 +1,84 @@
+"""How the spectrum of an update grows: its entropy, how fast its singular values grow, and how unevenly."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import pandas as pd
+
+from deltaw.analysis.figures.drawing.canvas import Target
+from deltaw.analysis.figures.drawing.curves import Over, draw_curves
+from deltaw.analysis.figures.drawing.style import Scale, check_choice
+from deltaw.analysis.tables.tidy import require_columns, select
+
+SOURCE = "spectral_growth"
+COLUMNS = ("run", "method", "module", "layer", "kind", "step", "entropy", "entropy_rate", "growth", "unevenness")
+Measure = Literal["entropy", "entropy_rate", "growth", "unevenness"]
+
+_MEASURES = {
+    "entropy": "entropy of σ",
+    "entropy_rate": "entropy's rate, a step",
+    "growth": "mean growth of σ, a step",
+    "unevenness": "unevenness of growth",
+}
+
+
+def growth(
+    frame: pd.DataFrame,
+    *,
+    kind: str | None = "query",
+    methods: Sequence[str] | None = None,
+    scale: Scale = "linear",
+    measure: Measure | None = None,
+    over: Over | None = None,
+    width: float | None = None,
+    ax: Target | None = None,
+) -> Target:
+    r"""Draw how ΔW's spectrum grows: entropy and its rate, mean growth of the singular values, and how uneven it is.
+
+    With p_i = σ_i / Σ σ the entropy is −Σ p_i log p_i / log min(out, in): 0 where one direction holds all, 1 where all
+    hold the same. growth_i = (σ_i(t) − σ_i(t'))/(t − t') from one step of the table to the next; unevenness is its
+    standard deviation over the σ_i, divided by the size of its mean: 0 where all singular values grow by the same
+    amount. A line is a method, the mean over its matrices and runs. Rates begin at the second step.
+
+    Arguments:
+        frame: What `deltaw.analysis.spectral_growth` returns.
+        kind: The kind of matrix, "query"; ``None`` for all together.
+        methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
+        scale: "linear", or "log", which has no place for a spectrum that shrinks.
+        measure: "entropy", "entropy_rate", "growth" or "unevenness" for one of the rows; ``None`` for all.
+        over: "training" or "layers" for one of the two panels; ``None`` for both.
+        width: Of a new figure, in inches; ``None`` for 7, a paper's width, or more with larger letters.
+        ax: Where to draw: an Axes with ``over`` and ``measure``, a SubFigure or a Figure; ``None`` for a new Figure.
+
+    Returns:
+        What was drawn on, as seaborn does: ``ax``, or the new Figure. Nothing is shown or written.
+
+    Raises:
+        OptionError: There is no such kind, method or choice, or the table is of another form.
+
+    Source:
+        See `deltaw.analysis.spectral_growth` and `deltaw.analysis.spectral_entropy`.
+
+    Example:
+        >>> rows = [("a", "lora", f"{i}.query", i, "query", t, 0.2, 1e-3, 2.0, 0.5) for i in range(3) for t in (10, 20)]
+        >>> drawn = growth(pd.DataFrame(rows, columns=list(COLUMNS)), measure="growth")
+        >>> drawn.axes[0].get_ylabel(), [float(y) for y in drawn.axes[0].lines[0].get_ydata()]
+        ('mean growth of σ, a step', [2.0, 2.0])
+    """
+    check_choice("scale", scale, get_args(Scale))
+    if measure is not None:
+        check_choice("measure", measure, get_args(Measure))
+    require_columns(frame, COLUMNS, SOURCE)
+    rows, chosen = select(frame, kind, methods)
+    shown = {name: label for name, label in _MEASURES.items() if measure in (None, name)}
+    begun = rows[rows[list(shown)].notna().any(axis=1)]  # not a first step without an update
+    return draw_curves(
+        rows if begun.empty else begun,
+        chosen,
+        shown,
+        what="Growth of ΔW's spectrum" if measure is None else shown[measure].capitalize(),
+        scale=scale,
+        width=width,
+        over=over,
+        ax=ax,
+    )
