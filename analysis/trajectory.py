@@ -290,7 +290,7 @@ class Trajectory(RunTables):
             pairs: "consecutive" (t−1, t), "initial" (first recorded step, t), "base" (W₀, t), or a list of pairs.
                 ``None`` for consecutive ones, and for base where the run has one checkpoint. Several kinds, as
                 ("consecutive", "base"), are made in one pass, and the table has a column pairs.
-            axes: "row", "column", "matrix", "head", "expert", or several.
+            axes: "row", "column", "matrix", "head", "expert", "entry" (of convolutions), or several.
             modules: Glob patterns over the recorded modules; ``None`` for all.
             heads: The number of attention heads, or numbers as {"num_attention_heads": 8, "num_key_value_heads": 2},
                 where the run's configuration does not say them.

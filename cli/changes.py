@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MODELS = ("safetensors", "transformers")  # formats of whole models
 PAIRS = ("consecutive", "initial", "base")
-AXES = ("row", "column", "matrix", "head", "expert")
+AXES = ("row", "column", "matrix", "head", "expert", "entry")
 COLUMNS = {
     "delta_m_row": "ΔM, the mean over rows of |‖w_t‖ − ‖w_s‖|, in units of the weights (BoRA, equation 5)",
     "delta_m_column": "ΔM, the mean over columns of the same (DoRA, equation 3)",

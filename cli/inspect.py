@@ -44,7 +44,8 @@ def command(
     PATH is a run that deltaw recorded, an output folder of Hugging Face or PEFT, a folder of checkpoints, or its
     address. The checks: weights that are not finite, explode or never moved, an adapter whose update is still zero,
     magnitudes still at their start, a base that is not this run's, steps that repeat; and how much of the last update
-    is left when it is merged into bfloat16 or float16.
+    is left when it is merged into bfloat16 or float16. Of a whole model it says what is not shown (embeddings, norms,
+    biases, convolutions) and, with a base, what share of ‖ΔW‖² that holds.
 
     QLoRA trains on the dequantised base. Merged into the 16-bit model instead, the update loses what the
     quantisation had changed, which is often more than the update: --merge-into MODEL says how much.
@@ -100,6 +101,8 @@ def _page(found: dict[str, Any]) -> str:
         size = found["bytes"]
         rows.insert(3, ("created", found["created"]))
         rows.append(("size", f"{size['base'] / 1e6:.2f} MB base, {size['checkpoints'] / 1e6:.2f} MB checkpoints"))
+    if found["left_out"]:
+        rows.append(("left out", "; ".join(map(_sort, found["left_out"]))))
     rows.append(("whole", f"yes ({checked})"))
     if "findings" in found:
         shown = ", ".join(map(str, found["checked"]))
@@ -117,6 +120,13 @@ def _page(found: dict[str, Any]) -> str:
         parts.append(_merges(found["merges"]))
     parts.append(in_columns([{**m, "shape": "×".join(map(str, m["shape"]))} for m in found["modules"]]))
     return "\n\n".join(parts)
+
+
+def _sort(left: dict[str, Any]) -> str:
+    """What is not shown: how many tensors of a sort, and how much of the update they hold."""
+    told = [] if left["share"] is None else [f"{100 * left['share']:.3g} % of ‖ΔW‖²"]
+    told += [f"{left['unknown']} not in the base, or of another shape"] if left["unknown"] else []
+    return f"{len(left['tensors'])} {left['sort']}" + (f" ({', '.join(told)})" if told else "")
 
 
 def _of_adapter(info: dict[str, Any]) -> list[tuple[str, str]]:

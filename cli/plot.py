@@ -30,7 +30,7 @@ _OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "axis": (
         ["--axis"],
         {
-            "type": OneOf(["column", "row", "matrix", "head", "expert"]),
+            "type": OneOf(["column", "row", "matrix", "head", "expert", "entry"]),
             "help": "column: DoRA's equation; row: its code; or larger vectors. Default: {axis}.",
         },
     ),

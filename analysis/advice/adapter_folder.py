@@ -67,6 +67,8 @@ class NewFolder:
         """Return whether a module has an adapter that can be written at another rank, or gets one."""
         if self._file is None:  # another tool's convolution has tensors of four sides, and PEFT's adapter of it too
             return all(value.ndim <= 2 for value in self.run.state(module, self.step).values())
+        if self.run.source.kernel(module):
+            return False
         if not self.run.source.rebuilt(module) or module in self._file.attention:
             return False
         return not self._lora or set(self._file.modules.get(module, ())) >= PAIR

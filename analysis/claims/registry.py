@@ -11,7 +11,7 @@ GEOMETRY_COLUMNS = (
     *("rotation_left", "rotation_right", "drift", "off_principal", "visible_bfloat16", "visible_path_not_taken"),
 )
 QUANTITIES = ("delta_m", "delta_d")
-AXES = ("row", "column", "matrix", "head", "expert")
+AXES = ("row", "column", "matrix", "head", "expert", "entry")
 PAIRS = ("consecutive", "initial", "base")
 
 _METHOD = text(takes="a method")

@@ -1,10 +1,11 @@
-"""Vectors that are larger than a row or a column: the whole matrix, a head's rows or columns, an expert.
+"""Vectors that are larger than a row or a column: the whole matrix, a head's rows or columns, an expert, an input.
 
 Their sums are sums of those over rows or columns, which one pass over the matrix gives.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -17,7 +18,7 @@ from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError, ShapeError
 from deltaw.analysis.measures.sums import SIDES, Side, Sums
 
-Axis = Literal["row", "column", "matrix", "head", "expert"]
+Axis = Literal["row", "column", "matrix", "head", "expert", "entry"]
 ALL_AXES: tuple[Axis, ...] = get_args(Axis)
 
 
@@ -84,6 +85,30 @@ def equal_blocks(side: Side, length: int, count: int, part: str = "", start: int
     return Blocks(side, bounds, [(part, number) for number in range(count)])
 
 
+def kernel_blocks(shape: Sequence[int], kernel: Sequence[int]) -> dict[Axis, Blocks]:
+    """Return what a convolution's matrix (out, in·k…) has along "column" and "entry".
+
+    Arguments:
+        shape: (out, in·k…).
+        kernel: (k…).
+
+    Returns:
+        "column": the slice W[:, c, …] of an input channel, out·k… numbers. "entry": one place of it, out numbers.
+        Nothing of a linear layer.
+
+    Example:
+        >>> kernel_blocks((8, 18), (3, 3))["column"].bounds, len(kernel_blocks((8, 18), (3, 3))["entry"].bounds)
+        (((0, 9), (9, 18)), 18)
+    """
+    places = math.prod(kernel)
+    if not kernel or shape[1] % places:
+        return {}
+    found: dict[Axis, Blocks] = {"entry": equal_blocks("column", shape[1], shape[1])}
+    if places > 1:
+        found["column"] = equal_blocks("column", shape[1], shape[1] // places)
+    return found
+
+
 def whole_matrix(shape: Sequence[int]) -> Blocks:
     """Return the one block that is all of a matrix (out, in)."""
     return Blocks("row", [(0, shape[0])])
@@ -101,6 +126,8 @@ def block_sums(found: Mapping[Side, Sums], blocks: Blocks) -> Sums:
         >>> block_sums({"row": rows}, Blocks("row", [(0, 2), (2, 3)])).aa.tolist()
         [[3.0, 4.0]]
     """
+    if all(stop == start + 1 for start, stop in blocks.bounds):
+        return Sums(*(each[:, [start for start, _ in blocks.bounds]] for each in found[blocks.side]))
     return Sums(*(_added(each, blocks.bounds) for each in found[blocks.side]))
 
 

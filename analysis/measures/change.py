@@ -57,7 +57,7 @@ class Change:
     """The change of every vector of one matrix along one axis, and the means.
 
     Arguments:
-        axis: "row", "column", "matrix", "head" or "expert".
+        axis: "row", "column", "matrix", "head", "expert" or "entry".
         magnitude: |‖b_i‖ − ‖a_i‖| for every vector i, (vectors,) in float64, on the CPU.
         direction: 1 − cos(a_i, b_i) for every vector i, (vectors,) in float64, in [0, 2]; 0 where both vectors are
             zero, NaN where exactly one is.
@@ -106,7 +106,8 @@ def change(
             accelerator the work is done there, except on one without float64 (mps).
         axis: "row" for one value per output feature (W[i, :]), "column" for one per input feature (W[:, j]), "matrix"
             for one of all entries as one vector, whose norm is Frobenius'. "head" and "expert" for one of each of the
-            ``blocks``; without them, "expert" takes a stack (experts, out, in).
+            ``blocks``; without them, "expert" takes a stack (experts, out, in). Of a convolution's matrix
+            (out, in·k…), "column" and "entry" with ``blocks``, as `kernel_blocks` returns them.
         blocks: Which rows or columns a head has, as `head_blocks` returns them, or an expert.
         allow_nonfinite: Go on where a vector holds NaN or infinity, and count it in ``nonfinite``.
 
@@ -241,7 +242,8 @@ class PairChanges:
     ) -> Change:
         own = whole_matrix(before.shape) if axis == "matrix" else blocks.get(axis)
         if axis not in self._settled:
-            found = self._found[axis] if axis in ("row", "column") else block_sums(self._found, needed(axis, own))
+            plain = axis in ("row", "column") and own is None
+            found = self._found[axis] if plain else block_sums(self._found, needed(axis, own))
             self._settled[axis] = _of_sums(*self._pairs[0], axis, own, found)
         return _change(before, after, axis, own, self._settled[axis], pair, allow_nonfinite)
 
@@ -264,8 +266,10 @@ def _checked(
             "pass one matrix at two steps"
         )
     for axis in chosen:
-        if axis in ("head", "expert"):
-            needed(axis, own.get(axis)).check(first.shape)
+        if axis in ("head", "expert", "entry"):
+            needed(axis, own.get(axis))
+        if axis in own:
+            own[axis].check(first.shape)
     return first, second, chosen, own
 
 

@@ -6,7 +6,8 @@ Opening a source needs no torch: it is loaded when the first tensor is read.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,25 @@ if TYPE_CHECKING:
 Shape = tuple[int, int]
 State = dict[str, "Tensor"]
 Place = tuple[Storage, str | None]  # a file of a folder, or with None all that stand in it
+
+
+@dataclass
+class LeftOut:
+    """One sort of what is not shown.
+
+    Arguments:
+        sort: "convolutions", "embeddings and heads", "norms", "biases", "other vectors" or "other matrices".
+        tensors: Their names.
+        entries: How many numbers they have.
+        share: Of ‖W − W₀‖² over all tensors of the model, what these hold; ``None`` where no base tells.
+        unknown: How many of them the base has not, or in another shape; their change counts nowhere.
+    """
+
+    sort: str
+    tensors: list[str] = field(default_factory=list)
+    entries: int = 0
+    share: float | None = None
+    unknown: int = 0
 
 
 class Source(ABC):
@@ -125,6 +145,21 @@ class Source(ABC):
     def base_checksum(self) -> tuple[str, str] | None:
         """Return the sha256 that W₀'s file has and the one that was recorded, ``None`` where none was."""
         return None
+
+    def kernel(self, module: str) -> tuple[int, ...]:
+        """Return (k…) of a convolution, in whose matrix (out, in·k…) an input's places are neighbours; else ()."""
+        del module
+        return ()
+
+    def left_out(self, modules: Collection[str], *, shares: bool) -> list[LeftOut]:
+        """Return what of a whole model is none of some modules, by sort; nothing of an adapter.
+
+        Arguments:
+            modules: Those that are shown.
+            shares: Say what share of the last update each sort holds, which reads all tensors.
+        """
+        del modules, shares
+        return []
 
     def label(self, module: str) -> str:
         """Return the method's name for tables."""

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.measures.blocks import Axis, Blocks, whole_matrix
+from deltaw.analysis.measures.blocks import Axis, Blocks, kernel_blocks, whole_matrix
 from deltaw.analysis.names import kind_of
 from deltaw.analysis.records.foreign.heads import GIVE, checked_heads, expert_of, head_blocks
 from deltaw.analysis.tables.run import Run
 
+PARTS = ("head", "expert", "entry")  # axes that not every matrix has
 Heads = int | Mapping[str, int] | None
 Counts = tuple[tuple[str, int], ...]  # the same, as what is measured is told it: in an order, and of plain values
 
@@ -22,8 +23,12 @@ def counts_of(heads: Heads) -> Counts:
 
 
 def blocks_of(run: Run, module: str, axes: Sequence[Axis], heads: Counts = ()) -> dict[Axis, Blocks]:
-    """Return the blocks of a matrix along "head" and "expert", as far as they are asked for and it has some."""
-    found: dict[Axis, Blocks] = {}
+    """Return the blocks of a matrix, as far as they are asked for and it has some.
+
+    A linear layer has some along "head" and "expert", a convolution along "column" and "entry".
+    """
+    of_kernel = kernel_blocks(run.shape(module), run.source.kernel(module))
+    found: dict[Axis, Blocks] = {axis: own for axis, own in of_kernel.items() if axis in axes}
     if "head" in axes:
         try:
             of_heads = _heads(run, module, heads)
@@ -56,6 +61,7 @@ def left_out(run: Run, modules: Sequence[str], axes: Sequence[Axis], heads: Coun
 def nothing_along(run: Run, axes: Sequence[Axis]) -> str:
     """Return why a table of these axes alone has no row of a run, and what to do."""
     whose = {"head": "attention matrix with heads that are known", "expert": "expert (….experts.0.…) among its modules"}
+    whose["entry"] = "convolution among its modules"
     lacks = " and no ".join(whose[axis] for axis in axes if axis in whose)
     return f"{run.source.where}: no row, as there is no {lacks}; ask for other axes" + (
         f", or {GIVE}" if "head" in axes else ""

@@ -35,8 +35,9 @@ def changes_table(
             ``None`` for consecutive ones, and for base where a run has one checkpoint. Several kinds, as
             ("consecutive", "base"), are made in one pass, and the table has a column pairs.
         axes: "row", "column", "matrix" (the whole as one vector), "head" (one vector a head of query, key, value and
-            output), "expert" (the whole of an expert's matrix as one vector), or several. A module without heads, or
-            that is no expert's, has no row of these.
+            output), "expert" (the whole of an expert's matrix as one vector), "entry", or several. A module without
+            heads, or that is no expert's, has no row of these. Of a convolution "row" is a filter, "column" the slice
+            W[:, c, …] of an input channel, "entry" a single place of one, W[:, c, i, j]; a linear layer has no entries.
         modules: Glob patterns over the recorded modules; ``None`` for all.
         heads: The number of attention heads, or numbers as {"num_attention_heads": 8, "num_key_value_heads": 2}, where
             the run's configuration does not say them.

@@ -13,7 +13,7 @@ from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError, ShapeError
 from deltaw.analysis.measures.alignment import aligned
 from deltaw.analysis.measures.chance import expected_angles
-from deltaw.analysis.measures.change import changes
+from deltaw.analysis.measures.change import AXES, changes
 from deltaw.analysis.measures.subspace import SIDES, Directions, overlap, principal_angles
 from deltaw.analysis.records.foreign.base import BaseError
 from deltaw.analysis.tables.device import placed
@@ -94,7 +94,7 @@ def _of_module(stop: Stop, other: Run, rank: int, device: str) -> list[dict[str,
         before, after = (
             run.weight(module, step, torch.float64 if run.source.rebuilt(module) else None) for run, step in places
         )
-        for axis, change in changes(before, after).items():
+        for axis, change in changes(before, after, blocks=stop.blocks(AXES)).items():
             row |= {f"delta_m_{axis}": change.delta_m, f"delta_d_{axis}": change.delta_d}
     except BaseError:  # an adapter without its base has an update, and no weights
         pass

@@ -10,7 +10,7 @@ from deltaw.adapters.errors import DeltawError, NonFiniteError, OptionError, Sha
 from deltaw.analysis.measures.blocks import Axis, Blocks, checked_axes
 from deltaw.analysis.measures.change import Change
 from deltaw.analysis.records.foreign.base import BaseError
-from deltaw.analysis.tables.blocks import Counts, blocks_of
+from deltaw.analysis.tables.blocks import PARTS, Counts, blocks_of
 from deltaw.analysis.tables.one_pass import OnePass, Stops
 from deltaw.analysis.tables.run import Run, Step
 
@@ -59,13 +59,13 @@ class Stop:
         return self.once("labels", lambda: self.run.labels(self.module))
 
     def changes(self, axes: Sequence[Axis], *, heads: Counts = (), allow_nonfinite: bool = False) -> dict[Axis, Change]:
-        """Return the change of the pair along some axes; without "head" and "expert" where the module has none."""
+        """Return the change of the pair along some axes; without "head", "expert" and "entry" where there is none."""
         wanted, blocks = checked_axes(axes), self.blocks(axes, heads)
-        there = [axis for axis in wanted if axis in blocks or axis not in ("head", "expert")]
+        there = [axis for axis in wanted if axis in blocks or axis not in PARTS]
         return self._kept.changes(there, allow_nonfinite, blocks) if there else {}
 
     def blocks(self, axes: Sequence[Axis], heads: Counts = ()) -> dict[Axis, Blocks]:
-        """Return the module's heads and experts, as far as they are among the axes."""
+        """Return the module's heads, experts, or a convolution's inputs, as far as they are among the axes."""
         return self.once(f"blocks {axes} {heads}", lambda: blocks_of(self.run, self.module, axes, heads))
 
     def __enter__(self) -> Self:

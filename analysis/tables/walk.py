@@ -17,7 +17,7 @@ from deltaw.adapters.errors import DeltawWarning, OptionError
 from deltaw.adapters.patterns import matching
 from deltaw.analysis.measures.blocks import Axis
 from deltaw.analysis.progress import progress as shown
-from deltaw.analysis.tables.blocks import Counts, nothing_along
+from deltaw.analysis.tables.blocks import PARTS, Counts, nothing_along
 from deltaw.analysis.tables.blocks import left_out as unknown_heads
 from deltaw.analysis.tables.device import named_memory
 from deltaw.analysis.tables.elsewhere import measured_elsewhere
@@ -157,7 +157,7 @@ class Walk:
         there = {block.get("run") for block in blocks}  # two runs against each other have other columns
         for plan in self._plans:
             unknown = unknown_heads(plan.run, plan.modules, axes, heads)
-            if axes and {"head", "expert"}.issuperset(axes) and plan.stops and plan.run.name not in there:
+            if axes and set(PARTS).issuperset(axes) and plan.stops and plan.run.name not in there:
                 self._no_rows += unknown or [nothing_along(plan.run, axes)]
             else:
                 left_out += unknown

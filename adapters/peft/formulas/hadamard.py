@@ -13,13 +13,17 @@ def loha(t: Tensors, s: Settings) -> Tensor:
 
 
 def lokr(t: Tensors, s: Settings) -> Tensor:
-    """Return ΔW = α/r · C ⊗ D, each a matrix or a product of two. Source: LoKr (Yeh et al. 2024)."""
+    """Return ΔW = α/r · C ⊗ D, each a matrix or a product of two. Source: LoKr (Yeh et al. 2024).
+
+    Where D is the kernel of a 1-D convolution (out, in, k), PEFT 0.21 multiplies C as (1, out, in), so that C's columns
+    meet D's places and not its inputs, and reshapes what comes; so is its forward, and so is ΔW here.
+    """
     left = t["lokr_w1"] if "lokr_w1" in t else torch.matmul(*need(t, s, "lokr_w1_a", "lokr_w1_b"))
     right = t["lokr_w2"] if "lokr_w2" in t else torch.matmul(*need(t, s, "lokr_w2_a", "lokr_w2_b"))
     rank = s.number("r", 8, "rank_pattern")
     if rank <= 0:
         raise s.wrong(f"r = {rank} is no rank")
-    return s.number("alpha", 8, "alpha_pattern") / rank * torch.kron(left, right)
+    return s.number("alpha", 8, "alpha_pattern") / rank * torch.kron(left, right).reshape(s.shape)
 
 
 def hira(t: Tensors, s: Settings) -> Tensor:

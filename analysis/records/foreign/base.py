@@ -63,7 +63,6 @@ class Base:
         config: Its ``config.json``.
         ordered: Whether the tensors come in the model's order, as those of a file or a state dict need not.
         place: Where they stand, ``None`` where they are in memory.
-        kernels: Take the kernels of convolutions as matrices [out, in·k…].
     """
 
     def __init__(
@@ -73,15 +72,18 @@ class Base:
         *,
         ordered: bool = False,
         place: Place | None = None,
-        kernels: bool = False,
     ) -> None:
         self.places = None if place is None else [place]
         self.where, self.config = tensors.where, dict(config)
         tensors = dequantised(tensors, config)
         self._tensors, self._ordered = tensors, ordered
-        self._matrices = matrices(tensors, config, everything=True, kernels=kernels)
+        self._matrices = matrices(tensors, config, everything=True)
         self._by_name = BaseNames(self._matrices, self.config)
-        self.order = [name for name, part in self._matrices.items() if ordered and part.tensor == f"{name}.weight"]
+        self.order = [
+            name
+            for name, part in self._matrices.items()
+            if ordered and part.tensor == f"{name}.weight" and not part.kernel
+        ]
 
     def expect(self, modules: Iterable[str]) -> None:
         """Take note of all modules of a run, so that no two of them are given the same matrix."""
@@ -93,6 +95,11 @@ class Base:
         return None if found is None else self._matrices[found]
 
     @property
+    def tensors(self) -> Tensors:
+        """All of its tensors."""
+        return self._tensors
+
+    @property
     def names(self) -> Collection[str]:
         """The modules that it has a matrix of."""
         return self._matrices
@@ -101,19 +108,13 @@ class Base:
         """Return whether there is a matrix of exactly this name."""
         return module in self._matrices
 
-    def not_a_matrix(self, module: str) -> str:
-        """Return why what has a module's name is no matrix, as it is a convolution; "" where it is one or not there."""
-        name = f"{module}.weight"
-        shape = self._tensors.shape(name) if name in self._tensors.names() else ()
-        if len(shape) > 2 and module not in self._matrices:
-            return f"it is a convolution, {shape} in the base"
-        return ""
+    def kernel(self, module: str) -> tuple[int, ...]:
+        """Return (k…) of a convolution, () of all else."""
+        found = self.find(module)
+        return () if found is None else found.kernel
 
     def why_not(self, module: str) -> str:
         """Return why there is no W₀ of a module: the cause, and what to do."""
-        text = self.not_a_matrix(module)
-        if text:
-            return text
         start = f"the base has no matrix of {module}"
         end = from_layer(module) or module
         quantised = quantised_as(self._tensors, self.config, f".{end}.")
@@ -140,7 +141,11 @@ class Base:
     def without(self, modules: Collection[str]) -> list[str]:
         """Return the modules of linear layers, by the base's names, that are none of these."""
         used = {piece.tensor for module in modules for piece in self._pieces(module)}
-        return [name for name, own in self._matrices.items() if own.tensor not in used and not is_embedding(name)]
+        return [
+            name
+            for name, own in self._matrices.items()
+            if own.tensor not in used and not own.kernel and not is_embedding(name)
+        ]
 
     def stack(self, parameter: str) -> Stack | None:
         """Return what is known of a parameter, ``None`` where it is no matrix and no stack of matrices."""
@@ -231,8 +236,8 @@ def quantised_as(tensors: Tensors, config: Mapping[str, Any], part: str = ".") -
     return ", ".join(str(part)[:40] for part in kind if part) or ("packed integers" if packed else small[0])
 
 
-def open_base(base: BaseLike, *, kernels: bool = False) -> Base | None:
-    """Return the base that was given; with ``kernels`` convolutions count as matrices [out, in·k…].
+def open_base(base: BaseLike) -> Base | None:
+    """Return the base that was given.
 
     Raises:
         RecordError: There is no model there, or the name is not in the cache.
@@ -241,7 +246,7 @@ def open_base(base: BaseLike, *, kernels: bool = False) -> Base | None:
     if base is None:
         return None
     if not isinstance(base, (str, Path)):
-        return _base_in_memory(base, kernels)
+        return _base_in_memory(base)
     where: str | Path = base
     if isinstance(base, str) and not is_address(base) and not Path(base).exists():
         cached = cached_model(base)
@@ -255,10 +260,10 @@ def open_base(base: BaseLike, *, kernels: bool = False) -> Base | None:
     names = [file] if file is not None else listed(storage)
     if file is None and weights_file(names) is None and is_readable(names) and CONFIG not in names:
         reader = model_reader(Folder(storage, names))
-        return Base(reader(), storage.mapping("config.json"), place=place_of(reader), kernels=kernels)
+        return Base(reader(), storage.mapping("config.json"), place=place_of(reader))
     file = file or weights_file(names)
     if file is None and INDEX in names:
-        return Base(pipeline(storage, names), {}, kernels=kernels)
+        return Base(pipeline(storage, names), {})
     if file is None:
         if CONFIG in names:
             named = storage.mapping(CONFIG).get("base_model_name_or_path")
@@ -269,21 +274,21 @@ def open_base(base: BaseLike, *, kernels: bool = False) -> Base | None:
         raise RecordError(f"{storage.where}: holds no model (no model.safetensors); give the folder of the base model")
     tensors = read_weights(storage, file)
     refuse_factors(tensors.names(), tensors.where, alone=True)
-    return Base(tensors, storage.mapping("config.json"), place=(storage, None), kernels=kernels)
+    return Base(tensors, storage.mapping("config.json"), place=(storage, None))
 
 
-def _base_in_memory(base: nn.Module | Mapping[str, Tensor], kernels: bool) -> Base:
+def _base_in_memory(base: nn.Module | Mapping[str, Tensor]) -> Base:
     from torch import Tensor, nn
 
     if isinstance(base, nn.Module):
         config: Any = getattr(base, "config", None)
         settings = config.to_dict() if hasattr(config, "to_dict") else {}
         state = InMemory(_plain(base.state_dict(keep_vars=True)), f"base ({type(base).__name__})")
-        return Base(state, settings, ordered=True, kernels=kernels)
+        return Base(state, settings, ordered=True)
     if isinstance(base, Mapping):
         if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in base.items()):
             raise OptionError("base: a mapping must be a state dict, from names to tensors")
-        return Base(InMemory(_plain(base), "base (state dict)"), {}, kernels=kernels)
+        return Base(InMemory(_plain(base), "base (state dict)"), {})
     raise OptionError(f"base is a {type(base).__name__}; give a folder, a name, a model or its state dict")
 
 

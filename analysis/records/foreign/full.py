@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -13,9 +13,10 @@ from deltaw.analysis.records.foreign.base import GIVE, Base, BaseError, BaseLike
 from deltaw.analysis.records.foreign.foreign_adapters import refuse_factors
 from deltaw.analysis.records.foreign.formats.opening import adapter_source
 from deltaw.analysis.records.foreign.layout import matrices
+from deltaw.analysis.records.foreign.left_out import left_out, prefixes_of
 from deltaw.analysis.records.foreign.model_reader import model_reader, place_of
 from deltaw.analysis.records.foreign.quantised.dequantised import dequantised
-from deltaw.analysis.records.source import Place, Shape, Source, State, fitting
+from deltaw.analysis.records.source import LeftOut, Place, Shape, Source, State, fitting
 from deltaw.analysis.records.storage.file_names import adapter_file, has_model, is_sharded, weights_file
 from deltaw.analysis.records.storage.files import Storage
 from deltaw.analysis.records.storage.location import Location, own_step
@@ -110,6 +111,22 @@ class FullModelSource(Source):
         if self._base is None:
             raise BaseError(f"{self.where}: holds no base weights, so there is no W₀ of {module}; {GIVE}")
         return self._base.read(module, self.shapes[module])
+
+    @override
+    def kernel(self, module: str) -> tuple[int, ...]:
+        return self._matrices[module].kernel
+
+    @override
+    def left_out(self, modules: Collection[str], *, shares: bool) -> list[LeftOut]:
+        tensors = self._tensors(self.steps[-1])
+        used = {self._matrices[module].tensor for module in modules}
+        prefixes, base = ("", ""), self._base if shares else None
+        for module in modules if base is not None else ():
+            found = base.find(module) if base is not None else None
+            if found is not None and found.expert is None:
+                prefixes = prefixes_of(self._matrices[module].tensor, found.tensor)
+                break
+        return left_out(tensors, used, None if base is None else base.tensors, prefixes)
 
     @override
     def rounding(self, module: str, step: int) -> torch.dtype:

@@ -2,6 +2,7 @@
 
     [in, out]               transformers' Conv1D (GPT-2), and some stacks of experts: turned
     [experts, out, in]      one module an expert, ``….experts.3.down_proj``
+    [out, in, k…]           a convolution: the matrix [out, in·k…], a row a filter
 
 ``split.py`` has the matrices that hold several.
 """
@@ -23,16 +24,19 @@ if TYPE_CHECKING:
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
 CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
 TURNED_STACKS = ("gpt_oss", "llama4", "llama4_text")  # experts are [experts, in, out]
+FLOATING = ("float64", "float32", "float16", "bfloat16")
+KERNELS_COUNT = 0.1  # share of a model's matrices from which on convolutions are its layers, as in a UNet
 
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """Where a module's matrix stands: the tensor's name, the expert, whether it is stored as [in, out]."""
+    """Where a module's matrix stands: the tensor's name, the expert, whether it is stored as [in, out], its k…."""
 
     tensor: str
     shape: Shape
     expert: int | None = None
     turned: bool = False
+    kernel: tuple[int, ...] = ()
 
     def read(self, tensors: Tensors) -> Tensor:
         """Return the matrix (out, in)."""
@@ -43,7 +47,7 @@ class StoredMatrix:
 
 
 def matrices(
-    tensors: Tensors, config: Mapping[str, Any], *, everything: bool, kernels: bool = False
+    tensors: Tensors, config: Mapping[str, Any], *, everything: bool, kernels: bool | None = None
 ) -> dict[str, StoredMatrix]:
     """Return the matrices of a model by module name.
 
@@ -51,7 +55,8 @@ def matrices(
         tensors: The model's.
         config: Its ``config.json``, or nothing.
         everything: Embeddings and output heads too. Vectors and quantised weights never count.
-        kernels: The kernels [out, in, k…] of convolutions too, as matrices [out, in·k…].
+        kernels: The kernels [out, in, k…] of convolutions too, as matrices [out, in·k…]; by default where all are
+            asked for, or where they hold a tenth of the entries, as in a UNet.
     """
     turned = _conv1d(tensors, config)
     hidden, text = _hidden(config), config.get("text_config")
@@ -59,10 +64,12 @@ def matrices(
     found = {}
     for name in tensors.names():
         module = module_name(name)
-        if module is None or (is_embedding(module) and not everything):
+        if module is None:
             continue
         shape, dtype = tensors.shape(name), tensors.dtype_name(name)
-        if dtype not in ("float64", "float32", "float16", "bfloat16") or 0 in shape:
+        if len(shape) == 2 and is_embedding(module) and not everything:  # that of patches is a convolution
+            continue
+        if dtype not in FLOATING or 0 in shape:
             continue
         last = module.rpartition(".")[2]
         if len(shape) == 2:
@@ -74,8 +81,12 @@ def matrices(
             head = module.removesuffix(last)
             for expert in range(shape[0]):
                 found[f"{head}{expert}.{last}"] = StoredMatrix(name, sides, expert, flip)
-        elif kernels and 3 <= len(shape) <= 5:
-            found[module] = StoredMatrix(name, (shape[0], math.prod(shape[1:])))
+        elif kernels is not False and 3 <= len(shape) <= 5:
+            found[module] = StoredMatrix(name, (shape[0], math.prod(shape[1:])), kernel=shape[2:])
+    if kernels is None and not everything:
+        entries = [(math.prod(own.shape), bool(own.kernel)) for own in found.values()]
+        if sum(count for count, kernel in entries if kernel) < KERNELS_COUNT * sum(count for count, _ in entries):
+            return {module: own for module, own in found.items() if not own.kernel}
     return found
 
 

@@ -19,6 +19,7 @@ from deltaw.adapters.peft.names import FIXED, LEAVES_THE_BASE, OUT_PROJ, PREFIX,
 from deltaw.adapters.peft.targets import copied_layers, targeted
 from deltaw.analysis.records.foreign.base import GIVE, Base, BaseError, BaseLike, base_named, open_base
 from deltaw.analysis.records.foreign.peft_experts import Parameter, needing_base, parameters
+from deltaw.analysis.records.foreign.peft_kernels import READ, as_matrices, as_shapes, kernel_of, why_not
 from deltaw.analysis.records.foreign.peft_settings import method_name, noted, read_settings
 from deltaw.analysis.records.foreign.peft_tensors import AdapterFile, embedding_as_linear, not_linear, read_adapter
 from deltaw.analysis.records.source import Place, Shape, Source, State, fitting
@@ -67,10 +68,7 @@ class Adapters(Source):
         self._own_base = Base(Renamed(file.tensors, file.base), self.config) if file.base else None
         if self._base is not None:
             self._base.expect(self._copies(module) for module in (*file.modules, *file.whole))
-        stored = {
-            module: {key: file.tensors.shape(name) for key, name in names.items()}
-            for module, names in file.modules.items()
-        }
+        stored = {module: file.shapes(module) for module in file.modules}
         self.shapes: dict[str, Shape] = {}
         self._parameters: dict[str, Parameter] = {}
         left_out = dict(file.left_out)
@@ -112,10 +110,11 @@ class Adapters(Source):
             self.info["left_out"] = list(left_out)
             logger.warning("%s: %d left out, %s", self.where, len(left_out), told)
 
-    def _shape(self, module: str, shapes: dict[str, tuple[int, ...]]) -> Shape | str:
+    def _shape(self, module: str, shapes: Mapping[str, tuple[int, ...]]) -> Shape | str:
         """(out, in) from the adapter where it tells, else from the base; or why there is none."""
         if "lora_embedding_A" in shapes:
             return shapes["lora_embedding_A"][1], shapes["lora_embedding_B"][0]
+        shapes = as_shapes(shapes)
         found = None
         if self._formula.sides is not None and not self._settings.get("use_bdlora"):
             try:
@@ -128,12 +127,10 @@ class Adapters(Source):
         base = self._base_of(module)
         part = None if base is None else base.find(self._copies(module))
         if part is not None:
+            if part.kernel and self._settings["peft_type"] not in READ:
+                return why_not(shapes, self._settings, LEAVES_THE_BASE) or ""
             tells = self._settings["peft_type"] in TELLS and not self._settings.get("use_qalora")
             return found if tells and found is not None else part.shape  # of a resized vocabulary, it differs
-        for base in (self._own_base, self._base):
-            reason = "" if base is None else base.not_a_matrix(self._copies(module))
-            if reason:
-                return reason
         if self._base is not None and found is None:
             return self._base.why_not(self._copies(module))
         if found is None:
@@ -192,7 +189,12 @@ class Adapters(Source):
         state = {key: tensors.read(name) for key, name in modules[holder].items()}
         if "lora_embedding_A" in state:
             return embedding_as_linear(state)
-        return self._parameters[module].of(state) if module in self._parameters else state
+        return self._parameters[module].of(state) if module in self._parameters else as_matrices(state)
+
+    @override
+    def kernel(self, module: str) -> tuple[int, ...]:
+        shapes, base = self._checkpoint(self.steps[0]).shapes(self._holder(module)), self._base_of(module)
+        return (() if base is None else base.kernel(self._copies(module))) or kernel_of(shapes)
 
     def _holder(self, module: str) -> str:
         """The name that the file has for a module."""

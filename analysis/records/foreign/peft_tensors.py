@@ -8,7 +8,6 @@ What torch.compile and others put before or into the names is taken off. A modul
 whatever else stands beside it: PEFT saves W₀ with the adapter of an embedding or an output head.
 """
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +24,7 @@ from deltaw.adapters.peft.names import (
     ROOT,
     WEIGHTS,
 )
+from deltaw.analysis.records.foreign.peft_kernels import of_a_kernel, why_not
 from deltaw.analysis.records.storage.file_names import SHARDED, parts_of_one, weights_file
 from deltaw.analysis.records.storage.files import Storage
 from deltaw.analysis.records.storage.tensors import Renamed, SafeTensors, Tensors, read_pickled, read_weights
@@ -54,6 +54,10 @@ class AdapterFile:
     attention: dict[str, str] = field(default_factory=dict)
     adapter: str | None = None
     left_out: dict[str, str] = field(default_factory=dict)
+
+    def shapes(self, module: str) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a module's adapter; nothing where it has none."""
+        return {key: self.tensors.shape(name) for key, name in self.modules.get(module, {}).items()}
 
 
 def read_adapter(place: Storage, kind: str, prefix: str) -> AdapterFile:
@@ -203,11 +207,6 @@ def _of_attention(holders: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     return found
 
 
-# Which tensors of a type have two sides on a linear layer, and more on a convolution.
-FLAT = re.compile(r"lora_[AB]|hada_w[12]_[ab]|lokr_w[12]|hira_[AB]|ia3_l")
-CORES = ("hada_t1", "lokr_t2")  # of convolutions alone
-
-
 def not_linear(
     shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any], plain: Collection[Any]
 ) -> str | None:
@@ -218,8 +217,8 @@ def not_linear(
         settings: ``adapter_config.json``.
         plain: The values of ``init_lora_weights`` that leave W₀ as it is.
     """
-    if any(key in CORES or (FLAT.fullmatch(key) and len(shape) > 2) for key, shape in shapes.items()):
-        return "it is a convolution"
+    if of_a_kernel(shapes):
+        return why_not(shapes, settings, plain)
     if not any("embedding" in key for key in shapes):
         return None
     special = [key for key in ("use_dora", "use_qalora", "use_bdlora", "kasa_config") if settings.get(key)]

@@ -6,13 +6,13 @@ group; GPT-NeoX, BLOOM and Falcon have one group a head: (q, k, v) of the first 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from deltaw.analysis.records.source import Place, Shape, Source, State
+from deltaw.analysis.records.source import LeftOut, Place, Shape, Source, State
 
 if TYPE_CHECKING:
     import torch
@@ -182,6 +182,14 @@ class SplitSource(Source):
     def method_of(self, module: str) -> Method | None:
         whole, rows = self._of(module)  # a part has not the tensors of the method, the whole matrix has
         return self._inner.method_of(whole) if rows is None else None
+
+    @override
+    def kernel(self, module: str) -> tuple[int, ...]:
+        return self._inner.kernel(self._of(module)[0])
+
+    @override
+    def left_out(self, modules: Collection[str], *, shares: bool) -> list[LeftOut]:
+        return self._inner.left_out({self._rows[module][0] for module in modules}, shares=shares)
 
     @override
     def label(self, module: str) -> str:

@@ -148,12 +148,12 @@ def _plain(layer: Layer, t: Mapping[str, Tensor], shape: Shape, where: str) -> F
         named: dict[str, Tensor] = {}
         for k in ("1", "2"):
             a, b = flat[f"w{k}_a"], flat[f"w{k}_b"]
-            named |= dict(zip((f"hada_w{k}_a", f"hada_w{k}_b"), _untucked(t.get(f"t{k}"), a, b), strict=True))
+            named |= dict(zip((f"hada_w{k}_a", f"hada_w{k}_b"), untucked(t.get(f"t{k}"), a, b), strict=True))
         settings.config = {"alpha": s * len(named["hada_w1_b"])}
         return loha(named, settings)
     named = {f"lokr_{role}": value for role, value in flat.items() if role in ("w1", "w2", "w1_a", "w1_b")}
     if "w2_a" in t:
-        pair = _untucked(t.get("t2"), flat["w2_a"], flat["w2_b"])
+        pair = untucked(t.get("t2"), flat["w2_a"], flat["w2_b"])
         named |= dict(zip(("lokr_w2_a", "lokr_w2_b"), pair, strict=True))
     # The columns of D are (input, place in the kernel), and so are those of C ⊗ D: its blocks follow each other.
     return lokr(named, settings)
@@ -184,7 +184,7 @@ def _core(core: Tensor, V: Tensor) -> Tensor:
     return found.flatten(1)
 
 
-def _untucked(core: Tensor | None, a: Tensor, b: Tensor) -> Factors:
+def untucked(core: Tensor | None, a: Tensor, b: Tensor) -> Factors:
     """A (out, r) and B (r, in·k…), where a core has them stored as (r, out) and (r, in)."""
     return (a, b) if core is None else (a.T, _core(core, b))
 

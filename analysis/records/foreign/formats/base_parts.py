@@ -152,6 +152,11 @@ class BaseParts:
         if base is not None:
             base.expect(module for module, found in self._pieces.items() if found is None and not self._owned(module))
 
+    def kernel(self, module: str) -> tuple[int, ...]:
+        """Return (k…) of a convolution, () of all else."""
+        base, pieces = (self._own, None) if self._owned(module) else (self._base, self._pieces.get(module))
+        return () if base is None else base.kernel(pieces[0].name if pieces else module)
+
     @property
     def has_own(self) -> bool:
         """Whether some of W₀ stands in the adapter's own file."""

@@ -99,7 +99,7 @@ def _opened(
 ) -> Source:
     read, shown = READERS[tool.reads]
     form = AdapterFormat(tool.reads, tool.name, tool.advice, read, shown)
-    given = open_base(base if base is not None else _named(settings[min(models)]), kernels=True)
+    given = open_base(base if base is not None else _named(settings[min(models)]))
     return ForeignAdapters(where, form, models, first, settings, given, log=log, steps_known=steps_known)
 
 

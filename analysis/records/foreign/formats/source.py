@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 OPEN_NAMES = 2**17  # of tensors that are kept, in all
 MODULE = "module."
 ZERO = "α is 0 in the settings beside it, so ΔW = 0 whatever the factors are"
+OF_KERNELS = ("down", "mid", "diff", "t1", "t2", "w2")  # parts that have a convolution's (k…) as their last sides
 NAMED = 8  # layers that a message names
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ class ForeignAdapters(Source):
         models: What opens the file of a step, by step.
         first: The tensors of the first step.
         settings: What stands beside the file of a step, by step.
-        base: W₀, or ``None``; kernels count as matrices in it.
+        base: W₀, or ``None``.
         log: What was logged, a mapping a line.
         steps_known: Whether the files say the steps.
 
@@ -93,7 +95,7 @@ class ForeignAdapters(Source):
         first = _unwrapped(first)
         found = self._found(self.steps[0], first)
         self._open[self.steps[0]] = _File(first, found.layers)
-        own = Base(Renamed(first, found.own), {}, kernels=True) if found.own else None
+        own = Base(Renamed(first, found.own), {}) if found.own else None
         names = Names(() if base is None else base.names)
         shown = {name: form.shown(name, names) for name in found.layers}
         taken = Counter(shown.values())  # two of one name keep the file's
@@ -298,6 +300,13 @@ class ForeignAdapters(Source):
     @override
     def rebuilt(self, module: str) -> bool:
         return self._file(self.steps[0]).layers[self._stored[module]].kind != "whole"
+
+    @override
+    def kernel(self, module: str) -> tuple[int, ...]:
+        layer, tensors = self._layer(module, self.steps[0])
+        shapes = [tensors.shape(layer.tensors[role]) for role in OF_KERNELS if role in layer.tensors]
+        found = [shape[2:] for shape in shapes if len(shape) > 2 and layer.expert is None]
+        return max(found, key=math.prod, default=()) or self._parts.kernel(module)
 
     @override
     def rounding(self, module: str, step: int) -> torch.dtype | None:

@@ -143,4 +143,4 @@ def test_a_new_head_another_model_and_a_convolution_are_told_apart(tmp_path):
     assert "of another model" in reason(run, f"model.{Q}")
     assert len(run.spectra()) == 2
     conv = {f"model.{Q}.weight": torch.randn(8, 8), "classifier.dense.weight": torch.randn(8, 8, 1)}
-    assert Trajectory.open(folder, base=conv).modules == [f"model.{Q}"]
+    assert Trajectory.open(folder, base=conv).source.kernel("classifier.dense") == (1,)

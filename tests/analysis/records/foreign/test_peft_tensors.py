@@ -1,4 +1,4 @@
-"""What in a file of PEFT's is a layer: an adapter, W₀ beside it, a module trained whole; no convolution."""
+"""What in a file of PEFT's is a layer: an adapter, W₀ beside it, a module trained whole, a convolution."""
 
 import copy
 import json
@@ -89,36 +89,84 @@ def test_an_embedding_whose_formula_is_another_is_left_out(tmp_path, caplog):
     assert caplog.text.count("embed_tokens: it is an embedding") == 1
 
 
+class Convolutions(nn.Module):
+    """Kernels of one to three dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv1d(8, 16, 3), nn.Conv2d(8, 16, 3), nn.Conv3d(4, 8, (1, 2, 3))
+        self.plain = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.plain(self.one(x).transpose(1, 2))
+
+
+KERNELS = {"one": (3,), "two": (3, 3), "three": (1, 2, 3), "plain": ()}
 CONVOLUTIONS = {
-    "lora": lambda: peft.LoraConfig(r=4, target_modules=["conv1", "0"]),
-    "dora": lambda: peft.LoraConfig(r=4, target_modules=["conv1", "0"], use_dora=True),
-    "loha": lambda: peft.LoHaConfig(r=4, target_modules=["conv1", "0"]),
-    "lokr": lambda: peft.LoKrConfig(r=4, target_modules=["conv1", "0"]),
+    "lora": lambda at: peft.LoraConfig(r=4, lora_alpha=8, target_modules=at),
+    "rslora": lambda at: peft.LoraConfig(r=4, lora_alpha=8, target_modules=at, use_rslora=True),
+    "dora": lambda at: peft.LoraConfig(r=4, lora_alpha=8, target_modules=at, use_dora=True),
+    "loha": lambda at: peft.LoHaConfig(r=4, alpha=8, target_modules=at),
+    "loha with a core": lambda at: peft.LoHaConfig(r=4, alpha=8, target_modules=at, use_effective_conv2d=True),
+    "lokr": lambda at: peft.LoKrConfig(r=2, alpha=8, target_modules=at),
+    "lokr with a core": lambda at: peft.LoKrConfig(r=2, alpha=8, target_modules=at, use_effective_conv2d=True),
+    "hira": lambda at: peft.HiraConfig(r=4, target_modules=at),
 }
+ON = {kind: ["one", "two", "three", "plain"] for kind in CONVOLUTIONS}
+ON |= {kind: ["one", "two", "plain"] for kind in CONVOLUTIONS if kind.startswith(("loha", "lokr"))}  # PEFT's own limit
+
+
+def of_convolutions(folder, config):
+    torch.manual_seed(0)
+    net = Convolutions()
+    base = copy.deepcopy(net)
+    model = peft.get_peft_model(net, config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return base, model
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
-def test_a_convolution_is_left_out_and_blocks_nothing(kind, tmp_path, caplog):
-    base, model = saved(tmp_path, CONVOLUTIONS[kind]())
+@pytest.mark.parametrize("kind", list(CONVOLUTIONS))
+def test_a_convolution_is_the_matrix_of_its_filters(kind, tmp_path):
+    base, model = of_convolutions(tmp_path, CONVOLUTIONS[kind](ON[kind]))
+    run = Trajectory.open(tmp_path, base=base)
+    assert set(run.modules) == set(ON[kind])
+    merged = model.merge_and_unload()
+    for module in run.modules:
+        own, before = (part.get_submodule(module).weight.detach().double().flatten(1) for part in (merged, base))
+        assert run.source.kernel(module) == KERNELS[module]
+        assert torch.equal(run.base(module), before.float())
+        assert float((own - before).norm()) > 1e-3
+        torch.testing.assert_close(run.weight(module, 0, torch.float64), own, rtol=1e-4, atol=1e-6)
+        if kind in ("lora", "rslora"):
+            U, V = run.factors(module, 0, torch.float64)
+            assert U.shape[1] == len(V) == 4
+            torch.testing.assert_close(U @ V, own - before, rtol=1e-4, atol=1e-6)
+    if kind in ("lora", "lokr", "rslora"):  # W₀ is not needed
+        assert len(Trajectory.open(tmp_path).spectra()) == len(ON[kind])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_peft_puts_on_a_convolution_in_groups_is_no_kernel(tmp_path, caplog):
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"conv": nn.Conv1d(8, 16, 3, groups=2), "q": nn.Linear(8, 8)})
+    peft.get_peft_model(net, peft.LoraConfig(r=4, target_modules=["conv", "q"])).save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert Trajectory.open(tmp_path).modules == ["q"]
+    assert caplog.text.count("conv: it is a convolution in groups") == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_type_that_is_not_read_on_a_convolution_blocks_nothing(tmp_path, caplog):
+    base, _ = of_convolutions(tmp_path, peft.IA3Config(target_modules=["two", "plain"], feedforward_modules=[]))
     with caplog.at_level(logging.WARNING):
         run = Trajectory.open(tmp_path, base=base)
-    assert run.modules == ["layers.0"]
-    assert caplog.text.count("conv1: it is a convolution") == 1
-    assert len(run.changes("base")) == 2
-    merged = model.merge_and_unload()
-    weight = run.weight("layers.0", 0, torch.float64)
-    torch.testing.assert_close(weight, merged.layers[0].weight.double(), rtol=1e-4, atol=1e-6)
-    if kind in ("lora", "lokr"):
-        assert len(Trajectory.open(tmp_path).spectra()) == 1
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_convolution_alone_is_refused(tmp_path):
-    base, _ = saved(tmp_path, peft.LoraConfig(r=4, target_modules=["conv1"]))
-    for given in (base, None):
-        with pytest.raises(RecordError, match=r"adapts no linear layer \(conv1: it is a convolution\)"):
-            Trajectory.open(tmp_path, base=given)
+    assert run.modules == ["plain"]
+    assert caplog.text.count("two: it is a convolution, of which IA3 with these options is not read") == 1
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -145,9 +193,12 @@ def test_the_state_dict_says_that_a_layer_is_a_convolution(tmp_path):
     _, model = saved(tmp_path, peft.LoHaConfig(r=4, target_modules=["conv1", "0"]))
     save_file(model.state_dict(), tmp_path / "adapter_model.safetensors")
     run = Trajectory.open(tmp_path)
-    assert run.modules == ["layers.0"]
-    weight = run.weight("layers.0", 0, torch.float64)
-    torch.testing.assert_close(weight, model.merge_and_unload().layers[0].weight.double(), rtol=1e-4, atol=1e-6)
+    assert set(run.modules) == {"conv1", "layers.0"}
+    assert run.source.kernel("conv1") == (3,)
+    merged = model.merge_and_unload()
+    for module in run.modules:
+        own = merged.get_submodule(module).weight.detach().double().flatten(1)
+        torch.testing.assert_close(run.weight(module, 0, torch.float64), own, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
