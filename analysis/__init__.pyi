@@ -16,6 +16,7 @@ from .measures.amplification import Amplification as Amplification
 from .measures.amplification import amplification as amplification
 from .measures.blocks import Axis as Axis
 from .measures.blocks import Blocks as Blocks
+from .measures.blocks import kernel_blocks as kernel_blocks
 from .measures.change import Change as Change
 from .measures.change import change as change
 from .measures.change import changes as changes
@@ -45,6 +46,7 @@ from .measures.subspace import principal_angles as principal_angles
 from .measures.visible import PATH_NOT_TAKEN as PATH_NOT_TAKEN
 from .measures.visible import visible_changes as visible_changes
 from .measures.visible import visible_share as visible_share
+from .names import block_of as block_of
 from .records.foreign.heads import head_blocks as head_blocks
 from .runs import open_runs as open_runs
 from .runs import table as table
@@ -56,6 +58,8 @@ from .tables.growth import spectral_growth as spectral_growth
 from .tables.heads import expert_changes as expert_changes
 from .tables.heads import head_changes as head_changes
 from .tables.intruders import intruder_table as intruder_table
+from .tables.model_blocks import block_table as block_table
+from .tables.model_blocks import by_block as by_block
 from .tables.similarity import similarity_table as similarity_table
 from .tables.singular_values import singular_values as singular_values
 from .tables.subspaces import subspace_angles as subspace_angles

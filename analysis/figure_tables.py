@@ -20,6 +20,7 @@ from deltaw.analysis.tables.geometry import geometry_table
 from deltaw.analysis.tables.growth import spectral_growth
 from deltaw.analysis.tables.heads import head_changes
 from deltaw.analysis.tables.intruders import intruder_table
+from deltaw.analysis.tables.model_blocks import block_table
 from deltaw.analysis.tables.run import Step
 from deltaw.analysis.tables.similarity import similarity_table
 from deltaw.analysis.tables.singular_values import singular_values as values_table
@@ -221,6 +222,15 @@ def heads(
     if found.empty:
         raise OptionError("; ".join(notes_of(found, "no_rows")))
     return told(found, runs)
+
+
+def blocks(
+    paths: Paths, *, modules: Sequence[str] | None = None, axis: Axis = "column", work: Work | None = None
+) -> pd.DataFrame:
+    """Return ‖ΔW‖, ‖W₀‖, ΔM and ΔD of every matrix at each run's last step, with its block."""
+    runs = _moved(paths)
+    options: dict[str, Any] = {"modules": modules, "progress": True, "work": work or HERE}
+    return told(joined([block_table([run], axis=axis, **options) for run in runs]), runs)
 
 
 def overlap(

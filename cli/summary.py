@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltaw.adapters.errors import OptionError
+from deltaw.analysis.names import block_of, block_order
 from deltaw.analysis.printable import printable
 from deltaw.cli.commands import ListOption
 from deltaw.cli.output import emit, in_columns
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROWS = 10  # of a table in a summary
-GROUPS = ("run", "method", "kind", "layer", "module", "group", "pairs")
+GROUPS = ("run", "method", "kind", "layer", "block", "module", "group", "pairs")
 SHARES = (  # printed as percent
     *("zero_rows", "zero_columns", "noise", "error"),
     *("outside", "by_chance", "bfloat16", "float16", "float32", "path_not_taken"),
@@ -123,6 +124,12 @@ def emit_summary(
         several.remove("step")  # the last of each run
     groups = [(*by, *(name for name in several if name not in by)) for by in ([shown.by] if shown.by else usual)]
     emit(what)
+    if "block" in shown.by:
+        import pandas as pd
+
+        blocks = sorted(wide["module"].unique(), key=block_order)
+        order = pd.CategoricalDtype(list(dict.fromkeys(map(block_of, blocks))))
+        wide = wide.assign(block=wide["module"].map(block_of).astype(order))
     for by in groups:
         known = [name for name in by if name in wide]
         if missing := [name for name in by if name not in wide]:
@@ -145,7 +152,7 @@ def _means(
     wide: "pd.DataFrame", by: Sequence[str], columns: Sequence[str], shown: Shown
 ) -> tuple[list[dict[str, Any]], int]:
     """Return a row a group, with how many matrices it holds, and how many rows are left out."""
-    grouped = wide.groupby(list(by), dropna=False, sort=False)
+    grouped = wide.groupby(list(by), dropna=False, sort="block" in by, observed=True)
     table = grouped[list(columns)].mean()
     table.insert(0, "matrices", grouped["module"].nunique())
     table = table.reset_index()

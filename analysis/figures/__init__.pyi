@@ -7,6 +7,7 @@ from .drawing.style import paper_style as paper_style
 from .kinds.agreement import agreement as agreement
 from .kinds.amplification import amplification as amplification
 from .kinds.animation import animation as animation
+from .kinds.blocks import blocks as blocks
 from .kinds.cloud import cloud as cloud
 from .kinds.costs import costs as costs
 from .kinds.distribution import distribution as distribution

@@ -214,6 +214,12 @@ FIGURES = {
         "a quantile of ΔM and ΔD as a map of layers and steps",
         "kind axis quantile at_most modules",
     ),
+    "blocks": _kind(
+        "blocks",
+        "blocks",
+        "‖ΔW‖/‖W₀‖, ΔM and ΔD by block of the model, UNets too",
+        "axis scale modules",
+    ),
     "heads": _kind(
         "heads",
         "heads",

@@ -17,6 +17,7 @@ from deltaw.analysis.tables.geometry import geometry_table
 from deltaw.analysis.tables.growth import spectral_growth
 from deltaw.analysis.tables.heads import expert_changes, head_changes
 from deltaw.analysis.tables.intruders import intruder_table
+from deltaw.analysis.tables.model_blocks import block_table
 from deltaw.analysis.tables.regions import regions_table
 from deltaw.analysis.tables.similarity import similarity_table
 from deltaw.analysis.tables.singular_values import singular_values
@@ -61,5 +62,6 @@ TABLES: dict[str, TableKind] = {
     "geometry": TableKind(geometry_table, "how ΔW stands to W₀: rotation, drift, off-principal share, visible changes"),
     "similarity": TableKind(similarity_table, "CKA of W′ with W₀, or with another run"),
     "advice": TableKind(advice_table, "the rank that each module's update needs"),
+    "blocks": TableKind(block_table, "‖ΔW‖, ‖W₀‖, ΔM and ΔD of every matrix, and the block of the model that it is in"),
     "regions": TableKind(regions_table, "how many rows and columns of ΔW are not zero"),
 }

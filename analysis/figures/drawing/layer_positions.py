@@ -16,9 +16,10 @@ from deltaw.analysis.figures.drawing.style import small
 from deltaw.analysis.names import stack_of
 from deltaw.analysis.tables.walk import spread_out
 
-STACKS = ("", "encoder", "decoder", "cross")
+STACKS = ("", "encoder", "down", "mid", "up", "single", "decoder", "cross")
 # One ramp per stack, light to dark; blue, orange and grey stay apart for colour-blind readers.
 _RAMPS = {"": "viridis", "encoder": "Blues", "decoder": "Oranges", "cross": "Greys"}
+_RAMPS |= {"down": "Blues", "mid": "Greys", "up": "Oranges", "single": "Oranges"}
 _GAP = 1.0  # between stacks, in layers
 
 Position = tuple[str, int]

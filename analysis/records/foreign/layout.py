@@ -25,7 +25,7 @@ CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp
 CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
 TURNED_STACKS = ("gpt_oss", "llama4", "llama4_text")  # experts are [experts, in, out]
 FLOATING = ("float64", "float32", "float16", "bfloat16")
-KERNELS_COUNT = 0.1  # share of a model's matrices from which on convolutions are its layers, as in a UNet
+KERNELS_COUNT = 0.1  # share of a model's matrices, and of their entries, at which convolutions are layers, as in a UNet
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def matrices(
         config: Its ``config.json``, or nothing.
         everything: Embeddings and output heads too. Vectors and quantised weights never count.
         kernels: The kernels [out, in, k…] of convolutions too, as matrices [out, in·k…]; by default where all are
-            asked for, or where they hold a tenth of the entries, as in a UNet.
+            asked for, or where they are a tenth of the matrices and of their entries, as in a UNet.
     """
     turned = _conv1d(tensors, config)
     hidden, text = _hidden(config), config.get("text_config")
@@ -84,8 +84,9 @@ def matrices(
         elif kernels is not False and 3 <= len(shape) <= 5:
             found[module] = StoredMatrix(name, (shape[0], math.prod(shape[1:])), kernel=shape[2:])
     if kernels is None and not everything:
-        entries = [(math.prod(own.shape), bool(own.kernel)) for own in found.values()]
-        if sum(count for count, kernel in entries if kernel) < KERNELS_COUNT * sum(count for count, _ in entries):
+        own_kernels = [own for own in found.values() if own.kernel]
+        entries = [sum(math.prod(own.shape) for own in part) for part in (own_kernels, found.values())]
+        if len(own_kernels) < KERNELS_COUNT * len(found) or entries[0] < KERNELS_COUNT * entries[1]:
             return {module: own for module, own in found.items() if not own.kernel}
     return found
 

@@ -7,8 +7,6 @@ import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from deltaw.analysis.names import is_embedding
 from deltaw.analysis.records.foreign.layout import FLOATING, module_name
 from deltaw.analysis.records.source import LeftOut
@@ -80,6 +78,8 @@ def sort_of(name: str, shape: tuple[int, ...]) -> str:
 
 def _squared(after: Tensor, before: Tensor) -> float:
     """‖after − before‖², summed on one thread, so that it is the same for any number of them."""
+    import numpy as np  # names and sizes need none
+
     total, one, other = 0.0, after.reshape(-1), before.reshape(-1)
     for start in range(0, len(one), AT_ONCE):
         a, b = (part[start : start + AT_ONCE].double().numpy() for part in (one, other))

@@ -154,10 +154,9 @@ def test_dora_scale_by_its_shape(case, axis, tmp_path):
     close(run.update(PLAIN, 0), expected - base.flatten(1).double())
     table = run.changes("base", axes=(axis,))
     W = base.flatten(1).double()
-    dim = 1 if axis == "row" else 0
-    assert table["delta_m"].iloc[0] == pytest.approx(
-        float((expected.norm(dim=dim) - W.norm(dim=dim)).abs().mean()), rel=1e-5
-    )
+    # An input channel's slice W[:, c, …] is a kernel's column.
+    lengths = [M.norm(dim=1) if axis == "row" else M.view(OUT, INTO, -1).norm(dim=(0, 2)) for M in (expected, W)]
+    assert table["delta_m"].iloc[0] == pytest.approx(float((lengths[0] - lengths[1]).abs().mean()), rel=1e-5)
     with pytest.raises(RecordError, match=r"W₀ of .* is needed"):
         Trajectory.open(tmp_path / "a.safetensors").update(PLAIN, 0)
 
