@@ -67,7 +67,7 @@ class FullModelSource(Source):
         self._models, self._base, self._log = dict(models), base, log or []
         self._open: OrderedDict[int, Tensors] = OrderedDict()
         if first is not None:
-            self._open[self.steps[0]] = first
+            self._open[self.steps[0]] = dequantised(first, self.config)
         first = self._tensors(self.steps[0])
         refuse_factors(first.names(), first.where)
         self._matrices = matrices(first, config, everything=everything)
