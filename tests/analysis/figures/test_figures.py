@@ -155,7 +155,11 @@ def test_one_axis_of_one_method_is_one_panel() -> None:
     figure = symmetry(changes(FIVE), methods=["bora"], axis="row")
     assert titles(figure) == ["(a) BoRA"]
     np.testing.assert_allclose(panel(figure, "bora", "row").lines[0].get_ydata(), 1e-3 * 10 * 5 * 2 * np.arange(1, 7))
-    with pytest.raises(OptionError, match="axis is 'matrix'; choose one of 'column', 'row'"):
+    with pytest.raises(
+        OptionError, match="axis is 'diagonal'; choose one of 'row', 'column', 'matrix', 'head', 'expert'"
+    ):
+        symmetry(changes(FIVE), axis="diagonal")
+    with pytest.raises(OptionError, match=r"no rows of axis 'matrix'; make it with axes=\('matrix',\)"):
         symmetry(changes(FIVE), axis="matrix")
 
 
