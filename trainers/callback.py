@@ -1,6 +1,7 @@
 """The recorder as a callback of Hugging Face's Trainer."""
 
 import inspect
+import itertools
 import logging
 import threading
 import weakref
@@ -42,6 +43,9 @@ class RecorderCallback(TrainerCallback):
             resumed here as well, and ``total_steps`` is the Trainer's.
         report: Leave ``report.html`` in the run's folder at the end of the training, as ``deltaw.report`` writes it.
 
+    In ``trainer.hyperparameter_search`` each trial has a folder of its own in ``path``, by the name that ``hp_name``
+    gives it, or else ``run-N``, the first that is free; its parameters are in the record's ``info`` as ``trial``.
+
     A training that begins anew by itself after an out-of-memory (``auto_find_batch_size``) goes on in the same record,
     from step 0 with the weights as they are then.
 
@@ -62,9 +66,11 @@ class RecorderCallback(TrainerCallback):
         check_names(options, Recorder)
         self.path, self.modules, self.when, self.options = checked_path(path), modules, checked_schedule(when), options
         self.report = report
+        self.folder = self.path  # of the training that goes on, or went on last
         self.recorder: Recorder | None = None
         self._handler: Any = None
         self._broke_off = False  # the Trainer began anew without coming to an end
+        self._trial: dict[str, Any] | None = None  # the parameters of a search's trial
 
     def on_train_begin(
         self,
@@ -83,9 +89,14 @@ class RecorderCallback(TrainerCallback):
         self._handler = _handler()
         last = state.max_steps
         options = {"resume": state.global_step > 0, "total_steps": last} | self.options
-        if self._broke_off and args.auto_find_batch_size:
+        if self._broke_off and args.auto_find_batch_size and state.trial_params == self._trial:
             options["resume"] = True  # out of memory, it has begun anew with a smaller batch: the run is our own
-        recorder = Recorder(model, self.path, self.modules, with_steps(self.when, [0, last]), **options)
+        elif state.is_hyper_param_search:
+            self.folder = _folder_of_trial(self.path, state.trial_name)
+        self._trial = state.trial_params
+        if state.is_hyper_param_search:
+            options["info"] = dict(self.options.get("info") or {}) | {"trial": dict(state.trial_params or {})}
+        recorder = Recorder(model, self.folder, self.modules, with_steps(self.when, [0, last]), **options)
         self.recorder = recorder.__enter__()
         _open[threading.get_ident(), self.path.resolve()] = self
         if state.global_step == 0:
@@ -143,9 +154,9 @@ class RecorderCallback(TrainerCallback):
         from deltaw.analysis.report.write import report  # loads pandas and matplotlib, which recording does without
 
         try:
-            where = report(self.path, self.path / REPORT)
+            where = report(self.folder, self.folder / REPORT)
         except Exception as error:  # whatever it is, the record is whole
-            logger.warning("%s: the report could not be written: %s", self.path, error)
+            logger.warning("%s: the report could not be written: %s", self.folder, error)
         else:
             logger.info("%s: written", where)
 
@@ -177,6 +188,13 @@ class RecorderCallback(TrainerCallback):
             # What writes to the terminal would drown the losses in them.
             if callback is not self and not isinstance(callback, (ProgressCallback, PrinterCallback)):
                 callback.on_log(args, state, control, logs=dict(numbers), model=handler.model)
+
+
+def _folder_of_trial(path: Path, name: str | None) -> Path:
+    """A trial's folder: by its name, with _ for what no file's name holds, or else the first run-N that is free."""
+    if name:
+        return path / ("".join(c if c.isalnum() or c in "-_.=" else "_" for c in name).lstrip(".") or "_")
+    return next(path / f"run-{n}" for n in itertools.count() if not (path / f"run-{n}").exists())
 
 
 def _handler() -> Any:

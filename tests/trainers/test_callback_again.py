@@ -78,6 +78,32 @@ def test_after_an_interrupt_a_new_trainer_is_told_the_truth_or_goes_on(tmp_path)
     assert trainer(tmp_path, tmp_path / "other").train().global_step == 4
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_each_trial_of_a_search_has_a_folder_of_its_own(named, tmp_path):
+    class Pruned(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2 and state.trial_params["learning_rate"] == 0.5:
+                raise KeyboardInterrupt
+
+    searching = trainer(tmp_path, tmp_path / "search", Pruned(), auto_find_batch_size=True)
+    # What hyperparameter_search does for each trial, without a library that chooses them.
+    searching.hp_search_backend = transformers.trainer_utils.HPSearchBackend.RAY
+    searching._get_output_dir = lambda trial: str(tmp_path / "out")  # would ask that library
+    searching.hp_name = (lambda trial: f"lr/{trial['learning_rate']}") if named else None
+    for rate in (0.1, 0.5, 0.2):
+        searching.model = Model()
+        if rate == 0.5:
+            with pytest.raises(KeyboardInterrupt):
+                searching.train(trial={"learning_rate": rate})
+        else:
+            assert searching.train(trial={"learning_rate": rate}).global_step == 4
+    names = ["lr_0.1", "lr_0.5", "lr_0.2"] if named else ["run-0", "run-1", "run-2"]
+    assert sorted(path.name for path in (tmp_path / "search").iterdir()) == sorted(names)
+    runs = [Trajectory.open(tmp_path / "search" / name) for name in names]
+    assert [run.steps for run in runs] == [[0, 1, 2, 3, 4], [0, 1, 2], [0, 1, 2, 3, 4]]
+    assert [run.info["trial"]["learning_rate"] for run in runs] == [0.1, 0.5, 0.2]
+
+
 def doors():
     yield RecorderCallback
     try:
