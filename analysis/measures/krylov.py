@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltaw.analysis.measures.gram import EPS
+from deltaw.analysis.measures.gram import EPS, power_of_two
 from deltaw.analysis.measures.threads import one_thread, parts_of, side_by_side
 
 WIDTH = 8  # p of the second run, vectors at once
@@ -226,14 +226,37 @@ def _outside(taken: Tensor, product: Product, whole: float) -> float:
     def outside(x: Tensor) -> Tensor:
         return x - (x @ out.T) @ out
 
-    start = random_rows(min(WIDTH, n), n, taken, seed=1)
-    check = BlockKrylov(lambda x: outside(product(outside(x))), outside(start), CHECKED)
+    first = float((product(out[:1]) * out[:1]).sum())  # θ₁
+    return _at_most(lambda x: outside(product(outside(x))), outside(_second(n, taken)), whole, first)
+
+
+@torch.no_grad()
+def norm_at_most(matrix: Tensor) -> float:
+    """Return a bound on ‖A‖₂ by the second run, for any finite A (out, in) in float64; at most a fifth too large."""
+    largest = power_of_two(matrix)
+    scaled = matrix if 1e-9 < largest < 1e9 else matrix / largest
+    with one_thread():
+        whole = float(torch.linalg.vector_norm(scaled)) ** 2
+        if whole == 0:
+            return 0.0
+        product, n, scale = in_float32(scaled, math.sqrt(whole))
+        whole /= scale**2
+        found = _at_most(product, _second(n, matrix), whole, whole)
+    return math.sqrt(min(found, whole)) * scale * (1.0 if scaled is matrix else largest)
+
+
+def _second(n: int, like: Tensor) -> Tensor:
+    return random_rows(min(WIDTH, n), n, like, seed=1)
+
+
+def _at_most(product: Product, start: Tensor, whole: float, first: float) -> float:
+    """Return what G is at most, by its largest Ritz value, with ‖A‖_F² and the largest θ of what is rounded."""
+    check = BlockKrylov(product, start, CHECKED)
     for _ in range(CHECKED):
         check.grow()
-    first = float((product(out[:1]) * out[:1]).sum())  # θ₁
     # Sums of n products in blocks, as in `gram`: √n·u·‖A‖_F of each product with A, twice.
-    rounding = 2 * math.sqrt(n) * _EPS32 * math.sqrt(whole * first)
-    return float(check.ritz()[0][0]) / (1 - _shortfall(n)) + rounding
+    rounding = 2 * math.sqrt(start.shape[1]) * _EPS32 * math.sqrt(whole * first)
+    return float(check.ritz()[0][0]) / (1 - _shortfall(start.shape[1])) + rounding
 
 
 def _shortfall(n: int) -> float:

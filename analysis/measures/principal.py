@@ -11,6 +11,10 @@ so that rounding alone turns it anywhere where the two are equal. Two ways to it
 the other side is W times these. Several times faster, and the fewer digits for it as σ_k is below σ₁.
 
 "svd": the singular value decomposition of W, whose error is some √m·eps·σ₁.
+
+And one that makes only the leading ones, of large matrices, where the bounds tell that they are these:
+
+"krylov": products of W with thin matrices, see `deltaw.analysis.measures.principal_block`.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.measures.gram import EPS, error_bound, gram, squares
 from deltaw.analysis.measures.matrix import Matrix, finite_matrix
+from deltaw.analysis.measures.principal_block import Block, principal_block
 from deltaw.analysis.measures.routes import SMALL
 from deltaw.analysis.measures.threads import one_thread
 
@@ -35,14 +40,14 @@ Count = int | float  # k, or the share of the energy
 
 @dataclass(frozen=True, eq=False)
 class Decomposed:
-    """All singular values of a matrix, and its leading singular vectors.
+    """The singular values of a matrix, and its leading singular vectors.
 
     Arguments:
         left, right: u_1 … u_k (out, k) and v_1 … v_k (in, k), orthonormal columns, float64 on the matrix' device.
-        values: σ, (m,) descending, float64 on the CPU, m = min(out, in).
-        errors: (m,), how far off each σ may be.
+        values: σ, (m,) descending, float64 on the CPU, m = min(out, in); by "krylov" only the first k + 1.
+        errors: How far off each σ may be.
         turned: The largest sine by which either subspace may be turned; infinite where rounding decides where it is.
-        route: "gram" or "svd".
+        route: "gram", "svd" or "krylov".
     """
 
     left: Tensor
@@ -101,6 +106,11 @@ class Principal:
         return by_svd(self.matrix, self._count)
 
     @cached_property
+    def block(self) -> Block | None:
+        """By products alone; ``None`` where k is a share of the energy, W small, or that does not find them."""
+        return principal_block(self.matrix, self._wanted) if isinstance(self._wanted, int) else None
+
+    @cached_property
     def quick_values(self) -> tuple[Tensor, Tensor]:
         """All singular values and how far off each may be, without vectors where none were asked for yet."""
         if "quick" in self.__dict__ or min(self.shape) < SMALL:
@@ -131,7 +141,9 @@ class Principal:
 
     @cached_property
     def best(self) -> Decomposed:
-        """What says where the subspaces are: by the Gram matrix, unless that leaves half of the digits unknown."""
+        """What says where the subspaces are: by products, or the Gram matrix, unless that leaves half of the digits."""
+        if self.block is not None:
+            return of_block(self.block)
         return self.quick if self.quick.turned <= math.sqrt(EPS) else self.exact
 
     @property
@@ -153,6 +165,11 @@ class Principal:
     def defined(self) -> bool:
         """Whether the subspaces are W's at all, or rounding's: σ_k and σ_{k+1} are the same to the last digits."""
         return math.isfinite(self.best.turned)
+
+
+def of_block(block: Block) -> Decomposed:
+    """Return what was found by products."""
+    return Decomposed(block.left, block.right, block.values, block.errors, block.turned, "krylov")
 
 
 def by_svd(matrix: Tensor, count: Callable[[Tensor], int]) -> Decomposed:

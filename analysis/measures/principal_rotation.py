@@ -10,8 +10,11 @@ from torch import Tensor
 
 from deltaw.adapters.checks import public
 from deltaw.adapters.errors import ShapeError
+from deltaw.adapters.method import ScaledLowRank
 from deltaw.analysis.measures.matrix import Matrix
-from deltaw.analysis.measures.principal import Count, Decomposed, Principal
+from deltaw.analysis.measures.principal import Count, Decomposed, Principal, of_block
+from deltaw.analysis.measures.principal_block import near_block
+from deltaw.analysis.measures.product import Product
 from deltaw.analysis.measures.subspace import principal_angles
 from deltaw.analysis.measures.threads import one_thread
 
@@ -31,7 +34,8 @@ class Rotation:
         block_change: ‖U_kᵀ (W' − W₀) V_k‖_F / ‖U_kᵀ W₀ V_k‖_F.
         gap, gap_after: (σ_k − σ_{k+1})/σ_k of W₀ and of W'.
         error: How far off left and right may be by rounding.
-        route: By which way: "gram", "svd", or "same" where W' is W₀ to the last bit.
+        route: By which way: "krylov" from products with thin matrices, "gram", "svd", or "same" where W' is W₀ to the
+            last bit.
     """
 
     k: int
@@ -57,13 +61,16 @@ def rotation(before: Matrix | Principal, after: Matrix | Principal, k: Count = 1
     with U_k the leading k left singular vectors of W₀, U'_k those of W'. Each angle is taken from sine and cosine
     together, so that none is lost near 0 or 90°. What remains is what rounding does to the vectors themselves, `error`:
     with σ_k − σ_{k+1} a hundredth of σ_1, about 1e-13 of a radian. The Gram matrix finds the vectors where that leaves
-    the angles right to 1e-6, else the singular value decomposition.
+    the angles right to 1e-6, else the singular value decomposition. Of matrices of 768 and more a block Krylov method
+    finds W₀'s, and from there W''s, with a bound that is held to the same 1e-6, or to what rounding leaves the
+    decomposition; where it is not met, as where σ_k is not clear of what follows, the others do.
 
     An update turns the subspaces by at most arcsin(‖ΔW‖₂/(σ_k − σ_{k+1})), and by about as much if it mixes the
     neighbours of the boundary: where singular values are crowded at k, the angle says more of the crowd than of the
     update. Look at `gap`, and at `deltaw.analysis.measures.random_update.random_rotation`.
 
-    Cost: the eigenvectors of both Gram matrices, or both decompositions, in float64.
+    Cost: for k far below a large matrix' size some hundred products with vectors; else the eigenvectors of both Gram
+    matrices, or both decompositions, in float64.
 
     Arguments:
         before: W₀ (out, in), a tensor or NumPy array of any floating dtype; or, where it is compared with many,
@@ -97,20 +104,67 @@ def rotation(before: Matrix | Principal, after: Matrix | Principal, k: Count = 1
     same_shape(base.shape, trained.shape)
     new = trained.matrix.to(base.matrix.device)
     if torch.equal(base.matrix, new):
-        nothing = torch.full((base.k,), 0.0 if base.defined else math.nan, dtype=torch.float64)
-        turned, pair, route = (nothing, nothing), (base.best, base.best), "same"
-        error = 0.0
-    else:
-        pair = base.quick, trained.quick
+        return _unmoved(base)
+    return _by_products(base, Product(new)) or _by_decompositions(base, trained, new)
+
+
+@torch.no_grad()
+def rotation_of_form(base: Principal, form: ScaledLowRank) -> Rotation:
+    """Return `rotation` of W' = diag(ρ)(W₀ + U V)diag(γ), which is built only where products do not tell it.
+
+    Raises:
+        NonFiniteError: NaN or infinity.
+    """
+    product = Product(base.matrix, form)
+    if product.unmoved:
+        return _unmoved(base)
+    if product.finite and (found := _by_products(base, product)) is not None:
+        return found
+    return rotation(base, product.dense())
+
+
+def _unmoved(base: Principal) -> Rotation:
+    nothing = torch.full((base.k,), 0.0 if base.defined else math.nan, dtype=torch.float64)
+    block = _block(base.best, base.matrix)
+    return _rotation(base, (nothing, nothing), (base.best, base.best), block, block, 0.0, "same")
+
+
+def _by_products(base: Principal, after: Product) -> Rotation | None:
+    """Return the rotation from the leading directions alone, where their bounds tell it."""
+    if base.block is None or (found := near_block(base.block, base.matrix, after, AGREE)) is None:
+        return None
+    pair = of_block(base.block), of_block(found)
+    with one_thread():
+        block = (pair[0].left.T @ after.times(pair[0].right.T).T).cpu()
+    return _rotation(base, _angles(*pair), pair, block, _block(pair[0], base.matrix), _error(pair), "krylov")
+
+
+def _by_decompositions(base: Principal, trained: Principal, new: Tensor) -> Rotation:
+    pair = base.quick, trained.quick
+    turned = _angles(*pair)
+    if not _certain(*pair, *turned):
+        pair = base.exact, trained.exact
         turned = _angles(*pair)
-        if not _certain(*pair, *turned):
-            pair = base.exact, trained.exact
-            turned = _angles(*pair)
-        error = math.degrees(math.asin(min(1.0, sum(found.turned for found in pair))))
-        route = "svd" if "svd" in (pair[0].route, pair[1].route) else "gram"
-    block = _block(pair[0], new)
-    own = _block(pair[0], base.matrix)
-    change = float((block - own).norm())
+    route = "svd" if "svd" in (pair[0].route, pair[1].route) else "gram"
+    return _rotation(base, turned, pair, _block(pair[0], new), _block(pair[0], base.matrix), _error(pair), route)
+
+
+def _error(pair: tuple[Decomposed, Decomposed]) -> float:
+    """Return how far off the angles may be, in degrees."""
+    return math.degrees(math.asin(min(1.0, sum(found.turned for found in pair))))
+
+
+def _rotation(
+    base: Principal,
+    turned: tuple[Tensor, Tensor],
+    pair: tuple[Decomposed, Decomposed],
+    block: Tensor,
+    own: Tensor,
+    error: float,
+    route: str,
+) -> Rotation:
+    """Return it, with the block of W' and that of W₀."""
+    size = float(own.norm())
     return Rotation(
         k=base.k,
         left=float(turned[0][-1]),
@@ -118,7 +172,7 @@ def rotation(before: Matrix | Principal, after: Matrix | Principal, k: Count = 1
         left_angles=turned[0],
         right_angles=turned[1],
         block=block,
-        block_change=change / float(own.norm()) if float(own.norm()) > 0 else math.nan,
+        block_change=float((block - own).norm()) / size if size > 0 else math.nan,
         gap=pair[0].gap,
         gap_after=pair[1].gap,
         error=error,

@@ -1,7 +1,7 @@
 """The geometry of every update against W₀: rotation, spectral drift, off-principal share, visible changes."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
@@ -13,7 +13,7 @@ from deltaw.analysis.measures.drift import spectral_drift
 from deltaw.analysis.measures.matrix import finite
 from deltaw.analysis.measures.off_principal_share import Outside, outside, outside_of_factors
 from deltaw.analysis.measures.principal import Count, Principal, checked_count
-from deltaw.analysis.measures.principal_rotation import rotation
+from deltaw.analysis.measures.principal_rotation import Rotation, rotation, rotation_of_form
 from deltaw.analysis.measures.random_update import (
     expected_off_principal,
     expected_rotation,
@@ -36,6 +36,7 @@ COLUMNS = {
         "rotation_error",
         "block_change",
         "gap",
+        "route",
     ),
     "drift": ("drift",),
     "off_principal": (
@@ -71,8 +72,10 @@ def geometry_table(
 ) -> pd.DataFrame:
     """Return how every update stands to W₀: how far it turns and moves its spectrum, where it lies, what is seen of it.
 
-    W₀ is decomposed once a module. Off-principal shares come from factors where the method has them; rotation and drift
-    from W', which costs its eigenvectors a step, so leave them out of ``measures`` where they are not needed.
+    W₀'s directions are found once a module. Off-principal shares come from factors where the method has them; rotation
+    of large matrices from products of W' with thin ones, without building W' where the method tells it as
+    diag(ρ)(W₀ + U V)diag(γ). The drift needs all singular values of W' at every step, which takes many times longer, so
+    leave it out of ``measures`` where it is not needed.
 
     Arguments:
         runs: Opened runs.
@@ -91,7 +94,8 @@ def geometry_table(
 
         - rotation_left, rotation_right (degrees, see `rotation`), rotation_expected (of two random subspaces, in the
           smaller of the two spaces), rotation_random (of W₀ under a random update of the same norm; NaN where first
-          order does not tell), rotation_error (degrees), block_change, gap;
+          order does not tell), rotation_error (degrees), block_change, gap, route (of the rotation: "krylov", "gram",
+          "svd", or "same" where nothing moved);
         - drift, see `spectral_drift`;
         - off_principal, off_principal_expected, and the same for the left and the right subspace alone; see
           `off_principal`;
@@ -133,13 +137,12 @@ def _of_step(stop: Stop, k: Count, wanted: Sequence[str], rules: Sequence[str]) 
     size = k if isinstance(k, float) else min(k, rows, columns)
     base: Principal = stop.once("principal", lambda: Principal(run.base(module), size))
     row = stop.labels | {"step": step, "k": base.k}
-    weight = finite("after", run.weight(module, step, torch.float64))
+    weight = cache(lambda: finite("after", run.weight(module, step, torch.float64)))
+    trained = cache(lambda: Principal(weight(), base.k, "after"))
     if {"rotation", "off_principal"} & set(wanted):
         found = _outside(stop, base, weight)
-    if "rotation" in wanted or "drift" in wanted:
-        trained = Principal(weight, base.k, "after")
     if "rotation" in wanted:
-        turned = rotation(base, trained)
+        turned = _rotation(stop, base, trained)
         rate: float = stop.once("rate", lambda: rotation_rate(base.values.numpy(), rows, columns, base.k))
         expected = [expected_rotation(base.k, n) for n in (rows, columns) if n > base.k]
         row |= {
@@ -150,24 +153,35 @@ def _of_step(stop: Stop, k: Count, wanted: Sequence[str], rules: Sequence[str]) 
             "rotation_error": turned.error,
             "block_change": turned.block_change,
             "gap": turned.gap,
+            "route": turned.route,
         }
     if "drift" in wanted:
-        row["drift"] = float(spectral_drift(base, trained))
+        row["drift"] = float(spectral_drift(base, trained()))
     if "off_principal" in wanted:
         for column, side in _SIDES.items():
             row[column] = getattr(found, side)
             row[f"{column}_expected"] = expected_off_principal(base.k, rows, columns, side)
     for rule in rules:
-        row[_visible(rule)] = visible_share(base.matrix, weight, **RULES[rule])
+        row[_visible(rule)] = visible_share(base.matrix, weight(), **RULES[rule])
     return [row]
 
 
-def _outside(stop: Stop, base: Principal, weight: Tensor) -> Outside:
+def _rotation(stop: Stop, base: Principal, trained: Callable[[], Principal]) -> Rotation:
+    """Return the rotation, without W' where the method tells it as ρ, γ, U and V and the matrix is large."""
+    source = stop.run.source
+    if base.block is not None and source.rebuilt(stop.module):
+        form = source.scaled_low_rank(stop.module, stop.step, base.matrix)
+        if form is not None:
+            return rotation_of_form(base, form)
+    return rotation(base, trained())
+
+
+def _outside(stop: Stop, base: Principal, weight: Callable[[], Tensor]) -> Outside:
     """Return where the update lies: from factors as they are stored, else from ΔW."""
     source, module, step = stop.run.source, stop.module, stop.step
     with one_thread():  # factors are small, and threads that wait for each other take longer than one alone
         factors = source.scaled_factors(module, step)
     if factors is not None:
         return outside_of_factors(base, factors.U, factors.V, factors.scaling)
-    update = stop.run.update(module, step) if source.rebuilt(module) else weight - base.matrix
+    update = stop.run.update(module, step) if source.rebuilt(module) else weight() - base.matrix
     return outside(base, update)

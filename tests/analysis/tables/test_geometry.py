@@ -7,14 +7,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from deltaw.adapters import METHODS as KNOWN
+from deltaw.adapters import inject
 from deltaw.adapters.errors import NonFiniteError, OptionError
 from deltaw.analysis import Trajectory
 from deltaw.analysis.measures.drift import spectral_drift
 from deltaw.analysis.measures.off_principal_share import off_principal
+from deltaw.analysis.measures.principal import by_svd
 from deltaw.analysis.measures.principal_rotation import rotation
 from deltaw.analysis.measures.random_update import expected_rotation, random_rotation
 from deltaw.analysis.measures.visible import PATH_NOT_TAKEN, visible_share
 from deltaw.analysis.tables.geometry import geometry_table
+from deltaw.trainers import Recorder
 
 from .measured_runs import TWO, recorded
 
@@ -126,3 +130,32 @@ def test_wrong_calls_are_named(runs, tmp_path):
     broken = Trajectory.from_pair(tmp_path / "before.safetensors", tmp_path / "after.safetensors")
     with pytest.raises(NonFiniteError, match=r"layers\.0\.query, at step 1"):
         broken.geometry(k=1)
+
+
+@pytest.mark.parametrize("method", ["lora", "bora", "ft"])
+def test_large_matrices_turn_by_products_alone(tmp_path, monkeypatch, method):
+    draw = torch.Generator().manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(780, 784))
+    with torch.no_grad():  # singular values that fall off, as those of trained weights do
+        u, v = (torch.linalg.qr(torch.randn(n, 780, generator=draw)).Q for n in (784, 780))
+        net[0].weight.copy_(u / torch.arange(1, 781) @ v.T)
+    inject(net, KNOWN[method](**({} if method == "ft" else {"rank": 4})), targets=["0"])
+    with Recorder(net, tmp_path / "run") as recorder:
+        with torch.no_grad():
+            for parameter in net.parameters():
+                if parameter.requires_grad:
+                    parameter += torch.randn(parameter.shape, generator=draw) * 1e-4
+        recorder.step(1)
+    run = Trajectory.open(tmp_path / "run")
+    before, after = (run.weight("0", step, torch.float64) for step in (None, 1))
+    with monkeypatch.context() as patched:
+        if method != "ft":  # W' is not built
+            patched.setattr(type(run), "weight", None)
+        row = run.geometry([1], k=4, measures=("rotation", "off_principal"), cache=False).iloc[0]
+    assert row["route"] == "krylov"
+    slow = [by_svd(matrix, lambda _: 4) for matrix in (before, after)]
+    for name in ("left", "right"):
+        one, other = (getattr(side, name) for side in slow)
+        sine = float(torch.linalg.matrix_norm(other - one @ (one.T @ other), 2))
+        assert row[f"rotation_{name}"] == pytest.approx(math.degrees(math.asin(sine)), rel=2e-6)
+    assert row["off_principal"] == pytest.approx(off_principal(before, after, 4), rel=1e-7)
