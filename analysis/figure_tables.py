@@ -169,18 +169,43 @@ def similarity(
     return _over_training(paths, similarity_table, kind, modules, at_most, work)
 
 
-def geometry(
+def rotation(
     paths: Paths,
     *,
     kind: str | None = None,
     modules: Sequence[str] | None = None,
     at_most: int = 40,
     k: int = 16,
+    work: Work | None = None,
+) -> pd.DataFrame:
+    """Return the rotation of W₀'s leading subspaces over training."""
+    return _over_training(paths, geometry_table, kind, modules, at_most, work, k=k, measures=("rotation",))
+
+
+def off_principal(
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    at_most: int = 40,
+    k: int = 16,
+    work: Work | None = None,
+) -> pd.DataFrame:
+    """Return the off-principal share over training."""
+    return _over_training(paths, geometry_table, kind, modules, at_most, work, k=k, measures=("off_principal",))
+
+
+def visible(
+    paths: Paths,
+    *,
+    kind: str | None = None,
+    modules: Sequence[str] | None = None,
+    at_most: int = 40,
     rule: str = "bfloat16",
     work: Work | None = None,
 ) -> pd.DataFrame:
-    """Return rotation, off-principal share and visible changes over training, kept once for all three figures."""
-    return _over_training(paths, geometry_table, kind, modules, at_most, work, k=k, visible=(rule,))
+    """Return the share of visible changes over training."""
+    return _over_training(paths, geometry_table, kind, modules, at_most, work, measures=("visible",), visible=(rule,))
 
 
 def vectors(

@@ -186,19 +186,19 @@ FIGURES = {
     ),
     "rotation": _kind(
         "rotation",
-        "geometry",
+        "rotation",
         "how far W₀'s leading singular subspaces turn, over training and by layer",
         "kind k side scale at_most modules",
     ),
     "off-principal": _kind(
         "off_principal",
-        "geometry",
+        "off_principal",
         "how much of ΔW lies off W₀'s leading singular subspaces",
         "kind k sides scale at_most modules",
     ),
     "visible": _kind(
         "visible",
-        "geometry",
+        "visible",
         "the share of weights that change once they are stored in a dtype",
         "kind rule scale at_most modules",
     ),

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures import off_principal, rotation, visible
+from deltaw.analysis import figure_tables
+from deltaw.analysis.figures import FIGURES, off_principal, rotation, visible
 
 TWO = ("ft", "lora")
 
@@ -74,3 +75,11 @@ def test_visible_by_either_rule() -> None:
         visible(frame(), rule="float16")
     with pytest.raises(OptionError, match="rule is 'int8'"):
         visible(frame(), rule="int8")
+
+
+@pytest.mark.parametrize("name", ["rotation", "off-principal", "visible"])
+def test_a_figure_asks_only_for_its_own_measure(name, monkeypatch) -> None:
+    asked = {}
+    monkeypatch.setattr(figure_tables, "_over_training", lambda *given, **options: asked.update(options))
+    FIGURES[name].make(["run"])
+    assert asked["measures"] == (name.replace("-", "_"),)
