@@ -33,6 +33,9 @@ from deltaw.analysis.tables.walk import modules_of_kind, moved_steps
 from deltaw.analysis.tables.work import HERE, Work
 from deltaw.analysis.trajectory import Trajectory
 
+Kind = str | None
+Names = Sequence[str] | None
+
 
 def consecutive(
     paths: Paths,
@@ -85,36 +88,21 @@ def last_spectra(paths: Paths, *, modules: Sequence[str] | None = None, work: Wo
 
 
 def spectra(
-    paths: Paths,
-    *,
-    kind: str | None = None,
-    modules: Sequence[str] | None = None,
-    at_most: int = 40,
-    work: Work | None = None,
+    paths: Paths, *, kind: Kind = None, modules: Names = None, at_most: int = 40, work: Work | None = None
 ) -> pd.DataFrame:
     """Return ranks over training."""
     return _over_training(paths, spectra_table, kind, modules, at_most, work)
 
 
 def singular_values(
-    paths: Paths,
-    *,
-    kind: str | None = None,
-    modules: Sequence[str] | None = None,
-    at_most: int = 40,
-    work: Work | None = None,
+    paths: Paths, *, kind: Kind = None, modules: Names = None, at_most: int = 40, work: Work | None = None
 ) -> pd.DataFrame:
     """Return the singular values of ΔW over training."""
     return _over_training(paths, values_table, kind, modules, at_most, work)
 
 
 def growth(
-    paths: Paths,
-    *,
-    kind: str | None = None,
-    modules: Sequence[str] | None = None,
-    at_most: int = 40,
-    work: Work | None = None,
+    paths: Paths, *, kind: Kind = None, modules: Names = None, at_most: int = 40, work: Work | None = None
 ) -> pd.DataFrame:
     """Return how the spectrum of ΔW grows over training."""
     return _over_training(paths, spectral_growth, kind, modules, at_most, work)
@@ -134,8 +122,8 @@ def agreement(
 def amplification(
     paths: Paths,
     *,
-    kind: str | None = None,
-    modules: Sequence[str] | None = None,
+    kind: Kind = None,
+    modules: Names = None,
     at_most: int = 40,
     rank: int = 4,
     work: Work | None = None,
@@ -145,51 +133,28 @@ def amplification(
 
 
 def intruders(
-    paths: Paths,
-    *,
-    kind: str | None = None,
-    modules: Sequence[str] | None = None,
-    at_most: int = 40,
-    k: int = 10,
-    work: Work | None = None,
+    paths: Paths, *, kind: Kind = None, modules: Names = None, at_most: int = 40, k: int = 10, work: Work | None = None
 ) -> pd.DataFrame:
     """Return intruder dimensions over training."""
     return _over_training(paths, intruder_table, kind, modules, at_most, work, k=k)
 
 
 def similarity(
-    paths: Paths,
-    *,
-    kind: str | None = None,
-    modules: Sequence[str] | None = None,
-    at_most: int = 40,
-    work: Work | None = None,
+    paths: Paths, *, kind: Kind = None, modules: Names = None, at_most: int = 40, work: Work | None = None
 ) -> pd.DataFrame:
     """Return weight similarity over training."""
     return _over_training(paths, similarity_table, kind, modules, at_most, work)
 
 
 def rotation(
-    paths: Paths,
-    *,
-    kind: str | None = None,
-    modules: Sequence[str] | None = None,
-    at_most: int = 40,
-    k: int = 16,
-    work: Work | None = None,
+    paths: Paths, *, kind: Kind = None, modules: Names = None, at_most: int = 40, k: int = 16, work: Work | None = None
 ) -> pd.DataFrame:
     """Return the rotation of W₀'s leading subspaces over training."""
     return _over_training(paths, geometry_table, kind, modules, at_most, work, k=k, measures=("rotation",))
 
 
 def off_principal(
-    paths: Paths,
-    *,
-    kind: str | None = None,
-    modules: Sequence[str] | None = None,
-    at_most: int = 40,
-    k: int = 16,
-    work: Work | None = None,
+    paths: Paths, *, kind: Kind = None, modules: Names = None, at_most: int = 40, k: int = 16, work: Work | None = None
 ) -> pd.DataFrame:
     """Return the off-principal share over training."""
     return _over_training(paths, geometry_table, kind, modules, at_most, work, k=k, measures=("off_principal",))
@@ -198,8 +163,8 @@ def off_principal(
 def visible(
     paths: Paths,
     *,
-    kind: str | None = None,
-    modules: Sequence[str] | None = None,
+    kind: Kind = None,
+    modules: Names = None,
     at_most: int = 40,
     rule: str = "bfloat16",
     work: Work | None = None,
