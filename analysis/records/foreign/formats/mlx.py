@@ -3,8 +3,8 @@
     model.layers.0.self_attn.q_proj.lora_a (in, r)   .lora_b (r, out)   .m (out) of DoRA
     ….switch_mlp.up_proj.lora_a (experts, r, in)     .lora_b (experts, out, r)
 
-ΔW = scale·(lora_a lora_b)ᵀ, of an embedding scale·lora_a lora_b; scale is ``lora_parameters.scale``, in files with an
-``alpha`` beside it, from before November 2024, scale·α/r. A model saved whole has W₀ as ….q_proj.linear.weight.
+ΔW = scale·(lora_a lora_b)ᵀ, of an embedding scale·lora_a lora_b; scale is ``lora_parameters.scale``, where an older
+version wrote an ``alpha`` beside it scale·α/r. A model saved whole has W₀ as ….q_proj.linear.weight.
 MLX-VLM's are ….q_proj.A (in, r) and .B (r, out), and scale is ``alpha``. ``fine_tune_type: full`` saves the weights
 themselves.
 """

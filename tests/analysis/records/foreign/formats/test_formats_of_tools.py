@@ -647,7 +647,9 @@ def test_mlx_from_before_its_scale_was_one_number(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_layers": 1, "lora_parameters": parameters}))
     run = Trajectory.open(tmp_path)
     assert run.modules == [q]
-    expected = 10.0 * (16.0 / RANK) * (file[f"{q}.lora_a"] @ file[f"{q}.lora_b"]).T  # LoRALinear of mlx-lm 0.19
+    expected = (
+        10.0 * (16.0 / RANK) * (file[f"{q}.lora_a"] @ file[f"{q}.lora_b"]).T
+    )  # LoRALinear of older versions of mlx-lm
     close(run.update(q, 0), expected)
     close(run.weight(q, 0), W + expected)  # its layer holds W₀ as linear.weight
 
