@@ -101,6 +101,9 @@ def _page(found: dict[str, Any]) -> str:
         size = found["bytes"]
         rows.insert(3, ("created", found["created"]))
         rows.append(("size", f"{size['base'] / 1e6:.2f} MB base, {size['checkpoints'] / 1e6:.2f} MB checkpoints"))
+    for module, (before, now) in found["info"].get("resized", {}).items():
+        told = f"{module} has {before} rows in the base and {now} here: the {min(before, now)} of both are compared"
+        rows.append(("resized", told))
     if found["left_out"]:
         rows.append(("left out", "; ".join(map(_sort, found["left_out"]))))
     rows.append(("whole", f"yes ({checked})"))

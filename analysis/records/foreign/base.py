@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -28,6 +29,7 @@ from deltaw.analysis.records.storage.tensors import InMemory, Tensors, read_weig
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+logger = logging.getLogger(__name__)
 BaseLike: TypeAlias = "str | Path | nn.Module | Mapping[str, Tensor] | None"
 GIVE = "give it: base=FOLDER, a name in Hugging Face's cache, a model or its state dict (at the command line --base)"
 # transformers stacks the experts of some models when it loads them: what is a parameter's in their files.
@@ -77,6 +79,7 @@ class Base:
         self.where, self.config = tensors.where, dict(config)
         tensors = dequantised(tensors, config)
         self._tensors, self._ordered = tensors, ordered
+        self.resized: dict[str, tuple[int, int]] = {}
         self._matrices = matrices(tensors, config, everything=True)
         self._by_name = BaseNames(self._matrices, self.config)
         self.order = [
@@ -137,6 +140,22 @@ class Base:
         """Return (out, in) of a module's matrix, ``None`` where there is none."""
         found = self._pieces(module)
         return (sum(piece.shape[0] for piece in found), found[0].shape[1]) if found else None
+
+    def common(self, module: str, shape: Shape) -> Shape:
+        """Return the sides of what a run and the base both have of a module: of a resized vocabulary the common rows.
+
+        Of all else as it is. It is noted in ``resized``, (rows of the base, rows of the run), and said once.
+        """
+        own = self.shape(module) if is_embedding(module) else None
+        if own is None or own[1] != shape[1] or own[0] == shape[0]:
+            return shape
+        self.resized[module] = own[0], shape[0]
+        rows = min(own[0], shape[0])
+        told = (
+            "%s: the vocabulary was resized: %s has %d rows in the base and %d in the run; the %d of both are compared"
+        )
+        logger.warning(told, self.where, module, own[0], shape[0], rows)
+        return rows, shape[1]
 
     def without(self, modules: Collection[str]) -> list[str]:
         """Return the modules of linear layers, by the base's names, that are none of these."""
@@ -212,6 +231,8 @@ class Base:
         return self._fitting(module, part.read(self._tensors), shape)
 
     def _fitting(self, module: str, found: Tensor, shape: Shape) -> Tensor:
+        if is_embedding(module) and found.shape[1] == shape[1] and len(found) > shape[0]:
+            return found[: shape[0]]  # the vocabulary was resized, or padded: a token is the same row in both
         if is_embedding(module) and tuple(found.shape) != tuple(shape) and found.shape[1] == shape[1]:
             raise BaseError(
                 f"{self.where}: {module} has {len(found)} rows in the base and {shape[0]} in the run: the vocabulary "

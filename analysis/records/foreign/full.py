@@ -80,6 +80,9 @@ class FullModelSource(Source):
         self.shapes: dict[str, Shape] = {module: stored.shape for module, stored in self._matrices.items()}
         if base is not None:
             base.expect(self.shapes)
+            self.shapes = {module: base.common(module, shape) for module, shape in self.shapes.items()}
+            if base.resized:
+                self.info["resized"] = base.resized
 
     def _tensors(self, step: int) -> Tensors:
         if step not in self._open:
@@ -93,7 +96,7 @@ class FullModelSource(Source):
     def weight(self, module: str, step: int, dtype: torch.dtype | None = None) -> Tensor:
         self.check(module, step)
         tensors, stored = self._tensors(step), self._matrices[module]
-        weight = fitting(tensors.where, module, stored.read(tensors), stored.shape)
+        weight = fitting(tensors.where, module, stored.read(tensors), stored.shape)[: self.shapes[module][0]]
         return weight if dtype is None else weight.to(dtype)
 
     @override

@@ -56,7 +56,11 @@ class PairSource(FullModelSource):
             if len(tied) == 1 and base.has(head) and head not in self._matrices:
                 self._matrices[head] = self._matrices[tied[0]]
                 self.shapes = {**self.shapes, head: self._matrices[head].shape}
-        both = {module: shape for module, shape in self.shapes.items() if base.shape(module) in (shape, shape[::-1])}
+        both = {
+            module: shape
+            for module, shape in self.shapes.items()
+            if base.shape(module) in (shape, shape[::-1]) or module in base.resized
+        }
         if not both:
             module, shape = next(iter(self.shapes.items()))
             there = base.shape(module)
@@ -72,7 +76,8 @@ class PairSource(FullModelSource):
                 named = ", ".join(modules[:NAMED]) + (", …" if len(modules) > NAMED else "")
                 logger.warning("%s: %d left out, as %s has no such matrix: %s", self.where, len(modules), where, named)
         left_out += missing
-        self.shapes, self.info = both, {"left_out": left_out} if left_out else {}
+        self.shapes = both
+        self.info |= {"left_out": left_out} if left_out else {}
 
     @override
     def weight(self, module: str, step: int, dtype: torch.dtype | None = None) -> Tensor:

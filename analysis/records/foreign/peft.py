@@ -17,10 +17,11 @@ from deltaw.adapters.peft.formulas.settings import Factors, Settings
 from deltaw.adapters.peft.formulas.table import FORMULAS, Formula
 from deltaw.adapters.peft.names import FIXED, LEAVES_THE_BASE, OUT_PROJ, PREFIX, ROOT, SHARED_THETA
 from deltaw.adapters.peft.targets import copied_layers, targeted
+from deltaw.analysis.names import is_embedding
 from deltaw.analysis.records.foreign.base import GIVE, Base, BaseError, BaseLike, base_named, open_base
 from deltaw.analysis.records.foreign.peft_experts import Parameter, needing_base, parameters
 from deltaw.analysis.records.foreign.peft_kernels import READ, as_matrices, as_shapes, kernel_of, why_not
-from deltaw.analysis.records.foreign.peft_settings import method_name, noted, read_settings
+from deltaw.analysis.records.foreign.peft_settings import by_reason, method_name, noted, read_settings
 from deltaw.analysis.records.foreign.peft_tensors import AdapterFile, embedding_as_linear, not_linear, read_adapter
 from deltaw.analysis.records.source import Place, Shape, Source, State, fitting
 from deltaw.analysis.records.storage.files import Storage
@@ -28,7 +29,6 @@ from deltaw.analysis.records.storage.tensors import Renamed
 
 OPEN_NAMES = 2**17  # of tensors that are kept, in all: a table goes through all steps of each module
 TELLS = ("LORA", "ADALORA", "LOHA", "LOKR", "DELORA")  # types whose tensors have the layer's own sides
-NAMED = 8  # modules that a message names
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ class Adapters(Source):
         self.where, self.steps, self._places, self._log = where, sorted(places), dict(places), log
         self._open: OrderedDict[int, AdapterFile] = OrderedDict()
         self._settings: dict[str, Any] = read_settings(places[self.steps[0]])
-        kind = self._settings["peft_type"]
-        self._formula: Formula = FORMULAS[kind]
+        self._formula: Formula = FORMULAS[kind := self._settings["peft_type"]]
         self.method = method_name(kind, self._settings)
         self.info = {"peft": self._settings, **noted(self._settings, where)}
         self._base: Base | None = open_base(base if base is not None else base_named(self._settings))
@@ -91,19 +90,14 @@ class Adapters(Source):
                 self.shapes[module] = shape
         for module, name in self._saved.items():
             rows, columns = file.tensors.shape(name)
-            self.shapes[module] = (rows, columns)
+            base = self._base_of(module)
+            self.shapes[module] = (rows, columns) if base is None else base.common(module, (rows, columns))
         self._adapted = {name: shape for name, shape in self.shapes.items() if name not in self._saved}
         self._tell(left_out, file.tensors.where)
 
     def _tell(self, left_out: Mapping[str, str], file: str) -> None:
         """Say once what is left out."""
-        reasons: dict[str, list[str]] = {}
-        for module, reason in left_out.items():
-            reasons.setdefault(reason, []).append(module)
-        told = "; ".join(
-            f"{', '.join(modules[:NAMED])}{', …' if len(modules) > NAMED else ''}: {reason}"
-            for reason, modules in reasons.items()
-        )
+        told = by_reason(left_out)
         if not self.shapes:
             raise RecordError(f"{file}: adapts no linear layer ({told})")
         if told:
@@ -182,7 +176,9 @@ class Adapters(Source):
         if module in self._saved:
             if module not in file.whole:
                 raise RecordError(f"{tensors.where}: lacks {module}, which the first checkpoint has")
-            return {"weight": fitting(tensors.where, module, tensors.read(file.whole[module]), self.shapes[module])}
+            whole, shape = tensors.read(file.whole[module]), self.shapes[module]
+            whole = whole[: shape[0]] if is_embedding(module) else whole  # of a resized vocabulary what both have
+            return {"weight": fitting(tensors.where, module, whole, shape)}
         holder = self._holder(module)
         if holder not in modules:
             raise RecordError(f"{tensors.where}: has no adapter of {module}, which the first checkpoint has")

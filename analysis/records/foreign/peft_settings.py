@@ -12,6 +12,7 @@ from deltaw.analysis.records.storage.files import Storage
 ZERO_ALPHA = (
     "lora_alpha is 0, so ΔW = 0 whatever the factors are; some trainers write 0 for a value that they do not know"
 )
+NAMED = 8  # modules that a message names
 logger = logging.getLogger(__name__)
 # Options of LoRA with which no one W' belongs to a layer.
 NOT_READ = {
@@ -66,3 +67,19 @@ def noted(settings: Mapping[str, Any], where: str) -> dict[str, list[str]]:
         return {}
     logger.warning("%s: %s", where, ZERO_ALPHA)
     return {"notes": [ZERO_ALPHA]}
+
+
+def by_reason(left_out: Mapping[str, str]) -> str:
+    """Return what is left out, by reason, for a message.
+
+    Example:
+        >>> by_reason({"conv": "it is a convolution", "proj": "it is a convolution"})
+        'conv, proj: it is a convolution'
+    """
+    reasons: dict[str, list[str]] = {}
+    for module, reason in left_out.items():
+        reasons.setdefault(reason, []).append(module)
+    return "; ".join(
+        f"{', '.join(modules[:NAMED])}{', …' if len(modules) > NAMED else ''}: {reason}"
+        for reason, modules in reasons.items()
+    )

@@ -95,3 +95,19 @@ def test_convolutions_are_layers_where_they_hold_a_tenth(folders, tmp_path):
     run = Trajectory.open(tmp_path / "m.safetensors")
     assert run.shape("vision.patch_embedding") == (8, 128)
     assert run.source.kernel("vision.patch_embedding") == (2, 2)
+
+
+@pytest.mark.parametrize("rows", [28, 33])
+def test_of_a_resized_vocabulary_the_common_rows_are_compared(rows, folders, tmp_path):
+    folder, before, after = folders
+    table = torch.randn(rows, 8)
+    save_file(before | {"model.embed_tokens.weight": table}, tmp_path / "other.safetensors")
+    both = min(rows, 30)
+    moved = after["model.embed_tokens.weight"][:both].double() - table[:both].double()
+    module, model, other = "model.embed_tokens", folder / "model", tmp_path / "other.safetensors"
+    run = Trajectory.open(model, base=other, modules=[module])
+    assert run.source.info["resized"] == {module: (rows, 30)}
+    assert torch.equal(run.update(module, 0), moved)
+    pair = Trajectory.from_pair(other, model, modules=[module])
+    assert torch.equal(pair.update(module, 1), moved)
+    assert len(pair.changes([(None, 1)])) == 2

@@ -256,16 +256,23 @@ def test_the_adapters_name_in_the_keys(tmp_path):
     assert Trajectory.open(tmp_path).modules == ["layers.0"]
 
 
-def test_a_resized_vocabulary_blocks_nothing(tmp_path):
+def test_of_a_resized_vocabulary_the_common_rows_are_compared(tmp_path, caplog):
     tensors = {f"base_model.model.{Q}.lora_A.weight": torch.randn(2, 8)}
     tensors |= {f"base_model.model.{Q}.lora_B.weight": torch.randn(8, 2)}
     tensors |= {"base_model.model.lm_head.weight": torch.randn(22, 8)}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
     base = {f"{Q}.weight": torch.randn(8, 8), "lm_head.weight": torch.randn(20, 8)}
+    for rows in (20, 25):  # fewer in the base, or more, as where it is padded
+        head = torch.randn(rows, 8)
+        with caplog.at_level(logging.WARNING):
+            run = Trajectory.open(tmp_path, base=base | {"lm_head.weight": head})
+        assert f"lm_head has {rows} rows in the base and 22 in the run" in caplog.text
+        assert set(run.changes("base").module) == {Q, "lm_head"}
+        both = min(rows, 22)
+        own = tensors["base_model.model.lm_head.weight"][:both].double()
+        assert torch.equal(run.update("lm_head", 0), own - head[:both].double())
     run = Trajectory.open(tmp_path, base=base)
-    with pytest.warns(UserWarning, match=r"1 module is left out, lm_head.*20 rows in the base and 22 in the run"):
-        assert set(run.changes("base").module) == {Q}
     tensors = {key.replace(Q, "lm_head"): value for key, value in tensors.items() if "q_proj" in key}
     tensors["base_model.model.lm_head.lora_B.weight"] = torch.randn(22, 2)
     save_file(tensors, tmp_path / "adapter_model.safetensors")
