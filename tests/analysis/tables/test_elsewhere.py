@@ -18,6 +18,7 @@ from deltaw.adapters.errors import DeltawWarning, NonFiniteError, OptionError, R
 from deltaw.analysis import Trajectory, table
 from deltaw.analysis.records.foreign.pair import PairSource
 from deltaw.analysis.tables import elsewhere, units
+from deltaw.analysis.tables.blocks import counts_of
 from deltaw.analysis.tables.changes import _of_pair, changes_table
 from deltaw.analysis.tables.kept import keeper
 from deltaw.analysis.tables.stop import Plan
@@ -46,7 +47,7 @@ def small_units(monkeypatch):
 def test_spans_do_not_change_a_bit(tmp_path, method):
     run = Trajectory.open(recorded(tmp_path / "run", method))
     stops = at_pairs("consecutive")(run) + at_pairs("base")(run)
-    for measure in (partial(_of_pair, axes=("row", "column"), allow_nonfinite=False),):
+    for measure in (partial(_of_pair, axes=("row", "column"), heads=counts_of(None), allow_nonfinite=False),):
         shared = Shared([run], measure, "cpu")
         whole = measured_unit(Unit(0, 0, "0", stops), shared).rows
         for size in (1, 2, 5, 9):
