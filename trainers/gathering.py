@@ -9,6 +9,7 @@ that hold one layer, as in a forward pass.
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from torch import nn
@@ -131,7 +132,7 @@ class Gathering:
             return {}
         units = [unit for inside in module.modules() if (unit := self._owner.get(id(inside))) is not None]
         found: dict[int, Callable[[], AbstractContextManager[None]]] = {
-            id(unit): lambda unit=unit: _summoned(unit) for unit in units
+            id(unit): partial(_summoned, unit) for unit in units
         }
         parts = [p for p in module.parameters() if hasattr(p, "ds_id")]
         if parts:

@@ -242,8 +242,10 @@ class PairChanges:
     ) -> Change:
         own = whole_matrix(before.shape) if axis == "matrix" else blocks.get(axis)
         if axis not in self._settled:
-            plain = axis in ("row", "column") and own is None
-            found = self._found[axis] if plain else block_sums(self._found, needed(axis, own))
+            if axis in ("row", "column") and own is None:
+                found = self._found[axis]
+            else:
+                found = block_sums(self._found, needed(axis, own))
             self._settled[axis] = _of_sums(*self._pairs[0], axis, own, found)
         return _change(before, after, axis, own, self._settled[axis], pair, allow_nonfinite)
 

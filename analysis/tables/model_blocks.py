@@ -93,7 +93,7 @@ def by_block(frame: pd.DataFrame) -> pd.DataFrame:
     """
     require_columns(frame, COLUMNS, "block_table")
     first = {block_of(module): module for module in sorted(frame["module"].unique(), key=block_order, reverse=True)}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (run, method, step, block), own in frame.groupby(["run", "method", "step", "block"], sort=False):
         norm, base = (float(np.sqrt(np.square(own[name].to_numpy(float)).sum())) for name in ("norm", "base_norm"))
         known = {name: float(own[name].to_numpy(float).mean()) for name in ("delta_m", "delta_d")}

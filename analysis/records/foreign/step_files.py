@@ -75,8 +75,8 @@ def opens(location: Location, base: BaseLike, everything: bool) -> Source:
     if _is_inversion(first) or (found is not None and _without_steps(files)):
         kept = [name for name in files[:LOOKED_AT] if not _is_inversion(read_file(storage, name))]
         if kept and len(kept) < len(files) <= LOOKED_AT:
-            aside = printable(", ".join(name for name in files if name not in kept)[:200])
-            logger.warning("%s: %s left out, %s", storage.where, aside, INVERSION)
+            left = printable(", ".join(name for name in files if name not in kept)[:200])
+            logger.warning("%s: %s left out, %s", storage.where, left, INVERSION)
             return opens(Location(storage, kept), base, everything)
     if found is not None and not found[0].reads:
         refuse_factors(first.names(), first.where)
