@@ -17,7 +17,7 @@ from matplotlib.transforms import Affine2D, Transform
 
 from deltaw.analysis.figures.drawing.canvas import Canvas
 from deltaw.analysis.figures.drawing.facts import method_name
-from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, method_styles
+from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, method_styles, pale, thin
 
 Which = Literal["x", "y"]
 
@@ -182,10 +182,14 @@ def _short(value: float) -> str:
 def value_axis(ax: Axes, values: "pd.Series[float]", label: str, scale: Scale) -> None:
     """Give a y axis room for the values: from 0 on a linear scale, from the smallest above 0 on a logarithmic one.
 
+    On a linear scale an axis of values below 0, as rates have, reaches down to them.
     A line along 0 lies on the frame, which would hide half of it; such lines are drawn over the frame.
     """
-    high = float(values.max())
-    if scale == "linear" or high <= 0:
+    low, high = float(values.min()), float(values.max())
+    if scale == "linear" and low < -0.02 * max(high, 0.0):
+        number_axis(ax, "y", padded(low, max(high, 0.0)), label)
+        ax.axhline(0.0, color=pale(), linewidth=thin(), zorder=0.5)
+    elif scale == "linear" or high <= 0:
         number_axis(ax, "y", (0.0, 1.06 * high if high > 0 else 1.0), label)
         for line in ax.lines:
             heights = np.asarray(line.get_ydata(), dtype=float)
