@@ -1,4 +1,4 @@
-"""Notices where the weight below a PEFT adapter moves, so that the adapter's tensors no longer tell ΔW."""
+"""Notices where the weight below an adapter moves, so that the adapter's tensors no longer tell ΔW."""
 
 import math
 from collections.abc import Callable, Generator, Mapping
@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltaw.adapters.effective import base_weight
 from deltaw.adapters.errors import RecordError
+from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.peft.live import adapter_tensors
 from deltaw.adapters.peft.names import BASE_LAYER
 from deltaw.adapters.peft.recorded import PeftMethod
@@ -27,13 +28,14 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class BaseGuard:
-    """Holds every PEFT layer that is recorded as its adapter against the record's W₀.
+    """Holds every layer that is recorded as its adapter against the record's W₀.
 
     ReLoRA adds the adapter to the weight below it and begins the adapter anew: recorded by its tensors alone, the run
     would have ΔW = 0. The check is a sum over the bits of the weight, which takes one pass over it. Only where that has
     changed the weights are compared: an adapter that was merged and taken out again (TRL merges it to generate) leaves
     a rounding behind, up to a few units of ‖W₀‖ + ‖ΔW‖ and in no direction. A base that has moved further, or along the
-    update s·B A that the adapter had at the check before, has taken the adapter in.
+    update s·B A that the adapter had at the check before, has taken the adapter in. Nothing is merged into a layer of
+    ``deltaw.adapters`` and taken out again, so there every change of a bit is a move.
 
     Arguments:
         layers: The recorded layers by name.
@@ -42,7 +44,7 @@ class BaseGuard:
 
     def __init__(self, layers: Mapping[str, Layer], gathering: Gathering) -> None:
         self._gathering = gathering
-        self._layers = {name: layer for name, layer in layers.items() if layer.adapter and layer.method is not None}
+        self._layers = {name: layer for name, layer in layers.items() if layer.method is not None}
         self._sums = {name: _sum_of_bits(layer) for name, layer in gathering.walk(self._layers)}
         self._sketches = {name: _sketch(layer) for name, layer in gathering.walk(self._layers)}
 
@@ -71,7 +73,7 @@ class BaseGuard:
 
 def _sum_of_bits(layer: Layer) -> int:
     """Return the sum of a weight's entries read as integers, which every change of one entry changes."""
-    weight: Any = getattr(layer.module.get_submodule(BASE_LAYER), "weight", None)
+    weight: Any = getattr(_below(layer), "weight", None)
     if not isinstance(weight, Tensor):
         return 0  # of a quantized layer that holds it in other tensors, into which nothing is merged
     part = local(weight.detach())
@@ -81,13 +83,15 @@ def _sum_of_bits(layer: Layer) -> int:
     return int(total)
 
 
+def _below(layer: Layer) -> nn.Module:
+    return layer.module if isinstance(layer.module, AdaptedLayer) else layer.module.get_submodule(BASE_LAYER)
+
+
 def _sketch(layer: Layer) -> Tensor:
     """Return s·B A Z, (out, few), with a fixed Z: enough to know s·B A again, in two thin products."""
     assert layer.method is not None
-    if isinstance(
-        layer.method, PeftMethod
-    ):  # its update may be dense: what has moved further than a rounding is refused
-        return torch.zeros(len(base_weight(layer.module)), FEW, dtype=torch.float64)
+    if isinstance(layer.method, PeftMethod) or isinstance(layer.module, AdaptedLayer):
+        return torch.zeros(1, FEW, dtype=torch.float64)  # what has moved further than a rounding is refused
     tensors = adapter_tensors(layer.module, layer.method, layer.adapter)
     A, B = (full(tensors[name]).double().cpu() for name in ("lora_A", "lora_B"))
     return getattr(layer.method, "scaling", 1.0) * (B @ (A @ _directions(A.shape[1])))
@@ -103,10 +107,19 @@ def _compare_with(
 ) -> None:
     record = base_of(name)
     held, expected = held.cpu().double(), record[""].double()
+    if isinstance(layer.module, AdaptedLayer):
+        if not torch.equal(held, expected):
+            moved = float((held - expected).norm()) / (float(expected.norm()) or 1)
+            raise RecordError(
+                f"the frozen weight of {name!r} has moved by {moved:.1e} of its size since the record began, as where "
+                "an optimizer was given it or other weights were loaded; the method's tensors no longer tell ΔW. Start "
+                "another record, or train it as ft"
+            )
+        return
     if "start_A" in record:  # PiSSA: below the adapter is what it was not given
         scaling: float = getattr(layer.method, "scaling", 1.0)
         expected = expected - scaling * (record["start_B"].double() @ record["start_A"].double())
-    weight: Any = layer.module.get_submodule(BASE_LAYER).weight
+    weight: Any = _below(layer).weight
     eps = torch.finfo(weight.dtype).eps if weight.dtype.is_floating_point else 0.0
     difference = held - expected
     moved, size = float(difference.norm()), float(expected.norm())

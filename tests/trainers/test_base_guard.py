@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from deltaw.adapters import RecordError
+from deltaw.adapters import LoRA, PiSSA, RecordError, inject
 from deltaw.analysis.trajectory import Trajectory
 from deltaw.trainers import Recorder
 
@@ -88,3 +88,36 @@ def test_a_small_update_that_a_base_of_low_precision_takes_in_is_refused(options
         nn.init.zeros_(layer.lora_B["default"].weight)
         with pytest.raises(RecordError, match="ReLoRA"):
             recorder.step(1)
+
+
+def loaded(layer):
+    layer.load_state_dict({**layer.state_dict(), "weight": layer.weight + 1e-3})
+
+
+def given_to_an_optimizer(layer):
+    layer.weight.requires_grad_(True)
+    optimizer = torch.optim.SGD([layer.weight], lr=1e-3)
+    layer(torch.ones(2, 32)).square().sum().backward()
+    optimizer.step()
+    layer.weight.requires_grad_(False)
+
+
+def one_bit(layer):
+    with torch.no_grad():
+        layer.weight[3, 4] = torch.nextafter(layer.weight[3, 4], torch.tensor(9.0))
+
+
+@pytest.mark.parametrize("move", [loaded, given_to_an_optimizer, one_bit], ids=lambda move: move.__name__)
+@pytest.mark.parametrize("method", [LoRA(rank=2), PiSSA(rank=2)], ids=lambda method: method.name)
+def test_a_base_that_moves_under_our_own_layer_is_refused(method, move, tmp_path):
+    torch.manual_seed(0)
+    model = inject(nn.Sequential(nn.Linear(32, 24), nn.Linear(24, 2)), method, targets=["0"])
+    with Recorder(model, tmp_path / "run") as recorder:
+        recorder.step(0)
+        with torch.no_grad():
+            model[0].lora_B.add_(1e-3)
+        recorder.step(1)
+        move(model[0])
+        with pytest.raises(RecordError, match=r"frozen weight of '0' has moved"):
+            recorder.step(2)
+    assert Trajectory.open(tmp_path / "run").steps == [0, 1]
