@@ -16,7 +16,6 @@ from .measures.amplification import Amplification as Amplification
 from .measures.amplification import amplification as amplification
 from .measures.blocks import Axis as Axis
 from .measures.blocks import Blocks as Blocks
-from .measures.blocks import kernel_blocks as kernel_blocks
 from .measures.change import Change as Change
 from .measures.change import change as change
 from .measures.change import changes as changes
