@@ -107,7 +107,7 @@ def change(
         axis: "row" for one value per output feature (W[i, :]), "column" for one per input feature (W[:, j]), "matrix"
             for one of all entries as one vector, whose norm is Frobenius'. "head" and "expert" for one of each of the
             ``blocks``; without them, "expert" takes a stack (experts, out, in). Of a convolution's matrix
-            (out, in·k…), "column" and "entry" with ``blocks``, as `deltaw.analysis.measures.blocks.kernel_blocks` returns them.
+            (out, in·k…) "column" and "entry" with ``blocks``, as ``measures.blocks.kernel_blocks`` returns them.
         blocks: Which rows or columns a head has, as `head_blocks` returns them, or an expert.
         allow_nonfinite: Go on where a vector holds NaN or infinity, and count it in ``nonfinite``.
 
