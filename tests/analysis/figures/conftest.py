@@ -24,6 +24,7 @@ SINGLE: dict[str, dict[str, Any]] = {
     "distribution": {"measure": "delta_m"},
     "heatmap": {"measure": "delta_d"},
     "heads": {"measure": "delta_d"},
+    "blocks": {"measure": "relative"},
     "overlap": {"layers": [0]},
     "agreement": {"measure": "cosine"},
 }
@@ -48,6 +49,7 @@ def table() -> pd.DataFrame:
             "k": 4, "rotation_left": 0.1 * step,
             "rotation_right": 0.2 * step, "rotation_expected": 89.0, "rotation_random": 0.05 * step,
             "off_principal": 0.9, "off_principal_expected": 0.98, "visible_bfloat16": 0.01 * step,
+            "block": f"m.layer.{layer}", "norm": 0.1 * step, "base_norm": 10.0,
         }
         for method in ("lora", "dual-lora")
         for layer in range(3)
