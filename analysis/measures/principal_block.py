@@ -208,4 +208,5 @@ def _new_directions(residual: Tensor, basis: Tensor) -> Tensor:
 
 def _orthonormal(rows: Tensor) -> Tensor:
     with one_thread():
-        return torch.linalg.qr(rows.T).Q.T
+        basis: Tensor = torch.linalg.qr(rows.T).Q
+    return basis.T

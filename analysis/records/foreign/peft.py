@@ -90,8 +90,8 @@ class Adapters(Source):
                 self.shapes[module] = shape
         for module, name in self._saved.items():
             rows, columns = file.tensors.shape(name)
-            base = self._base_of(module)
-            self.shapes[module] = (rows, columns) if base is None else base.common(module, (rows, columns))
+            source = self._base_of(module)
+            self.shapes[module] = (rows, columns) if source is None else source.common(module, (rows, columns))
         self._adapted = {name: shape for name, shape in self.shapes.items() if name not in self._saved}
         self._tell(left_out, file.tensors.where)
 
