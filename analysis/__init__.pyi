@@ -63,6 +63,8 @@ from .tables.similarity import similarity_table as similarity_table
 from .tables.singular_values import singular_values as singular_values
 from .tables.subspaces import subspace_angles as subspace_angles
 from .tables.subspaces import subspace_overlap as subspace_overlap
+from .tables.tokens import new_tokens as new_tokens
+from .tables.tokens import token_changes as token_changes
 from .tables.vectors import vector_changes as vector_changes
 from .tables.whole_model import agreement_matrix as agreement_matrix
 from .tables.whole_model import model_agreement as model_agreement

@@ -1,10 +1,12 @@
 """``deltaw changes``: the ΔM, ΔD table."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.tables.work import Work
 from deltaw.cli.commands import Command, ListOption, OneOf
 from deltaw.cli.options import (
@@ -16,7 +18,7 @@ from deltaw.cli.options import (
     runs_argument,
     work_options,
 )
-from deltaw.cli.output import emit_table, progress, write_table
+from deltaw.cli.output import emit_table, progress, remark, write_table
 from deltaw.cli.summary import GROUPS, Shown, at_step, emit_summary, shown_options
 
 if TYPE_CHECKING:
@@ -60,6 +62,9 @@ COLUMNS = {
 @base_option
 @click.option("--step", type=int, help="Show the pairs that end at this step. Default: each run's last.")
 @shown_options
+@click.option("--tokens", "tokens", flag_value="moved", help="Print the tokens whose rows moved most instead.")
+@click.option("--new-tokens", "tokens", flag_value="new", help="Print the rows that a resized vocabulary has new.")
+@click.option("--tokenizer", metavar="FOLDER", help="Where the tokens' texts are. Default: beside checkpoint or base.")
 @click.option("--correlation", "correlate", is_flag=True, help="Print how ΔM and ΔD go together instead.")
 @out_option
 @work_options
@@ -71,6 +76,8 @@ def command(
     heads: dict[str, int] | None,
     modules: tuple[str, ...],
     base: str | None,
+    tokens: str | None,
+    tokenizer: str | None,
     correlate: bool,
     path: Path | None,
     as_json: bool,
@@ -97,10 +104,22 @@ def command(
       deltaw changes runs/* --pairs base --correlation
       deltaw changes runs/lora --axes row,matrix,head
       deltaw changes before/model.safetensors after/model.safetensors
+      deltaw changes before after --tokens --top 50
 
     A run is a folder that deltaw recorded, an output folder of Hugging Face or PEFT, or its address. Two model files,
     or two folders of one model each, are compared with each other, as are a model and an adapter of it.
+
+    --tokens is of embeddings and output heads: by default those of the base weights to the last step, sorted by
+    ‖Δw‖/‖w‖, or by --sort; --top so many of each, 20 by default, or --all.
     """
+    if tokens is not None:
+        if axes or heads or correlate or len(pairs) > 1:
+            raise click.UsageError("--axes, --heads, --correlation and several --pairs are not for tables of tokens")
+        frame = _tokens(runs, tokens, pairs[0] if pairs else "base", base, modules, tokenizer, shown, work, as_json)
+        emit_table(frame, as_json, path)
+        return
+    if tokenizer is not None:
+        raise click.UsageError("--tokenizer is for --tokens and --new-tokens")
     from deltaw.analysis.measures.correlation import correlation
     from deltaw.analysis.runs import table
 
@@ -136,13 +155,60 @@ def _what(frame: "pd.DataFrame") -> str:
     return f"means over matrices of ΔM and ΔD, from {since} to step {', '.join(map(str, ends))}"
 
 
-def _opened(paths: tuple[str, ...], base: str | None) -> "list[Trajectory]":
+def _tokens(
+    paths: tuple[str, ...],
+    which: str,
+    pairs: str,
+    base: str | None,
+    modules: tuple[str, ...],
+    tokenizer: str | None,
+    shown: Shown,
+    work: Work,
+    quiet: bool,
+) -> "pd.DataFrame":
+    """Return the table of the tokens that moved most, or of the new ones."""
+    from deltaw.analysis.tables.frame import joined
+    from deltaw.analysis.tables.tokens import new_tokens, token_changes
+
+    opened = _opened(paths, base, modules or ("*",))  # embeddings are shown where a pattern names them
+    options: dict[str, Any] = {"tokenizer": tokenizer, "modules": modules or None, "work": work}
+    options["progress"] = progress(quiet)
+    if which == "new":
+        frame = new_tokens(opened, "last" if shown.step is None else [shown.step], **options)
+        if frame.empty and not quiet:
+            remark("no vocabulary has more rows than the base's")
+        return frame
+    top = None if shown.every else shown.top or 20
+    return joined(
+        [
+            token_changes([run], _ending(run, pairs, shown.step), top=top, by=shown.sort or "relative", **options)
+            for run in opened
+        ]
+    )
+
+
+def _ending(run: "Trajectory", pairs: str, step: int | None) -> list[tuple[int | None, int]]:
+    """Return the pairs that end at a step, or at the last: an embedding is large, and no other is shown."""
+    from deltaw.analysis.tables.walk import chosen_pairs, no_stops
+
+    there = chosen_pairs(run, pairs)  # type: ignore[arg-type]
+    ends = sorted({end for _, end in there})
+    if not ends:
+        raise OptionError(no_stops(run))
+    if step is not None and step not in ends:
+        near = ", ".join(str(end) for end in sorted(ends, key=lambda end: abs(end - step))[:4])
+        raise OptionError(f"{run.source.where}: step {step} ends no pair; near it there are {near}")
+    return [pair for pair in there if pair[1] == (ends[-1] if step is None else step)]
+
+
+def _opened(paths: tuple[str, ...], base: str | None, modules: Sequence[str] | None = None) -> "list[Trajectory]":
     """Open the runs; two models, each of one step, are one run from the first to the second."""
     from deltaw.analysis.runs import open_runs
     from deltaw.analysis.trajectory import Trajectory
 
-    runs = open_runs(paths, base=base)
+    given = paths if modules is None else [Trajectory.open(path, base=base, modules=modules) for path in paths]
+    runs = open_runs(given, base=base)
     formats = [run.source.format for run in runs if len(run.steps) == 1]
     two = base is None and len(runs) == len(formats) == 2
     pair = two and formats[0] in MODELS and (formats[1] in (*MODELS, "peft") or "adapter" in runs[1].info)
-    return [Trajectory.from_pair(*paths)] if pair else runs
+    return [Trajectory.from_pair(*paths, modules=modules)] if pair else runs

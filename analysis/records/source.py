@@ -161,6 +161,11 @@ class Source(ABC):
         del modules, shares
         return []
 
+    def new_rows(self, module: str, step: int) -> Tensor | None:
+        """Return the rows of a resized vocabulary that W₀ has not, (rows, in); ``None`` where there are none."""
+        del module, step
+        return None
+
     def label(self, module: str) -> str:
         """Return the method's name for tables."""
         del module

@@ -100,6 +100,14 @@ class FullModelSource(Source):
         return weight if dtype is None else weight.to(dtype)
 
     @override
+    def new_rows(self, module: str, step: int) -> Tensor | None:
+        self.check(module, step)
+        tensors, stored, rows = self._tensors(step), self._matrices[module], self.shapes[module][0]
+        if stored.shape[0] == rows:
+            return None
+        return fitting(tensors.where, module, stored.read(tensors), stored.shape)[rows:]
+
+    @override
     def state(self, module: str, step: int) -> State:
         return {"weight": self.weight(module, step)}
 

@@ -192,6 +192,11 @@ class SplitSource(Source):
         return self._inner.left_out({self._rows[module][0] for module in modules}, shares=shares)
 
     @override
+    def new_rows(self, module: str, step: int) -> Tensor | None:
+        whole, rows = self._of(module)
+        return self._inner.new_rows(whole, step) if rows is None else None
+
+    @override
     def label(self, module: str) -> str:
         return self._inner.label(self._of(module)[0])
 
