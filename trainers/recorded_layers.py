@@ -11,18 +11,25 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deltaw.adapters.bitsandbytes import is_quantized
-from deltaw.adapters.effective import base_weight, effective_weight
+from deltaw.adapters.effective import effective_weight
 from deltaw.adapters.errors import TargetError
 from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.method import Method, RankedMethod
 from deltaw.adapters.modules import is_conv1d, is_peft, linear_modules
 from deltaw.adapters.patterns import matching
-from deltaw.adapters.peft.live import adapter_of, adapter_tensors, attentions
+from deltaw.adapters.peft.live import adapter_of, adapter_tensors
 from deltaw.adapters.peft.names import BASE_LAYER
 from deltaw.adapters.peft.recorded import PeftMethod, peft_method, peft_state
 from deltaw.adapters.sharded import full
 from deltaw.analysis.records.foreign.heads import kept_of
 from deltaw.analysis.records.run_folder.format import ARCHITECTURE, ModuleEntry
+from deltaw.trainers.attention import (
+    PeftMatrix,
+    adapter_of_matrix,
+    attention_matrices,
+    base_below,
+    in_order,
+)
 from deltaw.trainers.distributed import whole_parameters
 from deltaw.trainers.gathering import INNER, Gathering
 
@@ -41,7 +48,7 @@ class Layer:
     """A layer, and how it is recorded.
 
     Arguments:
-        module: A linear layer: plain, ours, PEFT's, or parametrized.
+        module: A linear layer: plain, ours, PEFT's, or parametrized; or a matrix of ``nn.MultiheadAttention``.
         method: The method whose tensors are recorded; ``None``: W' itself is.
         adapter: PEFT's name for the adapter.
         rewritten: PEFT has changed the weight below it (PiSSA, OLoRA, CorDA): W₀ is W' at the start of the record.
@@ -82,20 +89,19 @@ def recorded_layers(model: nn.Module, patterns: Sequence[str] | None, gathering:
     """Return by name what the patterns choose; ``None``: our adapters, or else PEFT's, or else all linear layers.
 
     Raises:
-        TargetError: A pattern matches nothing, there is no linear layer, or PEFT's LoRA is on ``nn.MultiheadAttention``
-            and the patterns do not say that it is to be left out.
+        TargetError: A pattern matches nothing, or there is no linear layer.
     """
     with gathering.plain():
-        modules = {
+        linear = {
             name: m for name, m in linear_modules(model) if not is_peft(m) or _is_linear(m.get_submodule(BASE_LAYER))
         }
+        matrices = dict(attention_matrices(model))
+        modules = in_order(model, linear | matrices) if matrices else linear
         if patterns is not None:
             names = matching(modules, [patterns] if isinstance(patterns, str) else patterns, "module")
         else:
             names = [name for name, module in modules.items() if isinstance(module, AdaptedLayer)]
-            if not names:
-                _refuse_attentions(model)
-            names = names or [name for name, module in modules.items() if is_peft(module)] or list(modules)
+            names = names or [name for name, module in modules.items() if _is_of_peft(module)] or list(modules)
         if not names:
             raise TargetError("the model has no linear layer to record")
         found = {}
@@ -108,7 +114,7 @@ def recorded_layers(model: nn.Module, patterns: Sequence[str] | None, gathering:
 def method_name(layers: dict[str, Layer]) -> str:
     """Return the name of the layers' method, or their names joined by +."""
     names = {
-        "peft" if layer.method is None and is_peft(layer.module) else layer.method.name if layer.method else "ft"
+        "peft" if layer.method is None and _is_of_peft(layer.module) else layer.method.name if layer.method else "ft"
         for layer in layers.values()
     }
     return "+".join(sorted(names))
@@ -137,15 +143,15 @@ def base_and_constants(layer: Layer) -> tuple[Tensor, dict[str, Tensor]]:
     """Return W₀ (out, in), and the tensors of the method that never change."""
     module = layer.module
     if isinstance(module, AdaptedLayer):
-        return base_weight(module), {key: module.tensor(key) for key in module.constants()}
+        return base_below(module), {key: module.tensor(key) for key in module.constants()}
     if isinstance(layer.method, PeftMethod):
-        return base_weight(module), peft_state(module, layer.method, layer.adapter, frozen=True)
+        return base_below(module), peft_state(module, layer.method, layer.adapter, frozen=True)
     if layer.rewritten and isinstance(
         layer.method, RankedMethod
     ):  # W₀ is the residual below and the adapter at its start
         tensors = {key: full(value) for key, value in adapter_tensors(module, layer.method, layer.adapter).items()}
         A, B = tensors["lora_A"], tensors["lora_B"]
-        residual = full(base_weight(module))
+        residual = full(base_below(module))
         base = residual.to(A.dtype) + layer.method.scaling * (B @ A)
         return base, {"start_A": A.clone(), "start_B": B.clone()}  # the memory of what is gathered is used again
     if layer.rewritten:
@@ -156,7 +162,7 @@ def base_and_constants(layer: Layer) -> tuple[Tensor, dict[str, Tensor]]:
         if not isinstance(original, Tensor) or original.requires_grad:
             return _whole(module), {}
         return (original.detach().T if is_conv1d(module) else original.detach()), {}
-    return base_weight(module), {}
+    return base_below(module), {}
 
 
 def is_frozen(layer: Layer) -> bool:
@@ -179,14 +185,8 @@ def module_entry(layer: Layer, base: Tensor) -> ModuleEntry:
     return ModuleEntry((rows, columns), dtype, layer.method.name, json.loads(json.dumps(layer.method.options())))
 
 
-def _refuse_attentions(model: nn.Module) -> None:
-    name = next(attentions(model), None)
-    if name is not None:
-        raise TargetError(
-            f"{name!r} is PEFT's LoRA on nn.MultiheadAttention, which is not recorded: it is no linear layer, and PEFT "
-            "counts the update of its out_proj twice; record the others by name, modules=['*.fc'], and read this one "
-            "from the folders of model.save_pretrained"
-        )
+def _is_of_peft(module: nn.Module) -> bool:
+    return is_peft(module) or isinstance(module, PeftMatrix)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -196,6 +196,9 @@ def _is_linear(module: nn.Module) -> bool:
 def _layer(model: nn.Module, name: str, module: nn.Module) -> Layer:
     if isinstance(module, AdaptedLayer):
         return Layer(module, module.method)
+    if isinstance(module, PeftMatrix):
+        found = adapter_of_matrix(model, name, module)
+        return Layer(module, found.method, found.name, found.rewritten)
     if not is_peft(module):
         return Layer(module)
     adapter = adapter_of(model, name)

@@ -4,7 +4,6 @@ They are told by their classes, so PEFT need not be there. ``effective.py`` call
 imports methods, and of PEFT's room the names alone.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ from deltaw.adapters.method import Method
 from deltaw.adapters.methods.dora import DoRA
 from deltaw.adapters.methods.lora import LoRA
 from deltaw.adapters.methods.pissa import PiSSA
-from deltaw.adapters.modules import is_peft
 from deltaw.adapters.peft.names import BASE_LAYER, LEAVES_THE_BASE
 
 
@@ -45,13 +43,6 @@ def plain_below(module: nn.Module) -> nn.Module:
     if getattr(module, "merged", False):
         raise TargetError("this PEFT layer is merged into its base; call model.unmerge_adapter() first")
     return module.get_submodule(BASE_LAYER)
-
-
-def attentions(model: nn.Module) -> Iterator[str]:
-    """Yield the names of all ``nn.MultiheadAttention`` that carry an adapter of PEFT's."""
-    for name, module in model.named_modules():
-        if is_peft(module) and isinstance(module.get_submodule(BASE_LAYER), nn.MultiheadAttention):
-            yield name
 
 
 def adapter_of(model: nn.Module, name: str) -> Adapter:

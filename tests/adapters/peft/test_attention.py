@@ -1,4 +1,4 @@
-"""PEFT's LoRA on ``nn.MultiheadAttention``: read as PEFT's forward has it, and refused by name when recording."""
+"""PEFT's LoRA on ``nn.MultiheadAttention``: read as PEFT's forward has it, and recorded the same."""
 
 import json
 
@@ -63,13 +63,16 @@ def test_read_as_in_pefts_forward(tmp_path):
         torch.testing.assert_close(scaling * U.double() @ V.double(), run.update(name, 0), rtol=1e-12, atol=1e-14)
 
 
-def test_the_recorder_refuses_it_by_name(tmp_path):
+def test_the_recorder_has_what_the_reader_has(tmp_path):
     model = adapted()
-    with pytest.raises(TargetError, match=r"0\.attn' is PEFT's LoRA on nn\.MultiheadAttention.*modules="):
-        Recorder(model, tmp_path / "run")
-    with Recorder(model, tmp_path / "run", modules=["*.fc"]) as recorder:
+    model.save_pretrained(tmp_path / "saved")
+    with Recorder(model, tmp_path / "run") as recorder:
         recorder.step(0)
-    assert len(Trajectory.open(tmp_path / "run").modules) == 2
+    saved, run = Trajectory.open(tmp_path / "saved", base=net(), split=False), Trajectory.open(tmp_path / "run")
+    assert sorted(run.modules) == sorted(saved.modules)
+    assert len(run.modules) == 6
+    for module in run.modules:
+        torch.testing.assert_close(run.weight(module, 0), saved.weight(module, 0), rtol=1e-5, atol=1e-6)
 
 
 def test_load_peft_refuses_it_by_name(tmp_path):
