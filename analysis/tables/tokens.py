@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaw.adapters.checks import public, whole_number
-from deltaw.adapters.errors import OptionError
+from deltaw.adapters.errors import NonFiniteError, OptionError
 from deltaw.analysis.measures.threads import one_thread
 from deltaw.analysis.names import is_embedding
 from deltaw.analysis.records.foreign.vocabulary import token_texts
@@ -106,7 +106,7 @@ def new_tokens(
         old_norm, to_mean, old_to_mean, in units of the weights.
 
     Raises:
-        OptionError, RecordError: As `token_changes`.
+        OptionError, NonFiniteError, RecordError: As `token_changes`.
     """
     walk = Walk(runs, "new tokens", at_steps(steps), partial(_modules, given=modules), progress=progress, work=work)
     columns = [*LABELS, "step", "token", "norm", "old_norm", "to_mean", "old_to_mean"]
@@ -158,6 +158,8 @@ def _of_new(stop: Stop) -> list[dict[str, Any]]:
     mean = _mean(old)
     about = {"norm": _norms(new), "old_norm": float(_norms_at(stop, stop.step).mean())}
     about |= {"to_mean": _norms(new, mean), "old_to_mean": float(_norms(old, mean).mean())}
+    if not all(np.isfinite(value).all() for value in about.values()):
+        raise NonFiniteError("a row holds NaN or infinity; see where the training diverged, and ask for a step before")
     return [stop.labels | {"step": stop.step, "token": len(old) + np.arange(len(new))} | about]
 
 
@@ -180,19 +182,20 @@ def _mean(rows: Tensor) -> Tensor:
 
 
 def _widened(rows: Tensor) -> Iterator[Tensor]:
-    for part in rows.split(max(1, _ENTRIES // max(1, rows.shape[1]))):
-        yield part.double().cpu()
+    count = max(1, _ENTRIES // max(1, rows.shape[1]))
+    for start in range(0, len(rows), count):
+        yield rows[start : start + count].double().cpu()
 
 
 def _with_texts(frame: pd.DataFrame, runs: Sequence[Run], tokenizer: str | Path | None) -> pd.DataFrame:
     """The table with a column of texts; they are read after the measuring, as no kept table is to hold them."""
-    texts = pd.Series("", index=frame.index, dtype=object)
+    texts: dict[tuple[str, int], str] = {}
     theirs = frame["module"].map(holds_tokens).astype(bool)
     for run in runs:
-        own = (frame["run"] == run.name) & theirs
-        ids = frame.loc[own, "token"]
-        if len(ids):
-            known = token_texts(run.source, set(ids.tolist()), tokenizer)
-            texts[own] = [known.get(number, "") for number in ids.tolist()]
-    frame.insert(frame.columns.get_loc("token") + 1, "text", texts)
+        ids = set(frame["token"][theirs & (frame["run"] == run.name)].tolist())
+        if ids:
+            texts |= {(run.name, number): text for number, text in token_texts(run.source, ids, tokenizer).items()}
+    rows = zip(frame["run"], frame["token"], theirs, strict=True)
+    shown = [texts.get((name, number), "") if own else "" for name, number, own in rows]
+    frame.insert(list(frame.columns).index("token") + 1, "text", pd.Series(shown, index=frame.index, dtype=object))
     return frame

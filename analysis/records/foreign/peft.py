@@ -188,6 +188,10 @@ class Adapters(Source):
         return self._parameters[module].of(state) if module in self._parameters else as_matrices(state)
 
     @override
+    def new_rows(self, module: str, step: int) -> Tensor | None:
+        return self._checkpoint(step).rows_from(module, self.shapes[module][0])
+
+    @override
     def kernel(self, module: str) -> tuple[int, ...]:
         shapes, base = self._checkpoint(self.steps[0]).shapes(self._holder(module)), self._base_of(module)
         return (() if base is None else base.kernel(self._copies(module))) or kernel_of(shapes)

@@ -8,9 +8,11 @@ What torch.compile and others put before or into the names is taken off. A modul
 whatever else stands beside it: PEFT saves W₀ with the adapter of an embedding or an output head.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.errors import RecordError
 from deltaw.adapters.peft.names import (
@@ -24,10 +26,14 @@ from deltaw.adapters.peft.names import (
     ROOT,
     WEIGHTS,
 )
+from deltaw.analysis.names import is_embedding
 from deltaw.analysis.records.foreign.peft_kernels import of_a_kernel, why_not
 from deltaw.analysis.records.storage.file_names import SHARDED, parts_of_one, weights_file
 from deltaw.analysis.records.storage.files import Storage
 from deltaw.analysis.records.storage.tensors import Renamed, SafeTensors, Tensors, read_pickled, read_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ORIGINAL = "original_module"  # the untrained copy of a module in modules_to_save
 TOKENS = "token_adapter"  # trains some rows of an embedding
@@ -54,6 +60,12 @@ class AdapterFile:
     attention: dict[str, str] = field(default_factory=dict)
     adapter: str | None = None
     left_out: dict[str, str] = field(default_factory=dict)
+
+    def rows_from(self, module: str, start: int) -> Tensor | None:
+        """Return the rows from ``start`` on of an embedding or head that was saved whole; ``None`` of all else."""
+        if module not in self.whole or not is_embedding(module):
+            return None
+        return self.tensors.read(self.whole[module])[start:]
 
     def shapes(self, module: str) -> dict[str, tuple[int, ...]]:
         """Return the shapes of a module's adapter; nothing where it has none."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deltaw.adapters.errors import OptionError, RecordError
+from deltaw.adapters.errors import NonFiniteError, OptionError, RecordError
 from deltaw.analysis import Trajectory, new_tokens, token_changes
 from deltaw.analysis.tables.tokens import holds_tokens
 from deltaw.analysis.tables.work import Work
@@ -169,6 +169,31 @@ def test_new_rows_stand_beside_the_old_ones(folders, run):
     assert new_tokens([same]).empty
     smaller = Trajectory.open(folder / "base", base=folder / "model", modules=[MODULE])
     assert new_tokens([smaller]).empty
+
+
+def test_new_rows_of_a_head_that_peft_saved_whole(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    head, base = torch.randn(22, 8, generator=draw), torch.randn(20, 8, generator=draw)
+    query = "model.layers.0.self_attn.q_proj"
+    sides = {"A": torch.randn(2, 8, generator=draw), "B": torch.randn(8, 2, generator=draw)}
+    tensors = {f"base_model.model.{query}.lora_{side}.weight": value for side, value in sides.items()}
+    save_file(tensors | {"base_model.model.lm_head.weight": head}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    run = Trajectory.open(tmp_path, base={f"{query}.weight": torch.randn(8, 8), "lm_head.weight": base})
+    assert new_tokens([run])["norm"].tolist() == pytest.approx(head[20:].double().norm(dim=1).tolist(), rel=1e-12)
+    want, found = slow(base.double(), head.double()), token_changes([run], top=None).set_index("token")
+    assert found["relative"].to_dict() == pytest.approx({key: row["relative"] for key, row in want.items()}, rel=1e-9)
+    assert new_tokens([run], modules=["*q_proj"]).empty
+
+
+def test_a_new_row_that_is_no_number_is_named(folders):
+    folder, *_ = folders
+    table = torch.full((33, 8), 1.0)
+    table[32, 1] = math.nan
+    save_file({f"{MODULE}.weight": table}, folder / "model" / "model.safetensors")
+    run = Trajectory.open(folder / "model", base=folder / "base", modules=[MODULE])
+    with pytest.raises(NonFiniteError, match=r"embed_tokens, at step 0: a row holds NaN"):
+        new_tokens([run])
 
 
 def test_the_parts_in_which_rows_are_widened_change_little(run, monkeypatch):
