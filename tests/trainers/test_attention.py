@@ -1,9 +1,11 @@
 """Recording ``nn.MultiheadAttention``: plain, and under PEFT's LoRA, whose update of out_proj is added twice."""
 
 import copy
+import functools
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from deltaw.adapters import RecordError, TargetError
@@ -185,3 +187,31 @@ def test_live_numbers_of_an_attention(tmp_path):
     run = Trajectory.open(tmp_path / "run")
     shares = [float(run.update(m, 0).norm() / run.base(m).double().norm()) for m in run.modules if "out_proj" in m]
     assert found["update/output"] == pytest.approx(sum(shares) / 2, rel=1e-6)
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+@pytest.mark.parametrize("kind", ["fsdp1 original", "fsdp1 flat", "fsdp2"])
+def test_sharded_attention_is_recorded_whole(tmp_path, in_two, kind):
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+
+    def work(rank, path):
+        model, cpu = net(), torch.device("cpu")
+        if kind == "fsdp2":
+            mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+            for block in (*model, model):
+                fsdp.fully_shard(block, mesh=mesh)
+        else:
+            wrap = functools.partial(fsdp.wrap.transformer_auto_wrap_policy, transformer_layer_cls={Block})
+            model = fsdp.FullyShardedDataParallel(
+                model, auto_wrap_policy=wrap, use_orig_params=kind == "fsdp1 original", device_id=cpu
+            )
+        with Recorder(model, path / "run") as recorder:
+            recorder.step(0)
+        return recorder.steps
+
+    assert in_two(work, tmp_path) == ([0], [0])
+    run, wanted = Trajectory.open(tmp_path / "run"), net()
+    assert run.modules == [f"{k}.{name}" for k in (0, 1) for name in MATRICES]
+    for k in (0, 1):
+        for name, parameter in MATRICES.items():
+            assert torch.equal(run.weight(f"{k}.{name}", 0).float(), wanted.get_parameter(f"{k}.{parameter}"))
