@@ -1,4 +1,4 @@
-"""The linear layers of a model, of whatever kind: which they are, their shape, and their place in the model."""
+"""The linear layers and convolutions of a model: which they are, their shape, and their place in the model."""
 
 from collections.abc import Iterator
 
@@ -53,8 +53,13 @@ def penalty(model: nn.Module) -> Tensor | float:
     return sum(found) if found else 0.0
 
 
-def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the names and modules of all linear layers: plain, ours, and PEFT's (without the parts inside)."""
+def linear_modules(model: nn.Module, *, kernels: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the names and modules of all linear layers: plain, ours, and PEFT's (without the parts inside).
+
+    Arguments:
+        model: The model.
+        kernels: Plain convolutions of every kind too; those under PEFT are yielded anyhow.
+    """
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if name.startswith(inside):
@@ -62,8 +67,26 @@ def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if is_peft(module):
             inside += (name + ".",)
             yield name, module
-        elif isinstance(module, (nn.Linear, AdaptedLayer)) or is_conv1d(module):
+        elif isinstance(module, (nn.Linear, AdaptedLayer)) or is_conv1d(module) or (kernels and is_convolution(module)):
             yield name, module
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether it is a convolution of torch's, plain or under PEFT: transposed and grouped ones too."""
+    module = module.get_submodule(BASE_LAYER) if is_peft(module) else module
+    return isinstance(module, nn.modules.conv._ConvNd)
+
+
+def kernel_of(module: nn.Module) -> tuple[int, ...]:
+    """Return (k…) of a convolution whose weight [out, in, k…] is the matrix (out, in·k…), () of all else.
+
+    Example:
+        >>> kernel_of(nn.Conv2d(4, 6, 3)), kernel_of(nn.Conv2d(4, 6, 3, groups=2)), kernel_of(nn.Linear(4, 6))
+        ((3, 3), (), ())
+    """
+    module = module.get_submodule(BASE_LAYER) if is_peft(module) else module
+    plain = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == 1
+    return tuple(module.kernel_size) if plain else ()  # type: ignore[arg-type]
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaw.adapters.effective import base_weight
+from deltaw.adapters.effective import base_matrix
 from deltaw.adapters.errors import TargetError
 from deltaw.adapters.layer import WIDENED
 from deltaw.adapters.methods.lora import LoRA
@@ -162,5 +162,5 @@ def adapter_of_matrix(model: nn.Module, name: str, matrix: PeftMatrix) -> Adapte
 
 
 def base_below(module: nn.Module) -> Tensor:
-    """Return W₀ (out, in) of whatever is recorded, as ``base_weight``."""
-    return module.base() if isinstance(module, PeftMatrix) else base_weight(module)
+    """Return W₀ (out, in) of whatever is recorded, as ``base_matrix``."""
+    return module.base() if isinstance(module, PeftMatrix) else base_matrix(module)

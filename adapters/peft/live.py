@@ -16,6 +16,7 @@ from deltaw.adapters.method import Method
 from deltaw.adapters.methods.dora import DoRA
 from deltaw.adapters.methods.lora import LoRA
 from deltaw.adapters.methods.pissa import PiSSA
+from deltaw.adapters.modules import kernel_of
 from deltaw.adapters.peft.names import BASE_LAYER, LEAVES_THE_BASE
 
 
@@ -74,14 +75,18 @@ def adapter_of(model: nn.Module, name: str) -> Adapter:
 def adapter_tensors(layer: Any, method: Method, adapter: str) -> dict[str, Tensor]:
     """Return the tensors of an adapter under the names of our method, widened; no digit is lost.
 
+    Those of a convolution, A [r, in, k…], B [out, r, 1…] and m [1, out, 1…], are as those of the matrix (out, in·k…).
+
     Raises:
         RecordError: Its scaling is no longer that of the method.
     """
     if layer.scaling[adapter] != getattr(method, "scaling", None):
         raise RecordError(f"the scaling of PEFT's adapter {adapter!r} was changed; start another record")
     tensors = {"lora_A": layer.lora_A[adapter].weight, "lora_B": layer.lora_B[adapter].weight}
+    if kernel_of(layer):
+        tensors = {key: value.flatten(1) for key, value in tensors.items()}
     if isinstance(method, DoRA):
-        tensors["magnitude"] = layer.lora_magnitude_vector[adapter].weight
+        tensors["magnitude"] = layer.lora_magnitude_vector[adapter].weight.flatten()
     # Widened, as W' is computed from them.
     return {key: value.detach().to(WIDENED.get(value.dtype, value.dtype)) for key, value in tensors.items()}
 
@@ -90,8 +95,11 @@ def weight_of(layer: Any, base: Tensor) -> Tensor:
     """Return W' (out, in) from the factors of LoRA and DoRA, else from the layer's own forward.
 
     Arguments:
-        layer: A PEFT layer over a linear one.
-        base: What the layer below holds, (out, in).
+        layer: A PEFT layer over a linear one, or over a convolution.
+        base: What the layer below holds, (out, in), or (out, in·k…).
+
+    Raises:
+        TargetError: A convolution's adapter is neither LoRA, DoRA, LoHa nor LoKr.
     """
     if layer.merged or layer.disable_adapters:
         return base
@@ -103,17 +111,38 @@ def weight_of(layer: Any, base: Tensor) -> Tensor:
         name in pairs and isinstance(pairs[name], nn.Module) and (name not in variants or dora.get(name))
         for name in active
     ):
-        return _probed(layer, wide)
+        return _added(layer, wide) if kernel_of(layer) else _probed(layer, wide)
     result = wide
     for name in active:
-        A, B = layer.lora_A[name].weight.to(wide.dtype), layer.lora_B[name].weight.to(wide.dtype)
+        A, B = (pair[name].weight.to(wide.dtype) for pair in (layer.lora_A, layer.lora_B))
+        if kernel_of(layer):
+            A, B = A.flatten(1), B.flatten(1)
         update = layer.scaling[name] * (B @ A)
         if dora.get(name):
             V = wide + update
-            magnitude = layer.lora_magnitude_vector[name].weight.to(wide.dtype)
+            magnitude = layer.lora_magnitude_vector[name].weight.to(wide.dtype).flatten()
             update = V * (magnitude / torch.linalg.vector_norm(V, dim=1))[:, None] - wide
         result = result + update
     return result
+
+
+def adds_a_kernel(layer: nn.Module) -> bool:
+    """Whether what the layer adds to a convolution's kernel can be asked for: LoRA, DoRA, LoHa or LoKr."""
+    of = {c.__module__ for c in type(layer).__mro__}
+    if "peft.tuners.lora.layer" not in of:
+        return "peft.tuners.lycoris_utils" in of
+    dora, variants = getattr(layer, "use_dora", {}), getattr(layer, "lora_variant", {})
+    return all(dora.get(name) for name in variants)
+
+
+def _added(layer: Any, weight: Tensor) -> Tensor:
+    """W' of a convolution under LoHa or LoKr, which give ΔW in the kernel's shape."""
+    if not adds_a_kernel(layer):
+        raise TargetError(f"what a {type(layer).__module__}.{type(layer).__name__} makes of a convolution is not known")
+    for name in layer.active_adapters:
+        if name in layer._available_adapters:
+            weight = weight + layer.get_delta_weight(name).detach().to(weight.dtype).flatten(1)
+    return weight
 
 
 def _probed(layer: nn.Module, weight: Tensor) -> Tensor:
