@@ -113,6 +113,11 @@ class RecordedSource(Source):
                 raise RecordError(f"{self.where}: {module}: {error!s:.400}") from None
         return self._methods[module]
 
+    @override
+    def kernel(self, module: str) -> tuple[int, ...]:
+        self.check(module)
+        return self._entry(module).kernel
+
     def label(self, module: str) -> str:
         """Return the name of the module's method, or of the run's."""
         self.check(module)

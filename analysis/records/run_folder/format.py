@@ -47,12 +47,25 @@ MANIFEST, BASE, INDEX, SCALARS, CHECKPOINTS = (
 
 @dataclass(frozen=True)
 class ModuleEntry:
-    """A recorded module: its matrix, and the method that W' follows from (``None``: the matrix itself is recorded)."""
+    """A recorded module: its matrix, and the method that W' follows from (``None``: the matrix itself is recorded).
+
+    ``kernel`` is (k…) of a convolution, of which the matrix is [out, in·k…]. The manifest has it where there is one.
+    """
 
     shape: tuple[int, int]
     dtype: str
     method: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    kernel: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:  # kept tables go by it: without a kernel it is what it was before there were any
+        own = (f"{key}={value!r}" for key, value in vars(self).items() if key != "kernel" or value)
+        return f"ModuleEntry({', '.join(own)})"
+
+    def to_json(self) -> dict[str, Any]:
+        """What the manifest has of it."""
+        own = {"shape": list(self.shape), "dtype": self.dtype, "method": self.method, "options": self.options}
+        return own | ({"kernel": list(self.kernel)} if self.kernel else {})
 
 
 @dataclass(frozen=True)
@@ -101,10 +114,7 @@ class Manifest:
                 "info": self.info,
                 "base": vars(self.base),
                 "constants": self.constants,
-                "modules": {
-                    name: {"shape": list(e.shape), "dtype": e.dtype, "method": e.method, "options": e.options}
-                    for name, e in self.modules.items()
-                },
+                "modules": {name: entry.to_json() for name, entry in self.modules.items()},
             },
             indent=1,
         )
@@ -376,9 +386,13 @@ def _file(raw: Any) -> FileEntry:
 def _module(raw: Any) -> ModuleEntry:
     rows, columns = raw["shape"]
     method = raw.get("method")
+    kernel = tuple(_whole(places) for places in raw.get("kernel", ()))
+    if kernel and (len(kernel) > 3 or 0 in kernel or _whole(columns) % math.prod(kernel)):
+        raise ValueError(f"{kernel!r:.60} is no kernel of {columns!r:.20} columns")
     return ModuleEntry(
         (_whole(rows), _whole(columns)),
         _string(raw["dtype"]),
         None if method is None else _string(method),
         dict(raw.get("options", {})),
+        kernel,
     )
