@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deltaw.adapters.bitsandbytes import is_quantized
-from deltaw.adapters.effective import effective_weight
+from deltaw.adapters.effective import as_matrix, effective_matrix
 from deltaw.adapters.errors import TargetError
 from deltaw.adapters.layer import AdaptedLayer
 from deltaw.adapters.method import Method, RankedMethod
-from deltaw.adapters.modules import is_conv1d, is_peft, linear_modules
-from deltaw.adapters.patterns import matching
+from deltaw.adapters.modules import is_conv1d, is_convolution, is_peft, kernel_of, linear_modules
+from deltaw.adapters.patterns import matching, pattern_list
 from deltaw.adapters.peft.live import adapter_of, adapter_tensors
 from deltaw.adapters.peft.names import BASE_LAYER
 from deltaw.adapters.peft.recorded import PeftMethod, peft_method, peft_state
@@ -32,6 +32,7 @@ from deltaw.trainers.attention import (
 )
 from deltaw.trainers.distributed import whole_parameters
 from deltaw.trainers.gathering import INNER, Gathering
+from deltaw.trainers.recorded_kernels import known_kernels
 
 # What puts a model into another; the one inside has the names and the weights.
 WRAPPERS = {
@@ -48,7 +49,8 @@ class Layer:
     """A layer, and how it is recorded.
 
     Arguments:
-        module: A linear layer: plain, ours, PEFT's, or parametrized; or a matrix of ``nn.MultiheadAttention``.
+        module: A linear layer or a convolution: plain, ours, PEFT's, or parametrized; or a matrix of
+            ``nn.MultiheadAttention``.
         method: The method whose tensors are recorded; ``None``: W' itself is.
         adapter: PEFT's name for the adapter.
         rewritten: PEFT has changed the weight below it (PiSSA, OLoRA, CorDA): W₀ is W' at the start of the record.
@@ -89,16 +91,20 @@ def recorded_layers(model: nn.Module, patterns: Sequence[str] | None, gathering:
     """Return by name what the patterns choose; ``None``: our adapters, or else PEFT's, or else all linear layers.
 
     Raises:
-        TargetError: A pattern matches nothing, or there is no linear layer.
+        TargetError: A pattern matches nothing, or only convolutions that are not recorded, or there is no linear layer.
     """
     with gathering.plain():
+        named = patterns is not None  # convolutions are recorded where a pattern names them
         linear = {
-            name: m for name, m in linear_modules(model) if not is_peft(m) or _is_linear(m.get_submodule(BASE_LAYER))
+            name: m
+            for name, m in linear_modules(model, kernels=named)
+            if not is_peft(m) or _is_linear(m.get_submodule(BASE_LAYER)) or (named and is_convolution(m))
         }
         matrices = dict(attention_matrices(model))
         modules = in_order(model, linear | matrices) if matrices else linear
         if patterns is not None:
-            names = matching(modules, [patterns] if isinstance(patterns, str) else patterns, "module")
+            chosen = pattern_list(patterns)
+            names = known_kernels({name: modules[name] for name in matching(modules, chosen, "module")}, chosen)
         else:
             names = [name for name, module in modules.items() if isinstance(module, AdaptedLayer)]
             names = names or [name for name, module in modules.items() if _is_of_peft(module)] or list(modules)
@@ -161,7 +167,7 @@ def base_and_constants(layer: Layer) -> tuple[Tensor, dict[str, Tensor]]:
         # One that trains is no base: what it is multiplied with has moved by the start already.
         if not isinstance(original, Tensor) or original.requires_grad:
             return _whole(module), {}
-        return (original.detach().T if is_conv1d(module) else original.detach()), {}
+        return as_matrix(module, original.detach()), {}
     return base_below(module), {}
 
 
@@ -179,10 +185,12 @@ def module_entry(layer: Layer, base: Tensor) -> ModuleEntry:
     """
     rows, columns = base.shape
     dtype = str(base.dtype).removeprefix("torch.")
+    kernel = kernel_of(layer.module)
     if layer.method is None:
-        return ModuleEntry((rows, columns), dtype)
+        return ModuleEntry((rows, columns), dtype, kernel=kernel)
     # Through JSON, so that it compares equal to what is read back.
-    return ModuleEntry((rows, columns), dtype, layer.method.name, json.loads(json.dumps(layer.method.options())))
+    options = json.loads(json.dumps(layer.method.options()))
+    return ModuleEntry((rows, columns), dtype, layer.method.name, options, kernel)
 
 
 def _is_of_peft(module: nn.Module) -> bool:
@@ -204,7 +212,8 @@ def _layer(model: nn.Module, name: str, module: nn.Module) -> Layer:
     adapter = adapter_of(model, name)
     if adapter.method is None and not adapter.rewritten and not getattr(module, "merged", False):
         active = list(module.active_adapters)  # type: ignore[arg-type]
-        method = peft_method(model, name, active[0]) if len(active) == 1 else None
+        # PEFT's formulas are those of linear layers; of a convolution under LoHa or LoKr W' itself is recorded.
+        method = peft_method(model, name, active[0]) if len(active) == 1 and not kernel_of(module) else None
         if method is not None:
             return Layer(module, method, active[0])
     return Layer(module, adapter.method, adapter.name, adapter.rewritten)
@@ -216,11 +225,11 @@ def _whole(module: nn.Module) -> Tensor:
         with _undisturbed(module):
             # Not through ``module.weight``, which under ``parametrize.cached`` is read from a cache, or put there.
             weight: Tensor = _parametrization(module)().detach()
-            return weight.T if is_conv1d(module) else weight
+            return as_matrix(module, weight)
     if is_peft(module):
         with _undisturbed(module):
-            return effective_weight(module)
-    return effective_weight(module)
+            return effective_matrix(module)
+    return effective_matrix(module)
 
 
 def _parametrization(module: nn.Module) -> Any:

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Record checkpoints of a model's linear layers into a run folder.
+    """Record checkpoints of a model's linear layers and convolutions into a run folder.
 
     Entering stores W₀ once; ``step`` writes a checkpoint where the schedule says so. Layers of ``deltaw.adapters`` and
     PEFT's LoRA, rsLoRA, DoRA, PiSSA and OLoRA are recorded as their own parameters, a few kilobytes, and W' is rebuilt
@@ -59,7 +59,7 @@ class Recorder:
         model: The model, with its method already injected; wrapped (DDP, ``torch.compile``, Accelerate) or not.
         path: The run folder. It must not hold a run, unless ``resume``; other files in it are left alone.
         modules: Glob patterns over module names; ``None`` records every adapted layer, or, where there is none, every
-            PEFT layer, or else every linear layer.
+            PEFT layer, or else every linear layer. Convolutions are recorded where a pattern matches them.
         when: Which steps to record; default every step.
         method: The method's name in the record; by default the adapters' own, ``ft`` for plain layers.
         info: Plain values to keep with the run, for example the command line.
