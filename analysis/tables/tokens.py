@@ -156,7 +156,7 @@ def _of_new(stop: Stop) -> list[dict[str, Any]]:
         return []
     old = stop.weight(stop.step)
     mean = _mean(old)
-    about = {"norm": _norms(new), "old_norm": float(_norms_at(stop, stop.step).mean())}
+    about: dict[str, Any] = {"norm": _norms(new), "old_norm": float(_norms_at(stop, stop.step).mean())}
     about |= {"to_mean": _norms(new, mean), "old_to_mean": float(_norms(old, mean).mean())}
     if not all(np.isfinite(value).all() for value in about.values()):
         raise NonFiniteError("a row holds NaN or infinity; see where the training diverged, and ask for a step before")
