@@ -170,6 +170,16 @@ def test_parametrized_layers():
         base_weight(weight_norm(nn.Linear(4, 3)))
 
 
+def test_the_base_of_a_parametrized_conv1d_is_turned_as_its_weight_is():
+    from torch.nn.utils import parametrize
+
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D(3, 4)  # stores (in, out)
+    original = conv1d.weight.detach().clone()
+    parametrize.register_parametrization(conv1d, "weight", nn.Identity())
+    assert torch.equal(base_weight(conv1d), original.T)
+    assert torch.equal(effective_weight(conv1d), original.T)
+
+
 def test_modules_without_a_matrix_are_named():
     with pytest.raises(TargetError, match="ReLU"):
         effective_weight(nn.ReLU())
