@@ -26,6 +26,8 @@ from deltaw.analysis.workers.processes import Piece, outcome_of, portable
 R = TypeVar("R")
 K = TypeVar("K")
 TIMEOUT = 15.0  # seconds for an engine to answer, and for it to have a first worker
+NO_WORKER = 60.0  # seconds without any, after which none is waited for
+ASKED = 2.0  # seconds from one question for the workers to the next
 AHEAD = 4  # pieces of work for each thread of the engine that wait there
 
 _one = threading.Lock()  # at a time in a process: torch's number of threads is one for all
@@ -79,7 +81,7 @@ def handed_to_dask(
 
         hand_out()
         while at_work:
-            future = next(done)
+            future = _next(done, client)
             piece, found = at_work.pop(future), _result(future, address)
             if isinstance(found, LostError) and not piece.lost:
                 piece.lost += 1
@@ -87,6 +89,33 @@ def handed_to_dask(
             else:
                 yield piece.key, found
             hand_out()
+
+
+def _next(done: Any, client: Any) -> Any:
+    """Return the next piece that is done.
+
+    Dask waits for ever where all workers are gone and none comes: a nanny whose process dies while it starts again,
+    as on a machine that is out of memory, gives it up.
+
+    Raises:
+        DeltawError: There has been no worker for ``NO_WORKER`` seconds.
+    """
+    seen = asked = time.monotonic()
+    while not done.has_ready():
+        with done.thread_condition:
+            done.thread_condition.wait(timeout=0.1)  # as Dask's own loop does
+        now = time.monotonic()
+        if now - asked < ASKED:
+            continue
+        asked = now
+        if client.nthreads():
+            seen = now
+        elif now - seen > NO_WORKER:
+            raise DeltawError(
+                f"the engine has had no worker for {NO_WORKER:.0f} s, they died and none came in their place; start "
+                "some, the same call goes on from what was kept until then"
+            )
+    return next(done)
 
 
 def _distributed() -> Any:

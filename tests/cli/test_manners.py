@@ -38,7 +38,7 @@ def run(tmp_path_factory):
             recorder.step(step)
             with torch.no_grad():
                 for p in model.parameters():
-                    p += 0.1
+                    p += 0.1 * p.requires_grad
     return folder
 
 

@@ -85,6 +85,7 @@ def options(name):
         "singular-values": ["--kind", "all"],
         "rank": ["--scale", "linear"],
         "heatmap": ["--quantile", 0.9, "--steps", 2],
+        "blocks": ["--axis", "row", "--scale", "linear"],
         "heads": ["--heads", 4, "--kind", "value"],
     }.get(name, ["--kind", "value"])
 

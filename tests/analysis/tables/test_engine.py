@@ -3,6 +3,7 @@
 import re
 import socket
 import sys
+import threading
 
 import dask
 import pandas as pd
@@ -65,6 +66,22 @@ def test_one_started_here(run, capsys):
     alone = run.changes(("consecutive", "base"), cache=False)
     found = run.changes(("consecutive", "base"), cache=False, engine="dask", jobs=2)
     pd.testing.assert_frame_equal(found, alone, check_exact=True)
+
+
+def test_an_engine_whose_workers_are_gone_is_not_waited_for(monkeypatch):
+    class Gone:
+        thread_condition = threading.Condition()
+
+        def has_ready(self):
+            return False
+
+        def nthreads(self):
+            return {}
+
+    monkeypatch.setattr(engine, "NO_WORKER", 0.2)
+    monkeypatch.setattr(engine, "ASKED", 0.1)
+    with pytest.raises(DeltawError, match="no worker for 0 s, they died and none came"):
+        engine._next(Gone(), Gone())
 
 
 def test_what_is_wrong_is_one_line(run, monkeypatch, capsys):
