@@ -20,11 +20,11 @@ from deltaw.adapters.methods.registry import create
 from deltaw.adapters.modules import is_peft
 from deltaw.adapters.peft.formulas.settings import Factors, Settings
 from deltaw.adapters.peft.formulas.table import FORMULAS
-from deltaw.adapters.peft.names import PREFIX
+from deltaw.adapters.peft.names import BASE_LAYER, PREFIX
 
 NAME = "peft-"  # begins the names of these methods in a manifest
-# LoRA has methods of its own; the others change W₀ below them, or mix by a router: W' itself is recorded.
-WHOLE = ("LORA", "FROD", "ADAMSS", "OSF", "POLY")
+WHOLE = ("LORA",)  # it has methods of its own; of what is left W' itself is recorded
+MADE = ("frod_U",)  # follow from W₀ and the others, and are as large as it
 RECORDED = tuple(kind for kind in FORMULAS if kind not in WHOLE)
 # Settings that no formula needs.
 LEFT_OUT = (
@@ -32,6 +32,7 @@ LEFT_OUT = (
     "layers_to_transform", "modules_to_save", "peft_version", "revision", "target_modules", "target_parameters",
     "task_type",
 )  # fmt: skip
+BIAS = "bias"
 DOT = ":"  # stands for a dot in the name of a tensor, as what follows the last dot is a module's tensor
 
 
@@ -102,9 +103,10 @@ class PeftMethod(Method):
         tensors = {key.replace(DOT, "."): value for key, value in state.items()}
 
         def shared(name: str) -> Tensor:
-            if name not in tensors:
+            found = tensors.get(name, tensors.get(name.partition(".")[0]))  # FRoD's are of a kind of layers each
+            if found is None:
                 raise RecordError(f"{self.module}: lacks the tensor {name!r}")
-            return tensors[name]
+            return found
 
         def the_base() -> Tensor:
             if base is None:
@@ -115,7 +117,7 @@ class PeftMethod(Method):
         place = _Place(self.number, self.layers)
         settings = Settings(
             "the record", self.module, self.settings, (shape[0], shape[1]), the_base, shared, lambda: None, self.layers,
-            place, dict.fromkeys([self.module], (shape[0], shape[1])),
+            place, dict.fromkeys([self.module], (shape[0], shape[1])), lambda: tensors.get(BIAS),
         )  # fmt: skip
         try:
             return formula(tensors, settings)
@@ -204,8 +206,8 @@ def peft_method(model: nn.Module, name: str, adapter: str) -> PeftMethod | None:
     """
     holder, config = _configured(model, name, adapter)
     kind = str(getattr(getattr(config, "peft_type", ""), "value", ""))
-    if kind not in RECORDED or config is None:
-        return None
+    if kind not in RECORDED or config is None or getattr(config, "n_tasks", 1) != 1:
+        return None  # of several tasks there is no one W'
     layer = model.get_submodule(name)
     trained, frozen = (_tensors(layer, FORMULAS[kind].prefix, adapter, train=train) for train in (True, False))
     if not trained:
@@ -249,16 +251,23 @@ def _tensors(layer: nn.Module, prefix: str, adapter: str, *, train: bool) -> dic
             (f"{name}.{adapter}", value[adapter]) for name, value in vars(layer).items() if _holds(value, adapter)
         ]
     found = {}
+    bias = getattr(layer.get_submodule(BASE_LAYER), "bias", None)
+    if prefix == "adamss_" and not train and isinstance(bias, Tensor):
+        found[BIAS] = bias.detach()  # its clusters are those of the rows of [W₀ b]
     for name, value in named:
         parts = name.split(".")
-        if parts[0].startswith(prefix) and adapter in parts[1:]:
+        if parts[0].startswith(prefix) and parts[0] not in MADE and adapter in parts[1:]:
             parts.remove(adapter)
             found[DOT.join(parts).removesuffix(f"{DOT}weight")] = value.detach()
     return found
 
 
 def _holds(value: object, adapter: str) -> bool:
-    return isinstance(value, dict) and isinstance(value.get(adapter), Tensor)
+    """Whether it is a mapping, or PEFT's own of buffers, with a tensor of the adapter."""
+    if not isinstance(value, dict) and type(value).__name__ != "BufferDict":
+        return False
+    mapping: Any = value
+    return adapter in mapping and isinstance(mapping[adapter], Tensor)
 
 
 def _configured(model: nn.Module, name: str, adapter: str) -> tuple[str, Any]:

@@ -65,9 +65,23 @@ CASES = {
     "C3A": config("C3AConfig", block_size=4),
     "DEFT": config("DeftConfig", r=2),
     "GLORA": config("GloraConfig", r=2),
+    "POLY": config("PolyConfig", r=2, n_skills=3),
+    "FROD": config("FrodConfig", sparse_rate=0.1, progressbar=False),
+    "ADAMSS": config("AdamssConfig", r=5, num_subspaces=3, subspace_rank=2),
+    "OSF": config("OSFConfig", effective_rank=4),
     "PEANUT": config("PeanutConfig", r=2),
 }
-LOOSE = {"RANDLORA": 2e-5, "PSOFT": 1e-5, "FOURIERFT": 1e-5, "DEFT": 1e-5, "C3A": 1e-5, "OFT": 1e-6}
+LOOSE = {
+    "RANDLORA": 2e-5,
+    "FROD": 1e-5,
+    "ADAMSS": 1e-5,
+    "OSF": 1e-5,
+    "PSOFT": 1e-5,
+    "FOURIERFT": 1e-5,
+    "DEFT": 1e-5,
+    "C3A": 1e-5,
+    "OFT": 1e-6,
+}
 
 
 def moved(model, seed):
@@ -81,6 +95,9 @@ def moved(model, seed):
 def own_weight(layer):
     x = torch.eye(layer.get_base_layer().in_features)
     with torch.no_grad():
+        if hasattr(layer, "poly_router"):  # it takes sentences, of a task each
+            task = torch.zeros(1, dtype=torch.long)
+            return (layer(x[None], task_ids=task) - layer(torch.zeros_like(x[None]), task_ids=task))[0].T
         return (layer(x) - layer(torch.zeros_like(x[:1]))).T
 
 
