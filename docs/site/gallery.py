@@ -24,6 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "overlap": {"layers": [0, 3]},
     "angles": {"layers": [0, 3]},
     "intruders": {"k": 4},
+    "heads": {"heads": {"num_attention_heads": 4}},
 }
 TABLES = {  # of finished trainings, for the figures that are made of these
     "results.csv": "method,rank,seconds_per_epoch,peak_megabytes\n"
@@ -156,6 +157,8 @@ def _typed(key: str, value: Any) -> str:
     """An argument as it is typed in a terminal: that of a list is named in the singular, and repeated."""
     if isinstance(value, list):
         return " ".join(_typed(key.removesuffix("s"), one) for one in value)
+    if isinstance(value, dict):  # of heads, of which one number is enough
+        value = next(iter(value.values()))
     return f"--{key} {value}"
 
 
