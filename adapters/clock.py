@@ -66,7 +66,7 @@ class StepCounter:
         self._names = tuple(names)
         self._untaken = 0  # steps that were not asked for yet
         self._has_optimizer = False
-        self._read: tuple[int, int] | None = None  # the parameter's version at the last pass that can lead to a step
+        self._read: Seen | None = None  # the parameter at the last pass that can lead to a step
         self.follow(layer)
 
     def follow(self, layer: Counted) -> None:
@@ -92,10 +92,10 @@ class StepCounter:
         layer = self._followed()
         if self._has_optimizer or layer is None:
             return untaken
-        before, now = self._read, version(layer.tensor(self._names[0]))
-        changed = before is not None and before[0] == now[0] and before != now
+        first = layer.tensor(self._names[0])
+        changed = self._read is not None and self._read.changed(first)
         if torch.is_grad_enabled():
-            self._read = now
+            self._read = Seen(first)
         elif changed:
             self._read = None
         return int(changed)
@@ -126,9 +126,27 @@ _NOTIFIED: WeakKeyDictionary[StepCounter, int] = WeakKeyDictionary()  # when eac
 _BEGUN: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # when each began the step that it is in
 
 
-def version(parameter: Tensor) -> tuple[int, int]:
-    """Return the parameter's identity, and a number that differs once it was changed by hand."""
-    return id(parameter), -1 if parameter.is_inference() else parameter._version
+class Seen:
+    """A parameter as it was seen, which it does not keep alive.
+
+    Its ``id`` would not do: FSDP2 makes parameters anew for each forward, and Python gives an id out again.
+    """
+
+    def __init__(self, parameter: Tensor) -> None:
+        self._parameter: weakref.ref[Tensor] | None = weakref.ref(parameter)
+        self._version = _version(parameter)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_parameter": None}  # a copy has other parameters
+
+    def changed(self, parameter: Tensor) -> bool:
+        """Return whether this is the same parameter, and was written to since."""
+        same = self._parameter is not None and self._parameter() is parameter
+        return same and _version(parameter) != self._version
+
+
+def _version(parameter: Tensor) -> int:
+    return -1 if parameter.is_inference() else parameter._version
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from deltaw.adapters.clock import StepCounter, version
+from deltaw.adapters.clock import Seen, StepCounter
 from deltaw.adapters.constants import SharedConstant
 from deltaw.adapters.method import Method, State
 from deltaw.adapters.residual import PRECISE, residual_of
@@ -70,7 +70,7 @@ class AdaptedLayer(nn.Module):
         self._steps = StepCounter(self, self._trainable) if method.moving else None
         self._shared: dict[str, SharedConstant] = {}
         self._residual: Tensor | None = None
-        self._residual_of: tuple[int, int] | None = None  # the ``version`` of the weight that it was made of
+        self._residual_of: Seen | None = None  # the weight that it was made of
         self._make_residual()
 
     def _adopt(self, source: nn.Module) -> None:
@@ -164,7 +164,7 @@ class AdaptedLayer(nn.Module):
 
     def _make_residual(self) -> None:
         """Make the residual of W₀ as it is now; where the weight is sharded, in all processes together."""
-        self._residual, self._residual_of = None, version(self.weight)
+        self._residual, self._residual_of = None, Seen(self.weight)
         if self.weight.dtype in PRECISE and self.weight.device.type != "meta":
             with torch.inference_mode(False), torch.no_grad():  # made while evaluating, it serves training as well
                 if taken := self.method.residual(self.state()):
@@ -174,7 +174,7 @@ class AdaptedLayer(nn.Module):
         if self._residual_of is None:
             return True
         # FSDP2 puts another parameter in the weight's place for a forward, perhaps one of less precision: no change.
-        changed = self._residual_of[0] == id(self.weight) and self._residual_of != version(self.weight)
+        changed = self._residual_of.changed(self.weight)
         return changed or (self._residual is not None and self._residual.device != self.weight.device)
 
     def constants(self) -> list[str]:
@@ -215,6 +215,6 @@ class AdaptedLayer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._residual_of = version(self.weight)  # a copy's is of the copy
+        self._residual_of = Seen(self.weight)  # a copy's is of the copy
         if self._steps is not None:
             self._steps.follow(self)  # a copy counts for itself
