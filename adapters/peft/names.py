@@ -5,6 +5,7 @@ import re
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 ROOT = "base_model."  # before what all layers share
 PREFIX = "base_model.model."  # before the name of a module
+RECORD = "peft-"  # begins the names of PEFT's types in a record of deltaw
 BASE_LAYER = "base_layer"  # the plain layer inside one of PEFT's
 MODULES_TO_SAVE = "modules_to_save"
 SHARED_THETA = "unilora_theta_d"  # all that the file of a Uni-LoRA holds without its indices

@@ -20,9 +20,8 @@ from deltaw.adapters.methods.registry import create
 from deltaw.adapters.modules import is_peft
 from deltaw.adapters.peft.formulas.settings import Factors, Settings
 from deltaw.adapters.peft.formulas.table import FORMULAS
-from deltaw.adapters.peft.names import BASE_LAYER, PREFIX
+from deltaw.adapters.peft.names import BASE_LAYER, PREFIX, RECORD
 
-NAME = "peft-"  # begins the names of these methods in a manifest
 WHOLE = ("LORA",)  # it has methods of its own; of what is left W' itself is recorded
 MADE = ("frod_U",)  # follow from W₀ and the others, and are as large as it
 RECORDED = tuple(kind for kind in FORMULAS if kind not in WHOLE)
@@ -32,6 +31,8 @@ LEFT_OUT = (
     "layers_to_transform", "modules_to_save", "peft_version", "revision", "target_modules", "target_parameters",
     "task_type",
 )  # fmt: skip
+ALPHA = {"LOHA": "alpha", "LOKR": "alpha", "GRALORA": "alpha", "RANDLORA": "randlora_alpha", "PSOFT": "psoft_alpha"}
+PLAIN_SCALE = {"ADALORA": "lora_alpha", "PEANUT": "scaling"}  # settings that a layer's scaling is
 BIAS = "bias"
 DOT = ":"  # stands for a dot in the name of a tensor, as what follows the last dot is a module's tensor
 
@@ -67,14 +68,13 @@ class PeftMethod(Method):
         for shapes in (self.trained, self.frozen):
             if not isinstance(shapes, Mapping) or not all(_is_shape(shape) for shape in shapes.values()):
                 raise OptionError(f"the shapes of {self.peft_type}'s tensors are none")
-        for value in (self.number, self.layers):
-            if type(value) is not int or not 0 <= value < 2**32:
-                raise OptionError(f"{value!r:.40} is no number of a layer")
+        if type(self.number) is not int or type(self.layers) is not int or not 0 <= self.number < self.layers <= 2**20:
+            raise OptionError(f"{self.number!r:.40} of {self.layers!r:.40} is no number of a layer")
 
     @property
     @override
     def name(self) -> str:
-        return f"{NAME}{self.peft_type.lower()}"
+        return f"{RECORD}{self.peft_type.lower()}"
 
     @property
     @override
@@ -114,10 +114,10 @@ class PeftMethod(Method):
             dtype = next((value.dtype for value in tensors.values() if value.is_floating_point()), base.dtype)
             return base.to(dtype)
 
-        place = _Place(self.number, self.layers)
+        order = [""] * self.number + [self.module] + [""] * (self.layers - self.number - 1)  # only its own place counts
         settings = Settings(
             "the record", self.module, self.settings, (shape[0], shape[1]), the_base, shared, lambda: None, self.layers,
-            place, dict.fromkeys([self.module], (shape[0], shape[1])), lambda: tensors.get(BIAS),
+            order, dict.fromkeys([self.module], (shape[0], shape[1])), lambda: tensors.get(BIAS),
         )  # fmt: skip
         try:
             return formula(tensors, settings)
@@ -168,24 +168,6 @@ class PeftMethod(Method):
         raise OptionError(f"{self.name} is a method of records; PEFT makes its layers")
 
 
-class _Place(list[str]):
-    """The adapted layers' names in the model's order, of which only one's place is known."""
-
-    def __init__(self, number: int, count: int) -> None:
-        super().__init__()
-        self._number, self._count = number, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-    def index(self, name: str, *_: Any) -> int:
-        """Its place."""
-        return self._number
-
-
 def method_of_record(name: str, options: Mapping[str, Any]) -> Method:
     """Return the method of an entry in a manifest: one of ours, or a type of PEFT.
 
@@ -193,7 +175,7 @@ def method_of_record(name: str, options: Mapping[str, Any]) -> Method:
         OptionError: There is no such method, or an option is wrong.
         TypeError: An option is missing.
     """
-    return PeftMethod(**options) if name.startswith(NAME) else create(name, **options)
+    return PeftMethod(**options) if name.startswith(RECORD) else create(name, **options)
 
 
 def peft_method(model: nn.Module, name: str, adapter: str) -> PeftMethod | None:
@@ -209,14 +191,17 @@ def peft_method(model: nn.Module, name: str, adapter: str) -> PeftMethod | None:
     if kind not in RECORDED or config is None or getattr(config, "n_tasks", 1) != 1:
         return None  # of several tasks there is no one W'
     layer = model.get_submodule(name)
+    own = name.removeprefix(f"{holder}.") if holder else name
+    settings = json.loads(json.dumps(config.to_dict(), default=_plain))
+    if not _scaled_as_set(layer, kind, own.removeprefix(PREFIX), settings, adapter):
+        return None
     trained, frozen = (_tensors(layer, FORMULAS[kind].prefix, adapter, train=train) for train in (True, False))
     if not trained:
         return None
-    settings = json.loads(json.dumps(config.to_dict(), default=_plain))
     kept = {key: value for key, value in settings.items() if value is not None and key not in LEFT_OUT}
-    start = f"{holder}." if holder else ""
-    adapted = [each for each, module in model.get_submodule(holder).named_modules() if is_peft(module)]
-    own = name.removeprefix(start)
+    adapted = [own]
+    if kind == "TINYLORA":  # the only one that asks for a layer's number, as its vectors may be shared
+        adapted = [each for each, module in model.get_submodule(holder).named_modules() if is_peft(module)]
     return PeftMethod(
         peft_type=kind,
         module=own.removeprefix(PREFIX),
@@ -232,8 +217,10 @@ def peft_state(layer: nn.Module, method: PeftMethod, adapter: str, *, frozen: bo
     """Return a layer's tensors that train, or those that never change, 16 bits widened; not copies.
 
     Raises:
-        RecordError: They are others than the record began with.
+        RecordError: They, or their scaling, are others than the record began with.
     """
+    if not _scaled_as_set(layer, method.peft_type, method.module, method.settings, adapter):
+        raise RecordError(f"the scaling of PEFT's adapter {adapter!r} was changed; start another record")
     found = _tensors(layer, FORMULAS[method.peft_type].prefix, adapter, train=not frozen)
     wanted = method.frozen if frozen else method.trained
     if {key: list(value.shape) for key, value in found.items()} != dict(wanted):
@@ -260,6 +247,18 @@ def _tensors(layer: nn.Module, prefix: str, adapter: str, *, train: bool) -> dic
             parts.remove(adapter)
             found[DOT.join(parts).removesuffix(f"{DOT}weight")] = value.detach()
     return found
+
+
+def _scaled_as_set(layer: nn.Module, kind: str, module: str, settings: Mapping[str, Any], adapter: str) -> bool:
+    """Whether a layer's scaling is that of the settings, by which W' is made again; it can be set by hand."""
+    found = vars(layer).get("scaling")
+    if not isinstance(found, dict) or adapter not in found:
+        return True
+    if kind in ALPHA:
+        s = Settings("the record", module, settings, (1, 1), lambda: torch.empty(0), lambda _: torch.empty(0))
+        rank: Any = getattr(layer, "r", {})
+        return bool(found[adapter] * rank[adapter] == s.number(ALPHA[kind], 8, "alpha_pattern"))
+    return bool(found[adapter] == settings.get(PLAIN_SCALE.get(kind, ""), 1.0))
 
 
 def _holds(value: object, adapter: str) -> bool:

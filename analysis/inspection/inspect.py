@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from deltaw.adapters.checks import public
 from deltaw.adapters.errors import OptionError
+from deltaw.adapters.peft.names import RECORD
 from deltaw.analysis.names import kind_of, layer_of
 from deltaw.analysis.records.foreign.base import BaseLike
 from deltaw.analysis.records.open import glance, is_own
@@ -131,7 +132,7 @@ def _opened(run: str | Path | OpenedRun, base: BaseLike, modules: Sequence[str] 
 def _options(entry: ModuleEntry) -> dict[str, Any]:
     """A method's options; of one of PEFT's types its settings that are plain values."""
     settings = entry.options.get("settings")
-    if not str(entry.method).startswith("peft-") or not isinstance(settings, dict):
+    if not str(entry.method).startswith(RECORD) or not isinstance(settings, dict):
         return entry.options
     return {key: value for key, value in settings.items() if isinstance(value, str | int | float)}
 

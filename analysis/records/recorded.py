@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError, RecordError
+from deltaw.adapters.peft.names import RECORD
 from deltaw.analysis.records.foreign.base import BaseLike
 from deltaw.analysis.records.run_folder.checked_lines import fault, lines_of
 from deltaw.analysis.records.run_folder.format import (
@@ -77,7 +78,7 @@ class RecordedSource(Source):
         self.steps = [entry.step for entry in self.entries]
         self._recorded = plain_modules(self.manifest.modules)  # the names in the files
         self.shapes = {name: self._entry(name).shape for name in self._recorded}
-        self.method = self.manifest.method.removeprefix("peft-")
+        self.method = self.manifest.method.replace(RECORD, "")
         self.info = self.manifest.info
         kept = self.info.get(ARCHITECTURE)
         self.config = dict(kept) if isinstance(kept, dict) else {}
@@ -121,7 +122,7 @@ class RecordedSource(Source):
     def label(self, module: str) -> str:
         """Return the name of the module's method, or of the run's."""
         self.check(module)
-        return (self._entry(module).method or self.method).removeprefix("peft-")
+        return (self._entry(module).method or self.method).replace(RECORD, "")
 
     @property
     def base_from(self) -> str | None:

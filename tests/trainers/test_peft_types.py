@@ -170,6 +170,26 @@ def test_what_cannot_be_told_by_one_adapter_is_recorded_whole(tmp_path):
     assert "weight" in Trajectory.open(tmp_path / "run").source.state("0.query", 0)
 
 
+@pytest.mark.parametrize("case", ["ADALORA", "LOHA", "LOKR", "RANDLORA", "GRALORA", "PSOFT", "SHIRA", "PEANUT"])
+def test_a_scaling_set_by_hand_is_in_what_is_recorded(case, tmp_path):
+    model = made(case)
+    moved(model, 0)
+    for layer in (m for m in model.modules() if is_peft(m)):
+        layer.scaling["default"] *= 2
+    with Recorder(model, tmp_path / "run") as recorder:
+        recorder.step(0)
+    run = Trajectory.open(tmp_path / "run")
+    layer = model.base_model.model.get_submodule("0.query")
+    torch.testing.assert_close(run.weight("0.query", 0), own_weight(layer), rtol=0, atol=5e-5)
+    other = made(case)
+    with Recorder(other, tmp_path / "other") as recorder:
+        recorder.step(0)
+        for layer in (m for m in other.modules() if is_peft(m)):
+            layer.scaling["default"] *= 2
+        with pytest.raises(RecordError, match="scaling of PEFT's adapter 'default' was changed"):
+            recorder.step(1)
+
+
 def test_a_base_that_takes_the_adapter_in_is_refused(tmp_path):
     model = made("LOHA")
     with Recorder(model, tmp_path / "run") as recorder:

@@ -81,7 +81,9 @@ def locate(path: str | Path) -> Location:
                 f"{storage.where}: {steps[step]} and {name} are folders of the same step; move one of them away"
             )
         steps[step] = name
-    if not steps and own_step(storage) is not None:  # one step's folder
+    if (
+        not steps and own_step(storage) is not None and not is_readable(names)
+    ):  # one step's folder, with the model deeper
         inside = _model_in(storage)
         return Location(inside.storage, inside.names)
     return Location(

@@ -319,13 +319,27 @@ class PackedRows(Packed):
     def dtype(self) -> torch.dtype:
         return self.tensors.dtype(f"{self.module}.weight_scale")
 
+    def _stated_bits(self) -> list[int]:
+        """The bits that the settings give to groups of layers."""
+        groups = self.settings.get("config_groups")
+        weights = (
+            [group.get("weights") for group in groups.values() if isinstance(group, dict)]
+            if isinstance(groups, dict)
+            else []
+        )
+        return sorted(
+            {one["num_bits"] for one in weights if isinstance(one, dict) and type(one.get("num_bits")) is int}
+        )
+
     @override
     def read(self, index: int | None = None) -> Tensor:
         (rows, columns), words = self.shape, self.part(".weight_packed")
         need(words.dtype == torch.int32 and words.ndim == 2 and len(words) == rows, f"words are {tuple(words.shape)}")
         fitting = [bits for bits in range(1, 9) if -(-columns * bits // 32) == words.shape[1]]
         need(len(fitting) > 0, f"{words.shape[1]} words for {columns} columns")
-        bits = 4 if 4 in fitting else 8 if 8 in fitting else fitting[0]
+        told = [bits for bits in self._stated_bits() if bits in fitting] or fitting
+        need(len(told) == 1, f"{words.shape[1]} words for {columns} columns do not tell its bits")
+        bits = told[0]
         middle, scales = 1 << (bits - 1), self.part(".weight_scale").float()
         need(scales.ndim == 2 and len(scales) in (1, rows), f"its scales are {tuple(scales.shape)}")
         weight = (unpacked(words, bits, columns) - middle).float()

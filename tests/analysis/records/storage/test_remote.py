@@ -400,6 +400,10 @@ def test_a_run_of_deltaw_needs_no_list(tmp_path, unlisted):
         remote = Trajectory.open(f"{server.url}/own")
         assert remote.steps == local.steps
         assert torch.equal(remote.weight("layer3.query", 2), local.weight("layer3.query", 2))
+        if unlisted == 404:  # one step's folder is looked at by the usual names as well
+            write_run(tmp_path / "org", steps=1)
+            (step,) = Trajectory.open(f"{server.url}/org/checkpoint-1").steps
+            assert step == 1
         why = "empty: cannot be listed .*403" if unlisted == 403 else "empty: is not a recorded run"
         with pytest.raises(RecordError, match=why):
             Trajectory.open(f"{server.url}/empty")

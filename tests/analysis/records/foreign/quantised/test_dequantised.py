@@ -236,6 +236,19 @@ def test_a_state_that_lies_leaves_the_base_quantised(state, tmp_path):
         run.base(MODULE)
 
 
+def test_bits_that_nothing_tells_are_not_guessed(tmp_path):
+    """Eight numbers of 1 to 4 bits take one word."""
+    codes = torch.randint(0, 8, (4, 8), generator=torch.Generator().manual_seed(0))
+    tensors = {"weight_packed": words(codes, 3), "weight_scale": torch.ones(4, 1), "weight_shape": torch.tensor([4, 8])}
+    adapter(tmp_path / "adapter", (4, 8))
+    run = Trajectory.open(tmp_path / "adapter", base=write(tmp_path / "base", tensors, None))
+    with pytest.raises(RecordError, match="do not tell its bits"):
+        run.base(MODULE)
+    settings = {"config_groups": {"group_0": {"weights": {"num_bits": 3}}, "other": 7}}
+    run = Trajectory.open(tmp_path / "adapter", base=write(tmp_path / "told", tensors, settings))
+    assert torch.equal(run.base(MODULE), (codes - 4).float())
+
+
 def test_inspect_knows_a_quantised_base(tmp_path):
     tensors, wanted, settings = KINDS["gptq 4"]()
     adapter(tmp_path / "adapter", wanted.shape)
