@@ -55,10 +55,10 @@ def of_size(size: int, rounds: int) -> list[dict[str, Any]]:
             gram = seconds(lambda: by_gram(after, lambda _: K))
             whole = seconds(lambda: torch.linalg.svd(after, full_matrices=False))
     return [
-        row(f"rotation, k = {K}, {size}², W₀ and W'", both, "torch's SVD of both", 2 * whole, 5.0),
-        row(f"a further step, {size}², ρ, γ, U, V of rank {RANK}", step, "torch's SVD of W'", whole, 8.0),
-        row(f"a further step, {size}², W' as a matrix", dense, "torch's SVD of W'", whole, 8.0),
-        row(f"a further step, {size}², ρ, γ, U, V of rank {RANK}", step, "the Gram matrix of W'", gram, 4.0),
+        row(f"rotation, k = {K}, {size}², W₀ and W'", both, "torch's SVD of both", 2 * whole, 20.0),
+        row(f"a further step, {size}², ρ, γ, U, V of rank {RANK}", step, "torch's SVD of W'", whole, 40.0),
+        row(f"a further step, {size}², W' as a matrix", dense, "torch's SVD of W'", whole, 40.0),
+        row(f"a further step, {size}², ρ, γ, U, V of rank {RANK}", step, "the Gram matrix of W'", gram, 5.0),
     ]
 
 
