@@ -62,6 +62,7 @@ def rows(rounds: int = 15, size: int = 4096, rank: int = 64) -> list[dict[str, A
         row(f"rank from factors, {size}×{size}, rank {rank}", factors, "svdvals of the dense float32", dense, 500.0),
         row(f"spectrum with noise floor, {small}×{small}", floor, "spectrum without", plain, None),
         *dense_rows(),
+        *side_by_side_rows(),
         table_row(),
     ]
 
@@ -125,6 +126,36 @@ def dense_rows_on(threads: str, rounds: int, size: int) -> list[dict[str, Any]]:
         row(f"{what} of a BoRA update, {size}×{size}, {threads}", seconds[name], "float64 svdvals", dense, goal)
         | {"note": note}
         for name, (what, goal, note) in compared.items()
+    ]
+
+
+def side_by_side_rows(matrices: int = 24, size: int = 1024, rounds: int = 3) -> list[dict[str, Any]]:
+    """The spectra of full checkpoints: a table measures as many matrices at once as torch has threads."""
+    generator = torch.Generator().manual_seed(0)
+    normal = lambda: torch.randn(size, size, generator=generator)  # noqa: E731
+    base = {f"layers.{i}.query.weight": 0.02 * normal() for i in range(matrices)}
+    before = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_file(base, folder / "base.safetensors")
+        save_file({name: weight + 1e-4 * normal() for name, weight in base.items()}, folder / "model.safetensors")
+        run = Trajectory.open(folder / "model.safetensors", base=folder / "base.safetensors")
+        updates = [run.update(module, run.steps[-1]) for module in run.modules]
+        work = {
+            "all": lambda: run.spectra(cache=False),
+            "one": lambda: run.spectra(cache=False),
+            "svdvals": lambda: [torch.linalg.svdvals(update) for update in updates],
+        }
+        seconds = dict.fromkeys(work, float("inf"))
+        for _ in range(rounds):
+            for contender, measure in work.items():
+                torch.set_num_threads(1 if contender == "one" else before)
+                seconds[contender] = min(seconds[contender], least(measure, 1))
+        torch.set_num_threads(before)
+    what = f"spectra of {matrices} updates {size}×{size}, {before} threads"
+    return [
+        row(what, seconds["all"], "the same table on one thread", seconds["one"], None),
+        row(what, seconds["all"], f"float64 svdvals one after the other, {before} threads", seconds["svdvals"], None),
     ]
 
 

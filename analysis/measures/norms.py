@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -20,23 +21,33 @@ NEAR = 0.01  # relative: so far from ‖W₀‖₂, ‖W‖₂ counts as the sam
 
 
 class Norms:
-    """‖W‖₂ and ‖W‖_F of a matrix, each computed where it is asked for, and kept; W is not.
+    """‖W‖₂ and ‖W‖_F of a matrix, each computed once, where it is asked for, and kept; W is not.
 
     Arguments:
         matrix: Makes W, (out, in).
     """
 
     def __init__(self, matrix: Callable[[], Tensor]) -> None:
-        self._matrix = matrix
+        self._matrix, self._one = matrix, RLock()  # several threads may ask for the same
 
-    @cached_property
+    @property
     def spectral(self) -> float:
         """‖W‖₂, as `spectral_norm` has it."""
+        with self._one:
+            return self._spectral
+
+    @property
+    def frobenius(self) -> float:
+        """‖W‖_F."""
+        with self._one:
+            return self._frobenius
+
+    @cached_property
+    def _spectral(self) -> float:
         return spectral_norm(self._matrix())
 
     @cached_property
-    def frobenius(self) -> float:
-        """‖W‖_F."""
+    def _frobenius(self) -> float:
         squared, scale = squared_norm(self._matrix())
         return math.sqrt(squared) * scale
 

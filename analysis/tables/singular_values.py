@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +11,8 @@ from deltaw.adapters.errors import OptionError
 from deltaw.analysis.measures.leading import LeadingValues, leading_values
 from deltaw.analysis.measures.spectrum import Spectrum
 from deltaw.analysis.tables.run import LABELS, Run, Steps
-from deltaw.analysis.tables.stop import Stop
-from deltaw.analysis.tables.updates import update_at
+from deltaw.analysis.tables.stop import Later, Rows, Stop
+from deltaw.analysis.tables.updates import rows_of, update_at
 from deltaw.analysis.tables.walk import Walk, at_steps
 from deltaw.analysis.tables.work import HERE, Work
 
@@ -73,16 +72,20 @@ def singular_values(
     return walk.frame(blocks, [*LABELS, "step", "index", "singular_value", "share", "tolerance"])
 
 
-def _of_step(stop: Stop, top: int | None) -> list[dict[str, Any]]:
-    update = update_at(stop)
-    found = None if top is None or update.dense is None else leading_values(update.dense, top, update.floor)
-    if found is None:
-        found = _of_all(update.spectrum(), top)
-    return [
-        stop.labels
-        | {"step": stop.step, "index": np.arange(1, len(found.values) + 1)}
-        | {"singular_value": found.values.numpy(), "share": found.shares.numpy(), "tolerance": found.tolerance}
-    ]
+def _of_step(stop: Stop, top: int | None) -> Rows | Later:
+    update, labels = update_at(stop), stop.labels | {"step": stop.step}
+
+    def rows() -> Rows:
+        found = None if top is None or update.dense is None else leading_values(update.dense, top, update.floor)
+        if found is None:
+            found = _of_all(update.spectrum(), top)
+        return [
+            labels
+            | {"index": np.arange(1, len(found.values) + 1)}
+            | {"singular_value": found.values.numpy(), "share": found.shares.numpy(), "tolerance": found.tolerance}
+        ]
+
+    return rows_of([update], rows)
 
 
 def _of_all(found: Spectrum, top: int | None) -> LeadingValues:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -12,8 +11,8 @@ from deltaw.analysis.measures.approximate import allowed_error
 from deltaw.analysis.measures.leading import LeadingSpectrum, leading_spectrum
 from deltaw.analysis.measures.spectrum import Spectrum
 from deltaw.analysis.tables.run import LABELS, Run, Steps
-from deltaw.analysis.tables.stop import Stop
-from deltaw.analysis.tables.updates import Update, update_at
+from deltaw.analysis.tables.stop import Later, Rows, Stop
+from deltaw.analysis.tables.updates import Update, rows_of, update_at
 from deltaw.analysis.tables.walk import Walk, at_steps
 from deltaw.analysis.tables.work import HERE, Work
 
@@ -75,17 +74,22 @@ def spectra_table(
     return walk.frame(rows, [*LABELS, "step", "group", *wanted, "route", *([] if allowed is None else ["error"])])
 
 
-def _of_step(stop: Stop, wanted: Sequence[str], groups: bool, approximate: float | None) -> list[dict[str, Any]]:
+def _of_step(stop: Stop, wanted: Sequence[str], groups: bool, approximate: float | None) -> Rows | Later:
     shape = stop.run.shape(stop.module)
     stop.where = f"of shape {shape}, at step {stop.step}"
-    measured = {"update": _measured(update_at(stop), wanted, approximate)}  # keeps no matrix
+    updates = {"update": update_at(stop)}
     if groups:
-        for name, matrix in _groups(stop).items():
-            measured[name] = _measured(Update(dense=matrix), wanted, approximate)
-    return [
-        stop.labels | {"step": stop.step, "group": group, "full_rank": min(shape)} | _numbers(found, wanted)
-        for group, found in measured.items()
-    ]
+        updates |= {name: Update(dense=matrix) for name, matrix in _groups(stop).items()}
+    labels = stop.labels | {"step": stop.step, "full_rank": min(shape)}
+
+    def rows() -> Rows:
+        # An update is let go of as soon as it is measured.
+        return [
+            labels | {"group": group} | _numbers(_measured(updates.pop(group), wanted, approximate), wanted)
+            for group in list(updates)
+        ]
+
+    return rows_of(updates.values(), rows)
 
 
 def _chosen(measures: Sequence[str] | None) -> list[str]:

@@ -1,8 +1,9 @@
 """A stop of a walk: a module at a step, or at a pair of steps, and what was measured there."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from threading import RLock
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ class Plan:
     Attributes:
         left_out: Why a module is left out, or some of its stops.
         measured: The modules of which something was measured.
+        reading: Held by who reads of the run: a source reads one thing at a time.
     """
 
     run: Run
@@ -29,6 +31,7 @@ class Plan:
     stops: Stops
     left_out: dict[str, DeltawError] = field(default_factory=dict)
     measured: set[str] = field(default_factory=set)
+    reading: AbstractContextManager[Any] = field(default_factory=RLock)
 
     def stop(self, one_pass: OnePass, position: int) -> "Stop | None":
         """Return a stop of a module; ``None`` where it is left out, as it needs W₀, which is not known."""
@@ -52,6 +55,7 @@ class Stop:
         self.step_from, self.step = kept.stops[kept.position]
         self.where = f"at step {self.step}"  # for errors
         self.weight, self.once, self._kept, self._plan = kept.weight, kept.once, kept, plan
+        self.reading = plan.reading
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -91,10 +95,26 @@ class Found:
     module: str
     step_from: Step
     step: int
-    rows: list[dict[str, Any]]
+    rows: "Rows"
 
 
-Measure = Callable[[Stop], list[dict[str, Any]]]
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Later:
+    """Rows of a stop that are still to be computed: perhaps by another thread, while the next stop is read.
+
+    Arguments:
+        make: Computes them. What it reads of the run, it reads while it holds the stop's ``reading``.
+        size: About how many bytes that takes.
+    """
+
+    make: Callable[[], Rows]
+    size: int
+
+
+Measure = Callable[[Stop], Rows | Later]
 
 
 @contextmanager

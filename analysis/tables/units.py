@@ -11,7 +11,7 @@ from deltaw.analysis.tables.device import checked_device, named_memory
 from deltaw.analysis.tables.kept.keys import machine
 from deltaw.analysis.tables.one_pass import AT_ONCE, OnePass, Stops
 from deltaw.analysis.tables.run import Run
-from deltaw.analysis.tables.stop import Measure, Plan
+from deltaw.analysis.tables.stop import Later, Measure, Plan
 from deltaw.analysis.workers.lost import LostError, wants_memory
 
 EACH = 4  # units of a process, so that all end at about the same time
@@ -120,7 +120,8 @@ def measured_unit(unit: Unit, shared: Shared) -> Measured:
         if stop is not None:
             try:
                 with stop, named_memory(run.source.where, unit.module, run.shape(unit.module)):
-                    rows[-1] = measure(stop)
+                    found = measure(stop)
+                    rows[-1] = found.make() if isinstance(found, Later) else found
             except Exception as error:
                 if wants_memory(error):
                     raise LostError("had not the memory for it") from None

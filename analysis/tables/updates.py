@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,10 @@ from deltaw.analysis.measures.strongest import strongest
 from deltaw.analysis.measures.subspace import Directions, dense_directions, directions
 from deltaw.analysis.measures.threads import one_thread
 from deltaw.analysis.tables.run import Run
-from deltaw.analysis.tables.stop import Stop
+from deltaw.analysis.tables.stop import Later, Rows, Stop
+
+_MATRICES = 6  # in float64, while a spectrum is computed
+_WORTH = 2**22  # bytes from which it is worth another thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +62,12 @@ class Update:
         return operand("update", self.dense if self.factors is None else self.factors)
 
 
+def rows_of(updates: Iterable[Update], make: Callable[[], Rows]) -> Rows | Later:
+    """Return rows that are made of spectra of some updates: now, or, where matrices are large, as `Later`."""
+    size = _MATRICES * 8 * sum(update.dense.numel() for update in updates if update.dense is not None)
+    return Later(make, size) if size >= _WORTH else make()
+
+
 def update_at(stop: Stop, run: Run | None = None, step: int | None = None) -> Update:
     """Return the update of a stop: factors where there are any, as they are stored, else ΔW.
 
@@ -67,18 +78,23 @@ def update_at(stop: Stop, run: Run | None = None, step: int | None = None) -> Up
         run, step: Another run, and its step, in the place of the stop's: what it is compared with.
     """
     if run is None:
-        return update_in(stop.run, stop.module, stop.step, stop.once)
+        return update_in(stop.run, stop.module, stop.step, stop.once, stop.reading)
     return update_in(run, stop.module, stop.step if step is None else step)
 
 
 def update_in(
-    run: Run, module: str, step: int, once: Callable[[str, Callable[[], Norms]], Norms] = lambda name, make: make()
+    run: Run,
+    module: str,
+    step: int,
+    once: Callable[[str, Callable[[], Norms]], Norms] = lambda name, make: make(),
+    reading: AbstractContextManager[Any] = nullcontext(),  # noqa: B008  # it has no state
 ) -> Update:
     """Return the update of a run's module at a step, see `update_at`.
 
     Arguments:
         run, module, step: Which.
         once: Keeps what is made once a module.
+        reading: Held while the run is read for a norm, which may be long after this.
     """
     with one_thread():  # factors are small, and threads that wait for each other take longer than one alone
         factors = run.source.scaled_factors(module, step)
@@ -87,6 +103,11 @@ def update_in(
     stored = run.source.rounding(module, step)
     if stored is None:
         return Update(dense=run.update(module, step))
-    base = once("norms of W₀", lambda: Norms(partial(run.base, module)))
-    weight = Norms(partial(run.weight, module, step, torch.float64))
+
+    def read(make: Callable[[], Tensor]) -> Tensor:
+        with reading:
+            return make()
+
+    base = once("norms of W₀", lambda: Norms(partial(read, partial(run.base, module))))
+    weight = Norms(partial(read, partial(run.weight, module, step, torch.float64)))
     return Update(dense=run.update(module, step), floor=NoiseFloor(stored, weight, base))

@@ -6,20 +6,24 @@ says in an error where it happened, and leaves out a module whose W₀ is not kn
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import torch
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import DeltawWarning, OptionError
 from deltaw.adapters.patterns import matching
 from deltaw.analysis.measures.blocks import Axis
 from deltaw.analysis.progress import progress as shown
+from deltaw.analysis.tables.ahead import measured_ahead
 from deltaw.analysis.tables.blocks import PARTS, Counts, nothing_along
 from deltaw.analysis.tables.blocks import left_out as unknown_heads
-from deltaw.analysis.tables.device import named_memory
+from deltaw.analysis.tables.device import CPU, named_memory
 from deltaw.analysis.tables.elsewhere import measured_elsewhere
 from deltaw.analysis.tables.frame import ABOUT, frame_of
 from deltaw.analysis.tables.kept.keeper import Keeper, keeping
@@ -124,15 +128,17 @@ class Walk:
             return
         for plan in plans:
             with keeping(plan.run, measure, self.work.device, self.work.cache) as keeper:
-                for stop in self._stops_of(plan, keeper):
-                    if isinstance(stop, Found):
-                        yield stop
+                threads = torch.get_num_threads() if self.work.device == CPU else 1
+                stops = self._stops_of(plan, keeper)
+                for found in measured_ahead(plan, stops, measure, partial(_named_memory, plan.run), threads):
+                    if isinstance(found, Found):
+                        yield found
                         continue
-                    with stop, named_memory(plan.run.source.where, stop.module, plan.run.shape(stop.module)):
-                        rows = measure(stop)
-                        if keeper is not None:
+                    stop, rows = found
+                    if keeper is not None:
+                        with plan.reading:
                             keeper.add(stop.module, (stop.step_from, stop.step), rows)
-                        yield Found(plan.run, stop.module, stop.step_from, stop.step, rows)
+                    yield Found(plan.run, stop.module, stop.step_from, stop.step, rows)
 
     def rows(self, measure: Measure) -> list[dict[str, Any]]:
         """Return what a function returns for all stops, in order."""
@@ -319,6 +325,10 @@ def some(runs: Sequence[T]) -> Sequence[T]:
     if not runs:
         raise OptionError("no run is given; pass a list of one or more")
     return runs
+
+
+def _named_memory(run: Run, stop: Stop) -> AbstractContextManager[None]:
+    return named_memory(run.source.where, stop.module, run.shape(stop.module))
 
 
 def _left_out(plan: Plan) -> Iterator[str]:
