@@ -19,11 +19,11 @@ from deltaw.analysis.report.matrices import (
     BINS,
     LEADING,
     MOST,
-    PRINCIPAL,
     Details,
     Matrices,
     detailed_steps,
     geometry_steps,
+    principal_count,
 )
 from deltaw.analysis.report.pack import Column, exact
 from deltaw.analysis.report.parts import Notes
@@ -77,14 +77,17 @@ def collect(
     every = list(dict.fromkeys(name for names in chosen for name in names))
     place = {name: number for number, name in enumerate(every)}
     styles = run_styles([run.method for run in runs])
+    principal = principal_count(
+        run.shape(name) for run, names in zip(runs, chosen, strict=True) if run.base_from is not None for name in names
+    )
     columns: dict[str, Column] = {}
     entries = []
     for number, (run, names, (color, line)) in enumerate(zip(runs, chosen, styles, strict=True)):
         entry = about(run, names, notes, check=check, progress=progress)
         steps = detailed_steps(run, names, details, len(runs))
         turns = geometry_steps(run, names, steps, geometry) if run.base_from is not None else []
-        matrices = Matrices(run, names, steps, turns, notes, work, progress=progress)
-        measured = _measure(run, matrices, notes)
+        matrices = Matrices(run, names, steps, turns, notes, work, principal=principal, progress=progress)
+        measured = _measure(run, matrices, notes, entry["model"])
         columns |= {f"{number}.{name}": column for name, column in (measured | _scalars(run, notes)).items()}
         entries.append(
             entry
@@ -99,13 +102,13 @@ def collect(
         "runs": entries,
         "modules": _labelled([_module(runs, chosen, name) for name in every]),
         "pairs": list(PAIRS),
-        "sizes": {"ranks": RANKS, "bins": BINS, "leading": LEADING, "most": MOST, "principal": PRINCIPAL},
+        "sizes": {"ranks": RANKS, "bins": BINS, "leading": LEADING, "most": MOST, "principal": principal},
         "claims": _claims(runs, notes, progress, work) if check else [],
     }
     return Content(found | {"notes": notes.by_part}, columns)
 
 
-def _measure(run: Trajectory, matrices: Matrices, notes: Notes) -> dict[str, Column]:
+def _measure(run: Trajectory, matrices: Matrices, notes: Notes, model: str | None) -> dict[str, Column]:
     begin = f"{run.name}: "
     if not run.steps:
         notes.add("changes", f"{begin}no checkpoint was recorded yet")
@@ -113,8 +116,8 @@ def _measure(run: Trajectory, matrices: Matrices, notes: Notes) -> dict[str, Col
     if run.base_from is None:
         notes.add(
             "base",
-            f"{begin}W₀ is not known, so changes since it and the size of the update in it are left out; "
-            "give the base model with base= or --base",
+            f"{begin}W₀ is not known, so what is measured against it is left out: ΔM and ΔD since W₀, the size of the "
+            f"update relative to it, its rotation; add --base {model or 'MODEL'} (in Python base=) for all of it",
         )
     elif not matrices.turns:
         notes.add("geometry", f"{begin}not measured; --geometry, or geometry=True, measures it however long it takes")

@@ -39,7 +39,7 @@ GEOMETRY = (
     "off_principal_expected",
     "visible_bfloat16",
 )
-PRINCIPAL = 16  # leading directions of W₀
+PRINCIPAL = 16  # leading directions of W₀, or fewer where the matrices are small
 LEADING = 16  # singular values that are kept
 BINS = 24  # of a distribution
 MOST = 5  # rows and columns that moved most
@@ -61,6 +61,7 @@ class Matrices:
         turns: The checkpoints with geometry, see ``geometry_steps``.
         notes: What is to be said where something is missing.
         work: Where and how it is measured.
+        principal: How many leading directions of W₀ the geometry is of.
         progress: Show progress bars.
     """
 
@@ -73,9 +74,11 @@ class Matrices:
         notes: Notes,
         work: Work,
         *,
+        principal: int = PRINCIPAL,
         progress: bool,
     ) -> None:
         self.run, self.modules, self.details, self.turns = run, list(modules), list(details), list(turns)
+        self.principal = principal
         self._notes, self._work, self._progress = notes, work, progress
         self._module = {name: place for place, name in enumerate(self.modules)}
         self._step = {step: place for place, step in enumerate(run.steps)}
@@ -99,7 +102,8 @@ class Matrices:
         try:
             frame = make(patterns, False)
         except NonFiniteError as error:
-            self._notes.add("changes", f"{error}; such rows and columns are left out", f"{self.run.name}: ")
+            seen = str(error).partition("; ")[0]  # without its advice, which is followed here
+            self._notes.add("changes", f"{seen}; such rows and columns are left out", f"{self.run.name}: ")
             frame = make(patterns, True)
         for (kind, axis), rows in frame.groupby(["pairs", "axis"], sort=False):
             at = self._places(rows["module"], rows["step_to"], self._step)
@@ -159,15 +163,33 @@ class Matrices:
         """Fill in how the updates stand to W₀ at the checkpoints with geometry."""
         shown, work = self._progress, self._work
         frame = self._of_all(
-            lambda modules: geometry_table([self.run], self.turns, modules, k=PRINCIPAL, progress=shown, work=work),
+            lambda modules: geometry_table(
+                [self.run], self.turns, modules, k=self.principal, progress=shown, work=work
+            ),
             "geometry",
         )
+        self._leave_out_all_directions(frame)
         at = self._places(frame["module"], frame["step"], self._step)
         for name in GEOMETRY:
             self._array(f"geometry.{name}")[at] = frame[name].to_numpy(np.float64)
         # Near 1 the share outside has few digits left in float32: the rest is kept beside it.
         for end in ("", "_expected"):
             self._array(f"geometry.principal{end}")[at] = 1 - frame[f"off_principal{end}"].to_numpy(np.float64)
+
+    def _leave_out_all_directions(self, frame: pd.DataFrame) -> None:
+        """Make NaN of what says nothing: directions that span the whole space cannot turn, and nothing lies outside."""
+        sides = np.array([self.run.shape(name) for name in frame["module"]]).reshape(-1, 2)  # (rows, 2): out, in
+        spans = dict(zip(("left", "right"), frame["k"].to_numpy() >= sides.T, strict=True))
+        either = spans["left"] | spans["right"]
+        for side, whole_space in spans.items():
+            frame.loc[whole_space, f"rotation_{side}"] = np.nan
+        frame.loc[either, ["rotation_random", "rotation_expected"]] = np.nan  # of the smaller of the two spaces
+        frame.loc[spans["left"] & spans["right"], ["off_principal", "off_principal_expected"]] = np.nan
+        if either.any():
+            names = list(dict.fromkeys(frame.loc[either, "module"]))
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            text = f"{names[0]}{more}: {self.principal} directions are all that a side of it has, which cannot turn"
+            self._notes.add("geometry", text, f"{self.run.name}: ")
 
     def measure_norms(self) -> None:
         """Fill in ‖W₀‖ of every module that has one."""
@@ -253,6 +275,16 @@ def geometry_steps(run: Run, modules: Sequence[str], details: Sequence[int], wan
     once = max(dense_work([run.shape(name) for name in modules]), 1.0)
     affordable = int(GEOMETRY_WORK / once) - 1  # W₀ is decomposed too
     return _last_of(details, max(1, affordable)) if once < 4 * GEOMETRY_WORK else []
+
+
+def principal_count(shapes: Iterable[tuple[int, int]]) -> int:
+    """Return how many leading directions of W₀ the geometry is of: 16, or half of all where matrices are so small.
+
+    Example:
+        >>> principal_count([(768, 768), (2, 768)]), principal_count([(12, 12)])
+        (16, 6)
+    """
+    return max(1, min(PRINCIPAL, max((min(shape) for shape in shapes), default=PRINCIPAL) // 2))
 
 
 def _last_of(steps: Sequence[int], count: int) -> list[int]:

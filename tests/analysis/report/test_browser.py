@@ -56,7 +56,7 @@ def test_the_numbers_are_those_of_the_tables(path, runs, look):
     cells = page.locator("#together table tbody tr", has_text="lora").locator("td")
     cells.nth(4).wait_for()  # the table beside the cloud may be drawn a moment after it
     shown = cells.all_inner_texts()
-    assert shown[1] == f"{found.pearson:.3g}".replace("-", "−")
+    assert shown[1] == f"{found.pearson:.3f}".replace("-", "−")
     assert shown[4] == "6"
 
 
@@ -83,8 +83,9 @@ def test_a_selection_changes_the_drawings_and_a_link_restores_it(path, look):
 
 def test_the_update_against_its_base(path, runs, look):
     page = look(path)
-    frame = deltaw.open(runs[1]).geometry()
+    frame = deltaw.open(runs[1]).geometry(k=6)  # half of what these matrices have
     measured = frame.groupby("step")["rotation_right"].mean()
+    assert measured.iloc[-1] > 0.1
     show(page, "geometry-training")
     shown = {row[1]: row[2] for row in numbers(page, "geometry-training")[1:] if row[0] == "lora"}
     np.testing.assert_allclose([shown[step] for step in measured.index], measured, rtol=1e-6)

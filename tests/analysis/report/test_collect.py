@@ -40,7 +40,9 @@ def test_the_numbers_are_the_tables(runs):
 
 def test_the_geometry_is_the_table(runs):
     found = collected(runs[1:2])
-    frame = deltaw.open(runs[1]).geometry()
+    assert found.about["sizes"]["principal"] == 6
+    frame = deltaw.open(runs[1]).geometry(k=6)
+    assert (frame.off_principal_expected < 1).all()
     names = [module["name"] for module in found.about["modules"]]
     steps = found.about["runs"][0]["steps"]
     assert found.about["runs"][0]["geometry"] == steps
@@ -50,6 +52,32 @@ def test_the_geometry_is_the_table(runs):
         np.testing.assert_array_equal(values[at], frame[name].to_numpy().astype(np.float32))
     within = (1 - frame.off_principal).to_numpy().astype(np.float32)
     np.testing.assert_array_equal(found.columns["0.geometry.principal"].values[at], within)
+
+
+def test_directions_that_span_a_whole_side_are_left_out(tmp_path):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"query": nn.Linear(24, 24), "small": nn.Linear(24, 4), "tiny": nn.Linear(3, 3)})
+    inject(model, LoRA(rank=2), targets=["*"])
+    with Recorder(model, tmp_path / "run") as recorder:
+        recorder.step(0)
+        for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
+            parameter.data += 0.01 * torch.randn_like(parameter)
+        recorder.step(1)
+    found = collected([tmp_path / "run"])
+    assert found.about["sizes"]["principal"] == 12
+    names = [module["name"] for module in found.about["modules"]]
+    values = {
+        name: dict(zip(names, found.columns[f"0.geometry.{name}"].values[:, -1], strict=True)) for name in GEOMETRY
+    }
+    for name, rows in values.items():
+        assert np.isfinite(rows["query"]), name
+    assert np.isnan(values["rotation_left"]["small"])
+    assert values["rotation_right"]["small"] > 0
+    assert np.isfinite(values["off_principal"]["small"])
+    for name in ("rotation_left", "rotation_right", "rotation_random", "off_principal"):
+        assert np.isnan(values[name]["tiny"])
+    assert values["visible_bfloat16"]["tiny"] > 0
+    assert "small and 1 more" in found.about["notes"]["geometry"][0]
 
 
 def test_how_many_checkpoints_are_held_against_the_base(runs):

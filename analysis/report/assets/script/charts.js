@@ -280,6 +280,22 @@ const lineOf = (run, extra) => ({
   ...extra,
 });
 
+// Where a later line lies on one, the one beneath is drawn wider, so that both are seen.
+function rimmed(lines, log) {
+  const at = (line) => new Map(line.data.filter((point) => point[1] !== null && Number.isFinite(point[1]) && !(log && point[1] <= 0)).map(([x, y]) => [x, log ? Math.log10(y) : y]));
+  const curves = lines.map(at);
+  const [low, high] = extent(curves.flatMap((curve) => [...curve.values()]));
+  const near = 0.015 * (high - low);
+  const covers = (over, under) => {
+    const both = [...under].filter(([x]) => over.has(x));
+    return both.length > 1 && both.filter(([x, y]) => Math.abs(over.get(x) - y) <= near).length > both.length / 2;
+  };
+  return lines.map((line, i) => {
+    const above = curves.slice(i + 1).filter((curve, j) => (lines[i + 1 + j].xAxisIndex || 0) === (line.xAxisIndex || 0) && covers(curve, curves[i])).length;
+    return above ? { ...line, lineStyle: { ...line.lineStyle, width: line.lineStyle.width + 3 * Math.min(above, 2) } } : line;
+  });
+}
+
 // Curves in words, for readers of screens: where each begins and ends.
 function spoken(curves) {
   return curves

@@ -44,7 +44,7 @@ function drawControls() {
   if (model.layers.length > 1) {
     parts.push(labelled("Layer", choice("Layer", [["all", "all"], ...model.layers.map((layer) => [layer, layer])], now.layer, (layer) => state.set({ layer, module: -1 }))));
   }
-  parts.push(grouped("Axis", segments("Axis", model.axes.map((axis) => [axis, AXES[axis]]), now.axis, (axis) => state.set({ axis }))));
+  if (model.pairs.length) parts.push(grouped("Axis", segments("Axis", model.axes.map((axis) => [axis, AXES[axis]]), now.axis, (axis) => state.set({ axis }))));
   if (model.pairs.length) {
     parts.push(grouped("Change", segments("Pairs of checkpoints", ["base", "initial", "consecutive"].map((pairs) => [pairs, PAIRS_SHORT[pairs], !model.pairs.includes(pairs)]), now.pairs, (pairs) => state.set({ pairs }))));
   }

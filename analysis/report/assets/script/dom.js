@@ -67,9 +67,19 @@ function download(name, blob) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
+// The fewest digits that say the number: of one that was kept in float32 not those that float64 would add to it.
+function digitsOf(value) {
+  if (Math.fround(value) !== value) return String(value);
+  for (let places = 6; places < 9; places++) {
+    const shorter = Number(value.toPrecision(places));
+    if (Math.fround(shorter) === value) return String(shorter);
+  }
+  return String(value);
+}
+
 // A text that begins like a formula is computed by a spreadsheet, even in a file of somebody else's: an apostrophe marks it.
 function csvCell(value) {
-  if (typeof value === "number") return Number.isFinite(value) ? String(value) : "";
+  if (typeof value === "number") return Number.isFinite(value) ? digitsOf(value) : "";
   if (value === null || value === undefined) return "";
   const text = /^[=+\-@\t\r\n]/.test(value) ? `'${value}` : String(value);
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;

@@ -22,6 +22,9 @@ function number(value, digits) {
   return `${value < 0 ? "−" : ""}${rounded}`;
 }
 
+// A number with as many decimals whatever its size: correlations, whose error is the same near 0 and near 1.
+const decimals = (value, places) => (Number.isFinite(value) ? (Number(value.toFixed(places)) || 0).toFixed(places).replace("-", "−") : "–");
+
 const tick = (value) => number(value, 3);
 const count = (value) => (Number.isFinite(value) ? Math.round(value).toLocaleString("en-US") : "–");
 const percent = (value) => (Number.isFinite(value) ? `${number(100 * value, 3)} %` : "–");

@@ -33,9 +33,21 @@ function changed(names) {
   drawSoon();
 }
 
+// What is chosen, for paper, where the controls are not.
+function selectionInWords() {
+  const { now } = app.state;
+  const { model } = app;
+  return [
+    now.kind === "all" ? "all kinds of matrices" : `${now.kind} matrices`, now.layer === "all" ? "all layers" : `layer ${now.layer}`, `by ${now.axis}`,
+    model.pairs.length ? PAIRS[now.pairs] : null, model.trained ? `at step ${now.step}` : null,
+  ].filter(Boolean).join(", ").replace(/^./, (letter) => letter.toUpperCase());
+}
+
 // On paper every drawing is a picture on white, as wide as its place there.
 function beforePrint() {
   applyTheme("light");
+  byId("runs").append(el("p", { class: "printed lead" }, selectionInWords()));
+  for (const more of document.querySelectorAll("details.more")) if (!more.open) { more.open = true; more.dataset.folded = "true"; }
   drawChips();
   for (const drawing of drawings) {
     drawing.dirty = true;
@@ -48,6 +60,7 @@ function beforePrint() {
 
 function afterPrint() {
   for (const picture of document.querySelectorAll(".printed")) picture.remove();
+  for (const more of document.querySelectorAll("details.more[data-folded]")) { more.open = false; delete more.dataset.folded; }
   changed(new Set(["theme"]));
 }
 

@@ -118,9 +118,11 @@ class Model {
     return Array.from(sums, (sum, place) => (counts[place] ? sum / counts[place] : NaN));
   }
 
-  // How many of the chosen matrices have a number in one of the runs.
+  // Of how many of the chosen matrices each run has a number, in words: "6 matrices", or "6 to 12 matrices".
   measured(runs, name, selection) {
-    return this.chosen(selection).filter((module) => runs.some((run) => Number.isFinite(this.value(run, name, module.index, run.steps.length - 1)))).length;
+    const counts = runs.map((run) => this.chosen(selection).filter((module) => Number.isFinite(this.value(run, name, module.index, run.steps.length - 1))).length);
+    const [least, most] = [Math.min(...counts), Math.max(...counts)];
+    return least === most ? many(most, "matrix", "matrices") : `${count(least)} to ${many(most, "matrix", "matrices")}`;
   }
 
   at(run, name, selection) {

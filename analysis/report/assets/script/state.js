@@ -8,7 +8,7 @@ class State {
     this.defaults = {
       off: "", run: 0, kind: "all", layer: "all", axis: "row", pairs: model.pairs[0] || "base", step: last, module: -1,
       scale: "linear", asymmetry: "d", points: "step", cloud: "apart", map: this.defaultMap(), spread: "d", spectrum: "stable_rank", geometry: "rotation_right",
-      between: "overlap.right", k: 8, first: 0, second: 1, score: "", sort: "d", order: "descending", find: "", page: 0,
+      between: "overlap.right", k: this.defaultDirections(), first: 0, second: 1, score: "", sort: "d", order: "descending", find: "", page: 0,
       verdict: "checked", theme: "",
     };
     this.now = { ...this.defaults, ...this.read() };
@@ -17,6 +17,16 @@ class State {
   defaultMap() {
     if (this.model.pairs.length) return "d";
     return "frobenius";
+  }
+
+  // As many leading directions as any two runs have that have one.
+  defaultDirections() {
+    const ranks = this.model.about.sizes.ranks;
+    const column = this.model.column("between.overlap.right");
+    if (!column) return ranks;
+    const known = Array.from({ length: ranks }, () => 0);
+    column.values.forEach((value, at) => { known[at % ranks] += Number.isFinite(value); });
+    return Math.max(1, known.lastIndexOf(known[0]) + 1);
   }
 
   read() {

@@ -71,7 +71,9 @@ function betweenOf(selection) {
   const same = selection.between.startsWith("angle") ? 0 : 1;
   const values = runs.map((one) => runs.map((two) => (one === two ? same : mean(modules.map((module) => betweenValue(selection, one.index, two.index, module))))));
   const others = values.flatMap((row, i) => row.filter((value, j) => i !== j && Number.isFinite(value)));
-  const chances = runs.map((one) => runs.map((two) => (one === two ? NaN : mean(modules.map((module) => chanceOf(selection, module, one.index, two.index))))));
+  const common = modules.filter((module) => runs.some((one, i) => runs.slice(i + 1).some((two) => Number.isFinite(betweenValue(selection, one.index, two.index, module)))));
+  const missing = values.some((row, i) => row.some((value, j) => i !== j && !Number.isFinite(value)));
+  const chances = runs.map((one) => runs.map((two) => (one === two ? NaN : mean(common.map((module) => chanceOf(selection, module, one.index, two.index))))));
   const chance = mean(chances.flat());
   const angle = selection.between.startsWith("angle");
   const [low, high] = angle ? [Math.min(...others, 0), 90] : [Math.min(0, ...others), Math.max(...others, chance * 2, 0.05)];
@@ -86,7 +88,7 @@ function betweenOf(selection) {
   const names = runs.map((run) => shortened(run.name, 16));
   return {
     title: BETWEEN[selection.between],
-    sub: `mean over ${many(modules.length, "matrix", "matrices")}; chance ${selection.between === "cosine" ? "0" : betweenText(selection, chance)}`,
+    sub: `mean over ${many(common.length, "matrix", "matrices")}; chance ${selection.between === "cosine" ? "0" : betweenText(selection, chance)}${missing ? `; empty: no matrix in common, no update${SINGLE.has(selection.between) ? "" : `, or fewer than ${selection.k} directions`}` : ""}`,
     says: runs.flatMap((one, i) => runs.slice(i + 1).map((two, j) => `${one.name} with ${two.name}: ${betweenText(selection, values[i][i + 1 + j])}`)).join("; "),
     rows: [["first", "second", BETWEEN[selection.between], "chance"], ...runs.flatMap((one, i) => runs.map((two, j) => [one.name, two.name, values[i][j], chances[i][j]])).filter(([one, two]) => one !== two)],
     notes: model.notes("between"), runs: [], height: Math.max(280, 90 + runs.length * 44),

@@ -23,7 +23,15 @@ function changesView() {
   });
 }
 
-const noChanges = (selection) => ({ empty: app.model.notes("base", "changes").map((note) => shortened(note, 300)).join(" ") || `No change ${PAIRS[selection.pairs]} was measured.` });
+const noChanges = (selection, runs) => ({ empty: unmeasured(["changes"], `No change ${PAIRS[selection.pairs]} was measured.`, runs) });
+
+// Why a view is empty: what its parts say; of W₀, which the top of the page explains, only that it is missing.
+const NEEDS_BASE = "This needs W₀, the weights before the training: give the base model with --base.";
+function unmeasured(parts, otherwise, runs) {
+  const { model, state } = app;
+  if ((runs || state.shown).every((run) => !run.base)) return NEEDS_BASE;
+  return model.notes(...parts).map((note) => shortened(note, 300)).join(" ") || otherwise;
+}
 
 // x and y of a run: over its checkpoints, or over layers where there is one.
 function pointsOf(run, name, selection) {
@@ -66,7 +74,7 @@ function changeOf(measure, selection) {
   const top = [{ top: 24, height: 116 }, { top: 184, height: 116 }];
   const byKind = lines[0].color !== undefined;
   return {
-    sub: `mean of ${many(model.measured(runs, names[0], selection), "matrix", "matrices")}, ${PAIRS[selection.pairs]}`,
+    sub: `${byKind ? "each kind of" : "mean of"} ${model.measured(runs, names[0], selection)}, ${PAIRS[selection.pairs]}`,
     says: lines.map((line, i) => axes.map((axis, a) => `${line.name} by ${axis}: ${number(valueAt(curves[a][i], selection))}`).join(", ")).join("; "),
     rows: [[byKind ? "kind" : "run", "axis", model.trained ? "step" : "layer", CHANGES[measure]], ...axes.flatMap((axis, a) => lines.flatMap((line, i) => curves[a][i].map(([x, y]) => [line.name, axis, x, y])))],
     height: byKind ? 392 : 342, runs: byKind ? [] : runs,
@@ -77,12 +85,12 @@ function changeOf(measure, selection) {
       yAxis: ["rows", "columns"].map((text, i) => ({ type: log ? "log" : "value", gridIndex: i, ...range, name: `${UNITS[measure]}, by ${text}`, nameLocation: "end", nameGap: 10, nameTextStyle: { align: "left", padding: [0, 0, 0, -48], color: paint("soft"), fontSize: 12 }, axisLabel: { formatter: tick }, splitNumber: 3 })),
       axisPointer: { link: [{ xAxisIndex: "all" }] },
       tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits, 2, lines) },
-      series: curves.flatMap((of, a) =>
+      series: rimmed(curves.flatMap((of, a) =>
         of.map((data, i) => {
           const line = lineOf(lines[i].run, { data, name: lines[i].name, xAxisIndex: a, yAxisIndex: a, showSymbol: !model.trained || data.length < 3, id: `${a}-${i}`, markLine: model.trained && i === 0 ? stepMark(selection) : undefined });
           return byKind ? { ...line, color: lines[i].color, lineStyle: { width: 2, color: lines[i].color } } : line;
         }),
-      ),
+      ), log),
     },
   };
 }
@@ -136,7 +144,7 @@ function asymmetryOf(selection) {
       xAxis: xAxisOf(),
       yAxis: { type: "value", min: -most, max: most, interval: most / 2, name: "rows ÷ columns", nameLocation: "end", nameGap: 10, nameTextStyle: { align: "left", padding: [0, 0, 0, -48], color: paint("soft"), fontSize: 12 }, axisLabel: { formatter: (value) => times(value) } },
       tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits, 1, runs.map((run) => ({ run, name: run.name })), (value) => times(value)) },
-      series: curves.map((data, r) => lineOf(runs[r], { data, id: `0-${r}`, showSymbol: data.length < 3 || !model.trained, markLine: r === 0 ? { ...stepMark(selection), data: [{ yAxis: 0, lineStyle: { color: paint("soft"), type: "solid" } }, ...(model.trained ? [{ xAxis: selection.step }] : [])] } : undefined })),
+      series: rimmed(curves.map((data, r) => lineOf(runs[r], { data, id: `0-${r}`, showSymbol: data.length < 3 || !model.trained, markLine: r === 0 ? { ...stepMark(selection), data: [{ yAxis: 0, lineStyle: { color: paint("soft"), type: "solid" } }, ...(model.trained ? [{ xAxis: selection.step }] : [])] } : undefined }))),
     },
   };
 }

@@ -15,7 +15,8 @@ function claimsView() {
   }
   const number_ = (claim) => (claim.statistic === null ? "–" : `${number(claim.statistic)}${claim.ci_low === null || claim.ci_high === null ? "" : ` [${number(claim.ci_low)}, ${number(claim.ci_high)}]`}`);
   const checked = claims.filter((claim) => claim.statistic !== null || claim.verdict !== "unclear");
-  const among = { checked, all: claims, agrees: claims.filter((claim) => claim.verdict === "agrees"), disagrees: claims.filter((claim) => claim.verdict === "disagrees"), unclear: claims.filter((claim) => claim.verdict === "unclear") };
+  const of = (verdict) => checked.filter((claim) => claim.verdict === verdict);
+  const among = { checked, agrees: of("agrees"), disagrees: of("disagrees"), unclear: of("unclear"), missing: claims.filter((claim) => !checked.includes(claim)), all: claims };
   const filters = el("span");
   const papers = ["all papers", ...new Set(claims.map((claim) => claim.paper))];
   let paper = papers[0];
@@ -27,21 +28,21 @@ function claimsView() {
     const verdict = among[app.state.now.verdict] ? app.state.now.verdict : "checked";
     const shown = among[verdict].filter((claim) => paper === papers[0] || claim.paper === paper);
     filters.replaceChildren(
-      segments("Verdict", [["checked", `checked here (${checked.length})`], ["agrees", `agrees (${among.agrees.length})`], ["disagrees", `disagrees (${among.disagrees.length})`], ["unclear", `unclear (${among.unclear.length})`], ["all", `all (${claims.length})`]], verdict, (one) => app.state.set({ verdict: one })),
+      segments("Verdict", Object.entries({ checked: "checked here", agrees: "agrees", disagrees: "disagrees", unclear: "unclear", missing: "not checked", all: "all" }).map(([name, text]) => [name, `${text} (${among[name].length})`]), verdict, (one) => app.state.set({ verdict: one })),
       " ",
       choice("Paper", papers.map((one) => [one, one]), paper, (one) => { paper = one; draw(); }),
     );
-    sub.textContent = `${many(claims.length, "claim")}: ${among.agrees.length} agree, ${among.disagrees.length} disagree, ${among.unclear.length} unclear`;
+    sub.textContent = `${checked.length} of ${many(claims.length, "claim")} can be checked in these runs: ${among.agrees.length} agree, ${among.disagrees.length} disagree, ${among.unclear.length} ${among.unclear.length === 1 ? "is" : "are"} unclear`;
     scroll.replaceChildren(
       shown.length
         ? el(
             "table",
-            null,
+            { class: "stacked" },
             el("caption", { class: "hidden-text" }, "Claims and verdicts"),
-            el("thead", null, el("tr", null, ["claim", "seen here", "measured", "in the paper", "rule"].map((text) => el("th", { scope: "col" }, text)))),
-            el("tbody", null, shown.map((claim) => el("tr", null, el("td", null, claim.sentence, el("div", { class: "sub" }, `${claim.paper}, ${claim.source}`)), el("td", null, el("span", { class: `badge ${claim.verdict}` }, claim.verdict)), el("td", null, number_(claim)), el("td", null, claim.paper_number === null ? "" : number(claim.paper_number)), el("td", null, claim.rule, claim.note ? el("div", { class: "sub" }, shortened(claim.note, 260)) : null)))),
+            el("thead", null, el("tr", null, ["claim", "these runs", "measured", "in the paper", "rule"].map((text) => el("th", { scope: "col" }, text)))),
+            el("tbody", null, shown.map((claim) => el("tr", null, el("td", { class: "stack-head" }, claim.sentence, el("div", { class: "sub" }, `${claim.paper}, ${claim.source}`)), el("td", { "data-head": "these runs" }, el("span", { class: `badge ${among.missing.includes(claim) ? "unclear" : claim.verdict}` }, among.missing.includes(claim) ? "not checked" : claim.verdict)), el("td", { "data-head": "measured" }, number_(claim)), el("td", { "data-head": "in the paper" }, claim.paper_number === null ? "" : number(claim.paper_number)), el("td", { "data-head": "rule" }, claim.rule, claim.note ? el("div", { class: "sub" }, shortened(claim.note, 260)) : null)))),
           )
-        : el("div", { class: "empty" }, "These runs decide none of these claims; more methods, or a recorded score, would."),
+        : el("div", { class: "empty" }, verdict === "checked" && !checked.length ? "These runs decide none of the claims: most compare two methods, or need checkpoints over a whole training. What each one lacks stands under “not checked”." : "There is none of these."),
     );
   };
   lazily(box, draw, (name) => name === "verdict");

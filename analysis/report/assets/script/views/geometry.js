@@ -26,25 +26,26 @@ function geometryView() {
     choice("Measure against W₀", Object.entries(GEOMETRY).filter(([key]) => model.runs.some((run) => model.has(run, `geometry.${key}`))), selection.geometry, (geometry) => app.state.set({ geometry })),
   ];
   const over = model.runs.some((run) => run.geometry.length > 1);
-  new Card(cells, { id: "geometry-layers", title: "By layer", width: over ? "w6" : "w12", height: 300, make: (selection) => withExpected(overLayers(selection, geometryShown(selection)), selection), tools: choose });
-  if (over) new Card(cells, { id: "geometry-training", title: "Over training", width: "w6", height: 300, make: (selection) => withNotes(overSteps(selection, geometryShown(selection))), click: pickStep });
+  new Card(cells, { id: "geometry-layers", title: "By layer", width: over ? "w6" : "w12", height: 300, make: (selection) => withNotes(withExpected(overLayers(selection, geometryShown(selection)), selection), "geometry"), tools: choose });
+  if (over) new Card(cells, { id: "geometry-training", title: "Over training", width: "w6", height: 300, make: (selection) => overSteps(selection, geometryShown(selection)), click: pickStep });
 }
 
 function geometryShown(selection) {
   const key = selection.geometry;
   const chance = GEOMETRY_CHANCE[key];
   const angle = key.startsWith("rotation");
+  const wide = angle && app.state.shown.some((run) => app.model.has(run, `geometry.${key}`) && extent(app.model.column(`${run.index}.geometry.${key}`).values)[1] > 45);
   const axes = { principal: { type: "log", scale: false }, off_principal: { scale: true, axisLabel: { formatter: (value) => number(value, 6) } } };
   return {
     name: `geometry.${key}`, text: GEOMETRY[key], short: key, empty: noGeometry,
     chance: chance ? { name: `geometry.${chance[0]}`, text: chance[1], each: chance[2] } : null,
-    axis: axes[key] || { scale: false, min: 0, axisLabel: { formatter: angle ? (value) => `${number(value, 3)}°` : tick } },
+    axis: axes[key] || { scale: false, min: 0, ...(angle && wide ? { max: 90, interval: 30 } : {}), axisLabel: { formatter: angle ? (value) => `${number(value, 3)}°` : tick } },
     shown: (value) => (value === null || value === undefined ? "–" : angle ? `${number(value, 3)}°` : key === "visible_bfloat16" ? percent(value) : number(value, key === "off_principal" ? 6 : 4)),
   };
 }
 
-const noGeometry = () => ({ empty: app.model.notes("geometry", "base").map((note) => shortened(note, 300)).join(" ") || "This was not measured." });
-const withNotes = (made) => (made.option ? { ...made, notes: app.model.notes("geometry") } : made);
+const noGeometry = () => ({ empty: unmeasured(["geometry"], "This was not measured.") });
+const withNotes = (made, part) => (made.option ? { ...made, notes: app.model.notes(part) } : made);
 
 // Two random subspaces are far more than any update turns one: said, and not drawn.
 function withExpected(made, selection) {

@@ -18,7 +18,8 @@ function mostView() {
     const rows = mostRows();
     const pages = Math.max(1, Math.ceil(rows.length / PAGE));
     const page = Math.min(app.state.now.page, pages - 1);
-    scroll.replaceChildren(mostTable(rows.slice(page * PAGE, (page + 1) * PAGE), rows));
+    const nothing = rows.length ? (mostColumns().some((column) => column.name) ? "" : unmeasured(["changes", "spectra"], "Nothing was measured of these matrices.")) : "No matrix fits this selection and search.";
+    scroll.replaceChildren(...(nothing ? [el("div", { class: "empty" }, nothing)] : []), ...(rows.length ? [mostTable(rows.slice(page * PAGE, (page + 1) * PAGE), rows)] : []));
     if (document.activeElement !== search) search.value = app.state.now.find;
     pager.replaceChildren(
       el("span", null, `${many(rows.length, "row")}${pages > 1 ? `, page ${page + 1} of ${pages}` : ""}`),
@@ -49,8 +50,9 @@ function mostColumns() {
       for (const axis of now.axis === "matrix" ? model.axes : ["row", "column"]) columns.push({ key: axis === now.axis ? measure : `${measure}-${axis}`, name: `changes.${now.pairs}.${axis}.${measure}`, text: `${CHANGES[measure]} by ${axis}`, numeric: true, bar: axis === now.axis });
     }
   }
-  for (const [key, text] of [["relative", "‖ΔW‖/‖W₀‖"], ["frobenius", "‖ΔW‖"], ["stable_rank", "stable rank"], ["rank", "rank"]]) columns.push({ key, name: `spectra.${key}`, text, numeric: true });
-  for (const [key, text] of [["rotation_right", "rotation, °"], ["principal", "within W₀’s"], ["visible_bfloat16", "visible"]]) columns.push({ key, name: `geometry.${key}`, text, numeric: true });
+  const k = model.about.sizes.principal;
+  for (const [key, text, hint] of [["relative", "‖ΔW‖/‖W₀‖", "Size of the update, relative to W₀"], ["frobenius", "‖ΔW‖", "Frobenius norm of the update"], ["stable_rank", "stable rank", "‖ΔW‖² / σ₁²: how many directions carry the update"], ["rank", "rank", "Numerical rank of the update"]]) columns.push({ key, name: `spectra.${key}`, text, hint, numeric: true });
+  for (const [key, text, hint] of [["rotation_right", "rotation, °", `How far W₀’s ${k} leading directions of the input side turned`], ["principal", "in W₀’s", `Share of ‖ΔW‖² within W₀’s ${k} leading subspaces`], ["visible_bfloat16", "visible", "Share of weights that are another number in bfloat16"]]) columns.push({ key, name: `geometry.${key}`, text, hint, numeric: true });
   return columns
     .filter((column) => !column.name || model.runs.some((run) => model.has(run, column.name)))
     .map((column) => (column.name ? { ...column, of: of(column.name) } : column));
@@ -95,7 +97,7 @@ function mostTable(rows, all) {
     "table",
     null,
     el("caption", { class: "hidden-text" }, "What moved most"),
-    el("thead", null, el("tr", null, columns.map((column) => el("th", { scope: "col", class: column.numeric ? "number" : null, "aria-sort": column === sorted || (sorted && column.key === sorted.key) ? now.order : null }, el("button", { type: "button", onclick: () => sort(column) }, column.text))))),
+    el("thead", null, el("tr", null, columns.map((column) => el("th", { scope: "col", class: column.numeric ? "number" : null, title: column.hint, "aria-sort": column === sorted || (sorted && column.key === sorted.key) ? now.order : null }, el("button", { type: "button", onclick: () => sort(column) }, column.text))))),
     el(
       "tbody",
       null,
@@ -108,7 +110,7 @@ function mostTable(rows, all) {
             const value = column.of(row);
             if (column.key === "run") return el("td", null, el("span", { class: "run-name" }, swatch(row.run), nameOf(row.run.name, 22)));
             if (column.bar) return el("td", { class: "number" }, meter(value, most.get(column), row.run));
-            if (column.numeric) return el("td", { class: "number" }, column.key === "layer" ? (Number.isFinite(value) ? String(value) : "") : number(value, 3));
+            if (column.numeric) return el("td", { class: "number" }, column.key === "layer" ? (Number.isFinite(value) ? String(value) : "") : column.key === "visible_bfloat16" ? percent(value) : number(value, 3));
             return el("td", null, nameOf(value, column.key === "module" ? 52 : 20));
           }),
         );

@@ -19,6 +19,19 @@ const chanceLine = (run, each, extra) => lineOf(run, { silent: true, symbol: "no
 
 // The runs of which a line of chance is drawn: one stands for all where it depends on the shapes alone.
 const ofChance = (runs, chance) => (chance ? runs.filter((run) => app.model.has(run, chance.name)).slice(0, chance.each ? runs.length : 1) : []);
+const hasValues = ({ data }) => data.some((point) => (Array.isArray(point) ? point[1] : point) !== null);
+
+// At how many of its checkpoints a number of each run was measured, where that is not at all.
+function measuredAt(runs, name) {
+  const at = new Map();
+  for (const run of runs) {
+    const text = `${app.model.stepsOf(run, name).length} of ${run.steps.length}`;
+    at.set(text, [...(at.get(text) || []), run.name]);
+  }
+  if (runs.every((run) => app.model.stepsOf(run, name).length === run.steps.length)) return "";
+  if (at.size === 1) return `; measured at ${[...at.keys()][0]} checkpoints`;
+  return `; measured checkpoints: ${[...at].map(([text, names]) => `${shortened(names.join(", "), 40)} ${text}`).join("; ")}`;
+}
 
 function overLayers(selection, { name, text, short, empty, chance, axis, shown }) {
   const { model, state } = app;
@@ -33,7 +46,7 @@ function overLayers(selection, { name, text, short, empty, chance, axis, shown }
     return groups.map((modules) => finiteOr(detail ? mean(modules.map((module) => model.value(run, of, module.index, detail.among))) : NaN, log));
   };
   const curves = runs.map((run) => curve(run, name));
-  const levels = ofChance(runs, chance).map((run) => ({ run, data: curve(run, chance.name) }));
+  const levels = ofChance(runs, chance).map((run) => ({ run, data: curve(run, chance.name) })).filter(hasValues);
   if (!curves.flat().some((value) => value !== null)) return { empty: model.trained && selection.step === model.steps[0] ? "Nothing has moved yet at this step." : empty().empty };
   const level = (i, at) => { const found = levels.find(({ run }) => run === runs[i] || !chance.each); return found && found.data[at] !== null ? `chance ${say(found.data[at])}` : null; };
   return {
@@ -45,8 +58,8 @@ function overLayers(selection, { name, text, short, empty, chance, axis, shown }
       grid: { left: 58, right: 14, top: 14, bottom: 44 },
       xAxis: { type: "category", data: names, name: word === "layer" ? word : "", nameLocation: "middle", nameGap: 26, boundaryGap: names.length < 3 },
       yAxis: { type: "value", scale: true, axisLabel: { formatter: tick }, ...axis },
-      tooltip: { trigger: "axis", formatter: (hits) => { const seen = hits.filter((hit) => hit.seriesIndex < runs.length); return tip(`${word === "layer" ? "layer " : ""}${seen.length ? seen[0].name : ""}`, seen.map((hit) => ({ run: runs[hit.seriesIndex], name: runs[hit.seriesIndex].name, value: say(hit.value), sub: level(hit.seriesIndex, hit.dataIndex) }))); } },
-      series: [...runs.map((run, i) => lineOf(run, { data: curves[i], showSymbol: true })), ...levels.map(({ run, data }) => chanceLine(run, chance.each, { data }))],
+      tooltip: { trigger: "axis", formatter: (hits) => { const seen = hits.filter((hit) => hit.seriesIndex < runs.length); return tip(`${word === "layer" ? "layer " : ""}${seen.length ? seen[0].name : ""}`, seen.map((hit) => ({ run: runs[hit.seriesIndex], name: runs[hit.seriesIndex].name, value: say(hit.value[1]), sub: level(hit.seriesIndex, hit.dataIndex) }))); } },
+      series: [...rimmed(runs.map((run, i) => lineOf(run, { data: curves[i].map((value, j) => [j, value]), showSymbol: true })), log), ...levels.map(({ run, data }) => chanceLine(run, chance.each, { data }))],
     },
   };
 }
@@ -61,10 +74,9 @@ function overSteps(selection, { name, text, short, empty, chance, axis, shown })
     return model.stepsOf(run, name).map((step) => [step, finiteOr(values[run.steps.indexOf(step)], log)]);
   };
   const curves = runs.map((run) => curve(run, name));
-  const levels = ofChance(runs, chance).map((run) => ({ run, data: curve(run, chance.name) }));
-  const few = runs.find((run) => model.stepsOf(run, name).length < run.steps.length);
+  const levels = ofChance(runs, chance).map((run) => ({ run, data: curve(run, chance.name) })).filter(hasValues);
   return {
-    sub: `${text}${few ? `; measured at ${model.stepsOf(few, name).length} of ${few.steps.length} checkpoints` : ""}${levels.length ? `; dotted: ${chance.text}` : ""}`,
+    sub: `${text}${measuredAt(runs, name)}${levels.length ? `; dotted: ${chance.text}` : ""}`,
     says: spoken(runs.map((run, i) => ({ run, data: curves[i] }))),
     rows: [["run", "step", short], ...runs.flatMap((run, i) => curves[i].map(([step, value]) => [run.name, step, value ?? NaN])), ...levels.flatMap(({ run, data }) => data.map(([step, value]) => [chance.each ? `${run.name}: chance` : "chance", step, value ?? NaN]))],
     runs, height: 300,
@@ -74,7 +86,7 @@ function overSteps(selection, { name, text, short, empty, chance, axis, shown })
       yAxis: { type: "value", scale: true, axisLabel: { formatter: tick }, ...axis },
       tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits.filter((hit) => hit.seriesId.startsWith("0-")), 1, runs.map((run) => ({ run, name: run.name })), shown) },
       series: [
-        ...runs.map((run, i) => lineOf(run, { id: `0-${i}`, data: curves[i], showSymbol: curves[i].length < 4, markLine: i === 0 ? stepMark(selection) : undefined })),
+        ...rimmed(runs.map((run, i) => lineOf(run, { id: `0-${i}`, data: curves[i], showSymbol: curves[i].length < 4, markLine: i === 0 ? stepMark(selection) : undefined })), log),
         ...levels.map(({ run, data }, i) => chanceLine(run, chance.each, { id: `chance-${i}`, data, showSymbol: false })),
       ],
     },

@@ -11,7 +11,7 @@ function runsView() {
   node.append(
     el("h1", { id: "runs-heading" }, title),
     el("p", { class: "lead" }, leadOf(model)),
-    el("div", { class: "card", style: { marginTop: "18px" } }, table, findingsOf(model), notesOf(model.notes("runs", "changes", "base"))),
+    el("div", { class: "card", style: { marginTop: "18px" } }, table, findingsOf(model), notesOf([...model.notes("runs", "changes", "base"), ...differing(model)]), settingsOf(model)),
   );
   lazily(table, () => table.replaceChildren(runsTable(model, app.state)));
 }
@@ -26,24 +26,34 @@ function leadOf(model) {
   return `${methods.map((method) => shortened(method, 40)).join(", ")}${models.length ? ` on ${models.map((name) => shortened(name, 60)).join(", ")}` : ""}: ${many(model.modules.length, "matrix", "matrices")}${layers}${kinds}, ${span}.`;
 }
 
+// Runs of other matrices have means over other matrices.
+function differing(model) {
+  return model.runs.some((run) => run.modules.length < model.modules.length) ? ["The runs do not hold the same matrices; a mean is over those that its run has."] : [];
+}
+
 function runsTable(model, state) {
   const now = state.now;
   const measures = [
     ["ΔM", `changes.${now.pairs}.${now.axis}.m`, "Mean magnitude change of the chosen matrices"],
     ["ΔD", `changes.${now.pairs}.${now.axis}.d`, "Mean direction change of the chosen matrices"],
   ].filter(([, name]) => model.runs.some((run) => model.has(run, name)));
-  measures.push(["‖ΔW‖/‖W₀‖", "spectra.relative", "Size of the update, relative"], ["stable rank", "spectra.stable_rank", "‖ΔW‖² / σ₁²"]);
+  if (model.runs.some((run) => model.has(run, "spectra.relative"))) measures.push(["‖ΔW‖/‖W₀‖", "spectra.relative", "Size of the update, relative"]);
+  else measures.push(["‖ΔW‖", "spectra.frobenius", "Size of the update: its Frobenius norm"]);
+  measures.push(["stable rank", "spectra.stable_rank", "‖ΔW‖² / σ₁²: how many directions carry the update"]);
   const shownMeasures = measures.filter(([, name]) => model.runs.some((run) => model.has(run, name)));
   const numbers = shownMeasures.map(([, name]) => model.runs.map((run) => atDetail(model, run, name, now)));
   const scored = model.runs.some((run) => Object.keys(run.scores || {}).length);
   const changed = model.pairs.length > 0;
-  const head = ["run", "method", "checkpoints", "trained", scored ? "score" : null].filter(Boolean);
+  const head = ["run", "method", "sound", "checkpoints", "trained", scored ? "score" : null].filter(Boolean);
   const right = [...shownMeasures.map(([text, , hint]) => [text, hint]), changed ? ["rows ÷ columns", "ΔD by row over ΔD by column: 1 where both axes move alike"] : null].filter(Boolean);
+  const moved = model.runs.map((run) => movedMost(run, now));
+  const most = moved.some(Boolean) ? moved.find(Boolean).text : "";
+  const cell = (text, attributes, ...content) => el("td", { "data-head": text, ...attributes }, ...content);
   return el(
     "table",
-    null,
+    { class: "stacked" },
     el("caption", { class: "hidden-text" }, "The runs, and their changes at the selected step"),
-    el("thead", null, el("tr", null, head.map((text) => el("th", { scope: "col", class: ["checkpoints", "trained", "score"].includes(text) ? "number" : null }, text)), right.map(([text, hint]) => el("th", { scope: "col", class: "number", title: hint }, text)), el("th", { scope: "col" }, "sound"))),
+    el("thead", null, el("tr", null, head.map((text) => el("th", { scope: "col", class: ["checkpoints", "trained", "score"].includes(text) ? "number" : null }, text)), right.map(([text, hint]) => el("th", { scope: "col", class: "number", title: hint }, text)), most ? el("th", { scope: "col", title: `The matrix with the largest ${most} of the run at this step, and how many times the mean that is` }, "moved most") : null)),
     el(
       "tbody",
       null,
@@ -52,18 +62,39 @@ function runsTable(model, state) {
         return el(
           "tr",
           null,
-          el("td", null, el("span", { class: "run-name" }, swatch(run), nameOf(run.name, 34))),
-          el("td", null, el("span", null, shortened(run.title, 40)), optionsOf(run)),
-          el("td", { class: "number" }, run.steps.length ? count(run.steps.length) : "none yet", run.steps_known ? null : el("div", { class: "sub" }, "step not known")),
-          el("td", { class: "number" }, millions(run.trainable)),
-          scored ? el("td", { class: "number" }, Object.entries(run.scores || {}).slice(0, 2).map(([name, value]) => el("div", null, number(value, 3), el("span", { class: "sub" }, ` ${shortened(name, 14)}`)))) : null,
-          shownMeasures.map((_, at) => el("td", { class: "number" }, meter(numbers[at][index], numbers[at], run))),
-          changed ? el("td", { class: "number" }, number(row / column, 3)) : null,
-          el("td", null, soundness(run)),
+          el("td", { class: "stack-head" }, el("span", { class: "run-name" }, swatch(run), nameOf(run.name, 34))),
+          cell("method", null, el("span", null, shortened(run.title, 40)), optionsOf(run)),
+          cell("sound", null, soundness(run)),
+          cell("checkpoints", { class: "number" }, run.steps.length ? count(run.steps.length) : "none yet", run.steps_known ? null : el("div", { class: "sub" }, "step not known")),
+          cell("trained", { class: "number" }, millions(run.trainable)),
+          scored ? cell("score", { class: "number" }, Object.entries(run.scores || {}).slice(0, 2).map(([name, value]) => el("div", null, number(value, 3), el("span", { class: "sub" }, ` ${shortened(name, 14)}`)))) : null,
+          shownMeasures.map(([text], at) => cell(text, { class: "number" }, meter(numbers[at][index], numbers[at], run))),
+          changed ? cell("rows ÷ columns", { class: "number" }, number(row / column, 3)) : null,
+          most ? cell("moved most", null, moved[index] ? mostButton(run, moved[index]) : "–") : null,
         );
       }),
     ),
   );
+}
+
+// The matrix of a run that moved most at the step: by ΔD, or where that is not known by the size of its update.
+function movedMost(run, now) {
+  const { model } = app;
+  const choices = [["ΔD", `changes.${now.pairs}.${now.axis}.d`], ["‖ΔW‖/‖W₀‖", "spectra.relative"], ["‖ΔW‖", "spectra.frobenius"]];
+  const found = choices.find(([, name]) => model.has(run, name));
+  if (!found) return null;
+  const detail = model.detail(run, now.step, model.stepsOf(run, found[1]));
+  const values = detail ? model.chosen(now).map((module) => [module, model.value(run, found[1], module.index, detail.among)]).filter(([, value]) => Number.isFinite(value)) : [];
+  const [module, value] = values.reduce((best, one) => (one[1] > best[1] ? one : best), [null, 0]);
+  return module && values.length > 1 ? { module, value, text: found[0], times: value / mean(values.map((one) => one[1])) } : null;
+}
+
+function mostButton(run, { module, value, text, times }) {
+  const look = () => {
+    app.state.set({ run: run.index, module: module.index });
+    byId("where").scrollIntoView();
+  };
+  return el("button", { type: "button", class: "most", onclick: look, title: `${shortened(module.name, 200)}\n${text} ${number(value)}` }, el("bdi", null, shortened(module.label, 26)), el("span", { class: "sub" }, ` ${number(times, 2)}× the mean`));
 }
 
 function atDetail(model, run, name, now) {
@@ -86,6 +117,18 @@ function optionsOf(run) {
   return el("div", { class: "sub", title: shortened(every.map(([name, value]) => `${name} = ${value}`).join("\n"), 900) }, shortened(text, 60));
 }
 
+// All that is known of how the runs were made: folded up, but on paper too.
+function settingsOf(model) {
+  const rows = model.runs.map((run) => [run, Object.entries({ model: run.model, base: run.base, ...run.options, ...run.settings, "recorded on": run.created, format: run.format }).filter(([, value]) => value !== null && value !== undefined && value !== "")]);
+  if (!rows.some(([, known]) => known.length)) return null;
+  return el(
+    "details",
+    { class: "more" },
+    el("summary", null, "Options and settings"),
+    el("dl", { class: "settings" }, rows.map(([run, known]) => [el("dt", null, el("span", { class: "run-name" }, swatch(run), nameOf(run.name, 40))), el("dd", null, known.map(([name, value]) => el("span", { class: "setting" }, el("span", { class: "sub" }, `${shortened(name, 40)} `), shortened(value, 120))))])),
+  );
+}
+
 function soundness(run) {
   const findings = run.findings || [];
   const broken = findings.filter((finding) => finding.level === "broken").length;
@@ -101,14 +144,12 @@ function findingsOf(model) {
     if (lost && lost.error > 0.5) items.push([run, { level: "warning", message: `merged into bfloat16, ${percent(lost.error)} of the last update would be lost: only ${percent(lost.entries)} of the entries change` }]);
   }
   if (!items.length) return null;
-  return el(
-    "ul",
-    { class: "findings", "aria-label": "What is wrong with the runs" },
-    items.slice(0, 12).map(([run, finding]) =>
-      el("li", { class: finding.level }, el("span", { class: "who" }, nameOf(run.name, 40)), finding.module ? [" · ", nameOf(finding.module, 70)] : null, finding.step === null || finding.step === undefined ? "" : `, step ${finding.step}`, ": ", shortened(finding.message, 400)),
-    ),
-    items.length > 12 ? el("li", null, `${items.length - 12} more; deltaw inspect lists all`) : null,
-  );
+  items.sort(([, one], [, two]) => (one.level === "broken" ? 0 : 1) - (two.level === "broken" ? 0 : 1));
+  const item = ([run, finding]) => el("li", { class: finding.level }, el("span", { class: "who" }, nameOf(run.name, 40)), finding.module ? [" · ", nameOf(finding.module, 70)] : null, finding.step === null || finding.step === undefined || !run.steps_known ? "" : `, step ${finding.step}`, ": ", shortened(finding.message, 400));
+  const list = (found) => el("ul", { class: "findings", "aria-label": "What is wrong with the runs" }, found.map(item));
+  const first = items.length > 5 ? 4 : 5;
+  if (items.length <= first) return list(items);
+  return [list(items.slice(0, first)), el("details", { class: "more" }, el("summary", null, `${items.length - first} more findings`), list(items.slice(first, 200)), items.length > 200 + first ? el("p", { class: "sub" }, `${items.length - first - 200} more; deltaw inspect lists all`) : null)];
 }
 
 function notesOf(notes) {

@@ -14,16 +14,16 @@ function spectrumView() {
 }
 
 const spectrumName = (selection) => `spectra.${selection.spectrum}`;
-const nothingMeasured = () => ({ empty: app.model.notes("spectra", "base").map((note) => shortened(note, 300)).join(" ") || "No spectrum was measured." });
+const nothingMeasured = () => ({ empty: unmeasured(["spectra"], "No spectrum was measured.") });
 
 const spectrumShown = (selection) => ({ name: spectrumName(selection), text: SPECTRA[selection.spectrum], short: selection.spectrum, empty: nothingMeasured });
-const byLayerOf = (selection) => overLayers(selection, spectrumShown(selection));
+const byLayerOf = (selection) => withNotes(overLayers(selection, spectrumShown(selection)), "spectra");
 const overTrainingOf = (selection) => overSteps(selection, spectrumShown(selection));
 
 // The mean over the chosen matrices of σ_k / σ_1.
 function meanSpectrumOf(selection) {
   const { model, state } = app;
-  const size = model.about.sizes.leading;
+  const { leading: size } = model.about.sizes;
   const modules = model.chosen(selection);
   const curves = [];
   for (const run of state.shown) {
@@ -47,6 +47,6 @@ function meanSpectrumOf(selection) {
     says: spoken(curves.map(({ run, points }) => ({ run, data: points }))),
     rows: [["run", "index", "σ / σ₁"], ...curves.flatMap(({ run, points }) => points.map(([i, value]) => [run.name, i, value]))],
     runs: curves.map(({ run }) => run), height: 300,
-    option: { ...singularOption(curves, size), grid: { left: 54, right: 14, top: 14, bottom: 44 } },
+    option: { ...singularOption(curves), grid: { left: 54, right: 14, top: 14, bottom: 44 } },
   };
 }

@@ -79,7 +79,7 @@ function cloudOf(selection, width) {
   };
   return {
     sub: `by ${selection.axis}, ${PAIRS[selection.pairs]}${model.trained ? `, ${trail ? "up to" : "at"} step ${selection.step}` : ""}; a point is a matrix${apart ? ", each run on its own scale" : ""}`,
-    says: clouds.map(({ run, fit }) => `${run.name}: r ${number(fit.r)}, slope ${number(fit.slope)}, ${fit.n} points`).join("; "),
+    says: clouds.map(({ run, fit }) => `${run.name}: r ${decimals(fit.r, 2)}, slope ${number(fit.slope)}, ${fit.n} points`).join("; "),
     rows: [["run", "module", "step", "ΔD", "ΔM"], ...clouds.flatMap(({ run, points }) => points.map(([x, y, module, place]) => [run.name, model.modules[module].name, run.steps[place], x, y]))],
     runs: clouds.map(({ run }) => run), height: rows * (high + 62) + (apart ? 22 : 10), option,
   };
@@ -100,7 +100,7 @@ function addPanel(option, clouds, { at, apart, selection, left, width, top, high
   if (apart) {
     const [{ run, fit }] = clouds;
     option.title.push({
-      text: `{run|${shortened(run.name, 20).replace(/[{}|]/g, "·")}}  {fit|r = ${number(fit.r, 2)}, slope ${number(fit.slope, 2)}}`, left: left + inset - 4, top: top - 27, padding: 0,
+      text: `{run|${shortened(run.name, 20).replace(/[{}|]/g, "·")}}  {fit|r = ${decimals(fit.r, 2)}, slope ${number(fit.slope, 2)}}`, left: left + inset - 4, top: top - 27, padding: 0,
       textStyle: { rich: { run: { color: colorOf(run), fontWeight: 600, fontSize: 12.5 }, fit: { color: paint("soft"), fontSize: 12 } } },
     });
   }
@@ -168,10 +168,10 @@ function correlationOf(selection) {
         trigger: "axis",
         formatter: (hits) => {
           const step = hits.length ? hits[0].value[0] : 0;
-          return tip(`step ${step}`, curves.flatMap(({ run, fits }) => fits.filter((fit) => fit.step === step).map((fit) => ({ run, name: run.name, value: number(fit.r, 3), sub: `[${number(fit.low, 2)}, ${number(fit.high, 2)}]` }))));
+          return tip(`step ${step}`, curves.flatMap(({ run, fits }) => fits.filter((fit) => fit.step === step).map((fit) => ({ run, name: run.name, value: decimals(fit.r, 3), sub: `[${decimals(fit.low, 2)}, ${decimals(fit.high, 2)}]` }))));
         },
       },
-      series: [...bands, ...curves.map(({ run, fits }, i) => lineOf(run, { id: `r-${run.index}`, data: fits.map((fit) => [fit.step, fit.n > 2 ? finite(fit.r) : null]), markLine: i === 0 ? { ...stepMark(selection), data: [{ yAxis: 0, lineStyle: { color: paint("soft"), type: "solid" } }, { xAxis: selection.step }] } : undefined }))],
+      series: [...bands, ...rimmed(curves.map(({ run, fits }, i) => lineOf(run, { id: `r-${run.index}`, data: fits.map((fit) => [fit.step, fit.n > 2 ? finite(fit.r) : null]), markLine: i === 0 ? { ...stepMark(selection), data: [{ yAxis: 0, lineStyle: { color: paint("soft"), type: "solid" } }, { xAxis: selection.step }] } : undefined })))],
     },
   };
 }
@@ -186,6 +186,6 @@ function fitsTable(selection) {
     null,
     el("caption", { class: "hidden-text" }, "The correlation of ΔM with ΔD"),
     el("thead", null, el("tr", null, el("th", { scope: "col" }, "run"), ["r", "95 % interval", "slope ΔM/ΔD", "points"].map((text) => el("th", { scope: "col", class: "number" }, text)))),
-    el("tbody", null, fits.map(([run, fit]) => el("tr", null, el("td", null, el("span", { class: "run-name" }, swatch(run), nameOf(run.name, 40))), cell(number(fit.r, 3)), cell(Number.isFinite(fit.low) ? `${number(fit.low, 2)} to ${number(fit.high, 2)}` : "–"), cell(number(fit.slope, 3)), cell(count(fit.n))))),
+    el("tbody", null, fits.map(([run, fit]) => el("tr", null, el("td", null, el("span", { class: "run-name" }, swatch(run), nameOf(run.name, 40))), cell(decimals(fit.r, 3)), cell(Number.isFinite(fit.low) ? `${decimals(fit.low, 2)} to ${decimals(fit.high, 2)}` : "–"), cell(number(fit.slope, 3)), cell(count(fit.n))))),
   );
 }

@@ -66,12 +66,13 @@ function mapSteps(run, name) {
   return app.model.stepsOf(run, name);
 }
 
-function mapOf(selection) {
+function mapOf(selection, cardWidth) {
+  const narrow = cardWidth < 480;
   const { model, state } = app;
   const run = state.focus;
   const name = mapName(selection);
   const modules = model.chosen(selection).filter((module) => run.places.has(module.index));
-  if (!model.has(run, name) || !modules.length) return noChanges(selection);
+  if (!model.has(run, name) || !modules.length) return noChanges(selection, [run]);
   const overSteps = model.trained && run.steps.length > 1;
   const rows = overSteps ? modules : model.layers.length ? model.layers : [null];
   const steps = mapSteps(run, name);
@@ -106,9 +107,9 @@ function mapOf(selection) {
     rows: [["module", "layer", "kind", "step", mapText(name)], ...data.map(([, , value, module, place]) => [model.modules[module].name, model.modules[module].layer, model.modules[module].kind, run.steps[place], value])],
     height, runs: [run],
     option: {
-      grid: { left: overSteps ? 118 : 56, right: 84, top: 10, bottom: 48 },
+      grid: { left: overSteps ? (narrow ? 96 : 118) : 56, right: narrow ? 58 : 84, top: overSteps ? 10 : 26, bottom: 48 },
       xAxis: { type: "category", data: columns.map((column) => shortened(String(column), 18)), name: overSteps ? "step" : "", nameLocation: "middle", nameGap: 28, axisLabel: overSteps ? {} : { interval: 0, rotate: columns.length > 7 ? 30 : 0 }, splitArea: { show: false } },
-      yAxis: { type: "category", data: rows.map(label), inverse: true, name: overSteps ? "" : "layer", nameLocation: "start", axisLabel: { fontSize: rows.length > 40 ? 9.5 : 11.5, interval: rows.length > 60 ? "auto" : 0, width: 108, overflow: "truncate" } },
+      yAxis: { type: "category", data: rows.map(label), inverse: true, name: overSteps ? "" : "layer", nameLocation: "start", nameGap: 10, axisLabel: { fontSize: rows.length > 40 ? 9.5 : 11.5, interval: rows.length > 60 ? "auto" : 0, width: narrow ? 88 : 108, overflow: "truncate" } },
       visualMap: { type: "continuous", min: log ? bend(low) : 0, max: bend(high) || 1, dimension: 2, calculable: false, orient: "vertical", right: 4, top: 10, itemHeight: Math.min(220, height - 104), itemWidth: 10, text: [number(high, 2), number(low, 2)], textStyle: { color: paint("soft"), fontSize: 11 }, inRange: { color: heat() } },
       tooltip: {
         trigger: "item",
@@ -219,7 +220,7 @@ function distributionOf(selection) {
     const total = counts.reduce((sum, n) => sum + n, 0) || 1;
     return counts.map((n, i) => [low + i * width, n / total, low + (i + 1) * width, n]);
   });
-  if (!found.some(Boolean)) return { empty: app.model.notes("base").length ? "This needs two checkpoints, or W₀." : "Nothing has moved yet at this step." };
+  if (!found.some(Boolean)) return { empty: run.base ? "Nothing has moved yet at this step." : NEEDS_BASE };
   const since = run.since_first.includes(module.index) ? "since the first checkpoint" : "since W₀";
   const colors = [paint("accent"), isDark() ? "#f0b860" : "#c4640a"];
   return {
@@ -228,7 +229,7 @@ function distributionOf(selection) {
     runs: [run], height: 300,
     option: {
       grid: { left: 44, right: 26, top: 10, bottom: 40 },
-      xAxis: { type: "value", scale: true, name: UNITS[measure], nameLocation: "middle", nameGap: 24, axisLabel: { formatter: tick }, axisLine: { show: true, lineStyle: { color: paint("line") } }, splitLine: { show: false } },
+      xAxis: { type: "value", scale: true, splitNumber: 4, name: UNITS[measure], nameLocation: "middle", nameGap: 24, axisLabel: { formatter: tick }, axisLine: { show: true, lineStyle: { color: paint("line") } }, splitLine: { show: false } },
       yAxis: { type: "value", axisLabel: { formatter: (value) => `${Math.round(100 * value)} %` }, splitNumber: 3 },
       tooltip: { trigger: "item", formatter: (hit) => tip(["rows", "columns"][hit.seriesIndex], [{ name: `${number(hit.value[0])} to ${number(hit.value[2])}`, value: `${hit.value[3]}` }]) },
       series: found.map((data, i) => ({
@@ -256,28 +257,29 @@ function singularOf(selection) {
     const points = values.map((value, i) => [i + 1, value]).filter(([, value]) => value > 0);
     if (points.length) curves.push({ run, points, step: detail.step });
   }
-  if (!curves.length) return { empty: "ΔW is zero here, or was not measured." };
+  if (!curves.length) return { empty: model.runs.some((run) => model.has(run, "singular")) ? "ΔW is zero here." : unmeasured(["spectra"], "No singular values were measured.") };
   return {
-    sub: `of ΔW, the first ${size}${atSteps(curves)}`,
+    sub: `of ΔW, ${Math.max(...curves.map(({ points }) => points.length)) < size ? "all that are not 0" : `the first ${size}`}${atSteps(curves)}`,
     says: spoken(curves.map(({ run, points }) => ({ run, data: points }))),
     rows: [["run", "index", "σ"], ...curves.flatMap(({ run, points }) => points.map(([i, value]) => [run.name, i, value]))],
     runs: curves.map(({ run }) => run), height: 300,
-    option: singularOption(curves, size),
+    option: singularOption(curves),
   };
 }
 
 // Which steps curves are of, where there are several: spectra are not measured at all of them.
 const atSteps = (curves) => (app.model.trained ? `, at step ${[...new Set(curves.map(({ step }) => step))].slice(0, 3).join(" or ")}` : "");
 
-function singularOption(curves, size) {
+function singularOption(curves) {
+  const size = Math.max(2, ...curves.map(({ points }) => points[points.length - 1][0]));
   const top = extent(curves.flatMap(({ points }) => points.map((point) => point[1])));
   const low = Math.max(top[0], top[1] * 1e-7);
   const log = top[1] / top[0] > 20;
   return {
     grid: { left: 58, right: 12, top: 10, bottom: 40 },
-    xAxis: { type: "value", min: 1, max: size, interval: size > 8 ? 3 : 1, name: "index k", nameLocation: "middle", nameGap: 24, splitLine: { show: false }, axisLine: { show: true, lineStyle: { color: paint("line") } } },
+    xAxis: { type: "value", min: 1, max: size, interval: Math.ceil((size - 1) / 7), name: "index k", nameLocation: "middle", nameGap: 24, splitLine: { show: false }, axisLine: { show: true, lineStyle: { color: paint("line") } } },
     yAxis: log ? { type: "log", min: 10 ** Math.floor(Math.log10(low)), max: 10 ** Math.ceil(Math.log10(top[1] * 0.999)), axisLabel: { formatter: tick } } : { type: "value", min: 0, max: roundUp(top[1]), axisLabel: { formatter: tick } },
     tooltip: { trigger: "axis", formatter: (hits) => tip(`σ${hits.length ? ` number ${hits[0].value[0]}` : ""}`, hits.map((hit) => ({ run: curves[hit.seriesIndex].run, name: curves[hit.seriesIndex].run.name, value: number(hit.value[1], 4) }))) },
-    series: curves.map(({ run, points }) => lineOf(run, { data: points.map(([i, value]) => [i, value < low ? null : value]), showSymbol: true, symbolSize: 4 })),
+    series: rimmed(curves.map(({ run, points }) => lineOf(run, { data: points.map(([i, value]) => [i, value < low ? null : value]), showSymbol: true, symbolSize: 4 })), log),
   };
 }
