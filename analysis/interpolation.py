@@ -49,10 +49,14 @@ class InterpolatedSource(Source):
         self.shapes: dict[str, Shape] = {name: first.shape(name) for name in first.modules if name in there}
         if not self.shapes:
             listed = " and ".join(f"{run.source.where} has {', '.join(run.modules[:3])}, …" for run in self.ends)
-            raise OptionError(f"the runs have no module in common: {listed}; pass runs of one model")
+            raise OptionError(
+                f"the runs have no module in common: {listed}; pass runs that adapt the same modules of one model"
+            )
         for name, shape in self.shapes.items():
             if second.shape(name) != shape:
-                raise ShapeError(f"{name} is {shape} and {second.shape(name)}; pass runs of one model")
+                raise ShapeError(
+                    f"{name} is {shape} and {second.shape(name)}; pass runs that adapt the same modules of one model"
+                )
         self.method = _either(first.method, second.method)
         self.info = {"first": first.source.where, "second": second.source.where, "t": t}
         self.config = first.source.config

@@ -186,28 +186,40 @@ def settings(run: Trajectory) -> dict[str, Any]:
     for module in run.modules[:1]:
         method = run.method_of(module)
         options = {} if method is None else dict(vars(method))
-    steps = f"{len(run.steps)}, to {run.steps[-1]}" if run.steps else "none"
+    steps = "none" if not run.steps else "1" if len(run.steps) == 1 else f"{len(run.steps)}, up to step {run.steps[-1]}"
     said = {"format": run.source.format, "method": run.method, "checkpoints": steps} | options
     return _flat(said | dict(run.info))
 
 
 def differing(first: dict[str, Any], second: dict[str, Any]) -> list[list[str]]:
-    """Return [name, first, second] of what differs, as texts; empty where one says nothing.
+    """Return [name, first, second] of what differs, as texts; empty where one says nothing, or ``None``.
+
+    Where one says nothing and the other that it is off ("none", ``False``), nothing differs.
 
     Example:
         >>> differing({"rank": 8, "alpha": 16}, {"rank": 4, "alpha": 16, "seed": 0})
         [['rank', '8', '4'], ['seed', '', '0']]
     """
     names = [*first, *(name for name in second if name not in first)]
-    both = [(name, *(str(of[name]) if name in of else "" for of in (first, second))) for name in names]
-    found = {(name.rpartition(".")[2], one, two): name for name, one, two in reversed(both) if one != two}
+    both = [(name, *("" if of.get(name) is None else str(of[name]) for of in (first, second))) for name in names]
+    found = {
+        (name.rpartition(".")[2], one, two): name
+        for name, one, two in reversed(both)
+        if one != two and {one, two} - {""} not in ({"False"}, {"none"})
+    }
     return [[name, one, two] for (_, one, two), name in reversed(found.items())]  # what is said twice stands once
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return the values by their whole names; a list of names, which PEFT writes in any order, in theirs."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{before}{name}.")
+        elif isinstance(value, list | tuple | set) and all(isinstance(entry, str) for entry in value):
+            found[f"{before}{name}"] = ", ".join(sorted(value))
+        else:
+            found[f"{before}{name}"] = value
     return found
 
 

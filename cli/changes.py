@@ -19,7 +19,16 @@ from deltaw.cli.options import (
     work_options,
 )
 from deltaw.cli.output import emit_table, progress, remark, write_table
-from deltaw.cli.summary import GROUPS, Shown, at_step, emit_summary, shown_options
+from deltaw.cli.summary import (
+    GROUPS,
+    Shown,
+    at_step,
+    check_sort,
+    emit_rows,
+    emit_summary,
+    shown_options,
+    steps_text,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +39,8 @@ MODELS = ("safetensors", "transformers")  # formats of whole models
 PAIRS = ("consecutive", "initial", "base")
 AXES = ("row", "column", "matrix", "head", "expert", "entry")
 COLUMNS = {
-    "delta_m_row": "ΔM, the mean over rows of |‖w_t‖ − ‖w_s‖|, in units of the weights (BoRA, equation 5)",
+    "delta_m_row": "ΔM, the mean over rows of |‖w_t‖ − ‖w_s‖|, in units of the weights (BoRA, equation 5); "
+    "w_s is the row before, w_t after",
     "delta_m_column": "ΔM, the mean over columns of the same (DoRA, equation 3)",
     "delta_m_matrix": "ΔM of the whole matrix as one vector: of Frobenius' norm (MAP)",
     "delta_m_head": "ΔM, the mean over attention heads, each one vector",
@@ -123,19 +133,24 @@ def command(
     from deltaw.analysis.measures.correlation import correlation
     from deltaw.analysis.runs import table
 
+    if not (correlate or as_json):
+        check_sort(shown, COLUMNS)
     kinds, chosen = pairs[0] if len(pairs) == 1 else tuple(pairs) or None, tuple(axes) or AXES[:2]
     opened, bars, known = _opened(runs, base), progress(as_json), modules or None
     frame = table(opened, "changes", pairs=kinds, axes=chosen, heads=heads, modules=known, progress=bars, work=work)
     if correlate:
         frame = correlation(frame, by=["run", "method", "kind", *(["pairs"] if "pairs" in frame else []), "axis"])
-    if correlate or as_json or shown.every:
         emit_table(frame, as_json, path)
         return
     if path is not None:
         write_table(frame, path)
-    there = at_step(frame, "step_to", shown.step)
+    every = (shown.every or as_json) and shown.step is None and not shown.last
+    there = frame if every else at_step(frame, "step_to", shown.step)
+    if shown.every or as_json:
+        emit_rows(there, shown, as_json, path)
+        return
     columns = {name: told for name, told in COLUMNS.items() if name.rpartition("_")[2] in set(there["axis"])}
-    emit_summary(_by_axis(there, list(columns)), columns, shown, _what(there), total=len(frame), path=path)
+    emit_summary(_by_axis(there, list(columns)), columns, shown, _what(opened, there), total=len(frame), path=path)
 
 
 def _by_axis(frame: "pd.DataFrame", columns: list[str]) -> "pd.DataFrame":
@@ -143,16 +158,18 @@ def _by_axis(frame: "pd.DataFrame", columns: list[str]) -> "pd.DataFrame":
     keys = [name for name in frame.columns if name in (*GROUPS, "step_from", "step_to")]
     found = frame.pivot(index=keys, columns="axis", values=["delta_m", "delta_d"])
     found.columns = found.columns.map("_".join)
-    return found.reindex(columns=columns).reset_index()
+    ordered = frame[keys].drop_duplicates()  # a pivot sorts: runs by name, and layer 10 before layer 2
+    return ordered.merge(found.reindex(columns=columns).reset_index(), on=keys, how="left")
 
 
-def _what(frame: "pd.DataFrame") -> str:
+def _what(runs: "list[Trajectory]", frame: "pd.DataFrame") -> str:
     """Return between which steps the changes are that a summary is of."""
-    starts, ends = frame["step_from"].unique(), sorted(int(step) for step in frame["step_to"].unique())
-    since = "W₀" if len(starts) == 1 and str(starts[0]) == "<NA>" else "several starts"
-    if len(starts) == 1 and since != "W₀":
-        since = f"step {int(starts[0])}"
-    return f"means over matrices of ΔM and ΔD, from {since} to step {', '.join(map(str, ends))}"
+    starts = {None if str(step) == "<NA>" else int(step) for step in frame["step_from"].unique()}
+    known = sorted(step for step in starts if step is not None)
+    since = ["W₀"] if None in starts else []
+    since += [steps_text(runs, known, before="")] if known else []
+    end = steps_text(runs, frame["step_to"].unique(), before=" to ")
+    return f"means over matrices of ΔM and ΔD, from {' and '.join(filter(None, since))}{end}"
 
 
 def _tokens(

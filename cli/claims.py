@@ -9,6 +9,7 @@ import click
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.tables.work import Work
 from deltaw.cli.commands import Command
+from deltaw.cli.layout import terminal, wrapped
 from deltaw.cli.options import PAPER, PackName, base_option, folder_option, json_option, runs_argument, work_options
 from deltaw.cli.output import check_writable, emit, emit_json, progress, remark
 
@@ -124,14 +125,19 @@ def _write(path: Path, text: str) -> None:
 
 
 def _show(outcomes: "list[Outcome]", every: bool) -> None:
-    from deltaw.analysis.claims import claims_table, count_line
+    from deltaw.analysis.claims import claims_table, count_line, unclear_lines
 
-    checked = [outcome for outcome in outcomes if every or not outcome.missing]
-    emit(count_line(outcomes))
-    if checked:
-        emit(f"\n{claims_table(checked)}")
-    if left := len(outcomes) - len(checked):
-        emit(f"\n{left} more need runs that are not here; --all says which")
+    checked = [outcome for outcome in outcomes if not outcome.missing]
+    shown = outcomes if every else checked
+    counts = count_line(checked).partition(": ")[2]
+    emit(f"these runs can check {len(checked)} of {len(outcomes)} claims: {counts}")
+    if shown:
+        emit(f"\n{claims_table(shown, terminal()[0])}")
+    if why := unclear_lines(checked):
+        lines = [wrapped(f"  {line}", "    ") for line in why]
+        emit("\n".join(["", "why unclear:", *lines]))
+    if left := len(outcomes) - len(shown):
+        emit(f"\n{left}{' more' if shown else ''} need runs that are not here; --all says which")
 
 
 def _roles(given: tuple[str, ...], runs: "list[Trajectory]", packs: "list[Pack]") -> dict[str, str]:

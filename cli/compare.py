@@ -7,25 +7,17 @@ import click
 
 from deltaw.analysis.tables.work import Work
 from deltaw.cli.commands import Command
+from deltaw.cli.layout import fitted
 from deltaw.cli.options import base_option, json_option, modules_option, out_option, work_options
 from deltaw.cli.output import emit, emit_table, progress, write_table
-from deltaw.cli.summary import fitted
+from deltaw.cli.screen import EXPLAINED, number, screen, titles
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MATRICES = 10  # that differ most
-SETTINGS = 12  # lines of what differs in options
-NAMES = 3  # of modules that only one has
-COLUMNS = {
-    "difference": "relative: ‖ΔW₁ − ΔW₂‖ over the mean of the two norms, from 0 to 2",
-    "‖ΔW₁‖, ‖ΔW₂‖": "Frobenius norms of the updates",
-    "cosine": "of the two updates as vectors; unrelated ones have 0 ± 1/√(out·in), the column beside it",
-    "ΔM, ΔD": "row and column, from the first's weights to the second's",
-    "rank": "of the two updates",
-    "overlap": "φ(k, k) of the k leading right directions, 1 where they span the same; k/in by chance",
-    "angle": "the smallest principal angle between these, in degrees; beside it by chance",
-}
+    from deltaw.analysis.trajectory import Trajectory
+
+NAMES = 3  # of modules that are not in all runs
 
 LINE = {"frobenius": "‖ΔW‖", "spectral": "σ₁", "stable_rank": "stable rank", "effective_rank": "effective rank"}
 
@@ -52,6 +44,7 @@ CHANCE = {"cosine": "cosine_chance", "sign_agreement": "sign_expected", "jaccard
 )
 @modules_option
 @base_option
+@click.option("--all", "every", is_flag=True, help="Of two: every matrix and option, not those that differ most.")
 @click.option("--explain", is_flag=True, help="Say what the columns are.")
 @out_option
 @work_options
@@ -63,6 +56,7 @@ def command(
     points: int | None,
     modules: tuple[str, ...],
     base: str | None,
+    every: bool,
     explain: bool,
     path: Path | None,
     as_json: bool,
@@ -72,7 +66,7 @@ def command(
 
     Of two: options and modules, and the ten matrices that differ most: the changes from one's weights to the other's,
     the norms and ranks of the two updates, how parallel they are, and what their leading directions share, beside
-    chance. The file given by -o and --json hold every matrix.
+    chance. A wide terminal shows more columns. The file given by -o and --json hold every matrix and column.
 
     Of three or more: squares of the cosine of their updates, of the signs and of the weights that visibly changed in
     bfloat16, over all matrices that they have in common, with what chance gives above the diagonal.
@@ -86,6 +80,7 @@ def command(
       deltaw compare runs/lora runs/bora --between 5
     """
     from deltaw.analysis.runs import compare
+    from deltaw.analysis.trajectory import Trajectory
 
     if points is not None:
         _between(runs, steps, points, modules, base, path, as_json, work)
@@ -93,22 +88,29 @@ def command(
     if len(runs) != 2:
         _several(runs, steps, rank, modules, base, explain, path, as_json, work)
         return
-    first, second = runs
     if len(steps) > 2:
         raise click.UsageError(f"--step is given {len(steps)} times; name one step of each")
     at = dict(zip(("step_first", "step_second"), (*steps, *steps) if len(steps) == 1 else steps, strict=False))
-    given: dict[str, Any] = {"base": base, "modules": modules or None, "rank": rank, "work": work, **at}
+    given: dict[str, Any] = {"modules": modules or None, "rank": rank, "work": work, **at}
+    first, second = (Trajectory.open(run, base=base) for run in runs)
     frame = compare(first, second, progress=progress(as_json), **given)
     if path is not None:
         write_table(frame, path)
     if as_json:
         emit_table(frame, True, None)
         return
-    emit("\n\n".join(_parts(frame, first, second)))
-    if explain:
-        emit("\n" + "\n".join(f"{name}: {meaning}" for name, meaning in COLUMNS.items()))
     end = f"{path} has" if path is not None else "-o FILE writes"
-    emit(f"\n{end} all {len(frame)} matrices and columns; --explain says what these are")
+    end += f" all {len(frame)} matrices and columns" + ("" if every else "; --all shows them")
+    end += "" if explain else "; --explain says what the columns are"
+    told = [f"{name}: {meaning}" for name, meaning in EXPLAINED.items()] if explain else []
+    names, closing = titles(frame, (runs[0], runs[1])), [*told, end]
+    emit("\n".join(screen(frame, names, _named_base(first, second), every=every, closing=closing)))
+
+
+def _named_base(*runs: "Trajectory") -> str | None:
+    """What PEFT's configuration says that the base is; its words, so nothing is opened there unasked."""
+    names = (dict(run.info.get("peft") or {}).get("base_model_name_or_path") for run in runs)
+    return next((name for name in names if isinstance(name, str) and name), None)
 
 
 def _between(
@@ -147,36 +149,6 @@ def _between(
     emit(
         f"\n{end} every matrix, {len(frame)} rows; at t = ½, updates that have nothing in common are 0.71 of their size"
     )
-
-
-def _parts(frame: "pd.DataFrame", first: str, second: str) -> list[str]:
-    """What differs of the two, and of their matrices."""
-    from deltaw.analysis.tables.whole_model import whole_cosine
-
-    parts = []
-    differ = frame.attrs["settings"]
-    if differ:
-        rows = [{"": name, Path(first).name: one, f"{Path(second).name} ": two} for name, one, two in differ[:SETTINGS]]
-        more = f"\n… and {len(differ) - SETTINGS} more" if len(differ) > SETTINGS else ""
-        parts.append(fitted(rows) + more)
-    for which, path in (("only_first", first), ("only_second", second)):
-        if names := frame.attrs[which]:
-            more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
-            parts.append(f"only in {path}: {', '.join(names[:NAMES])}{more}")
-    most = frame.sort_values("relative", ascending=False, na_position="last", kind="stable").head(MATRICES)
-    several = f"the {len(most)} that differ most, " if len(most) < len(frame) else ""
-    steps = f"step {frame['step_first'].iloc[0]} against step {frame['step_second'].iloc[0]}"
-    parts.append(f"{several}of {len(frame)} matrices in both, {steps}\n{fitted([_row(row) for row in _records(most)])}")
-    names = {"cosine": "cosine", "relative": "difference", "delta_m_row": "ΔM of rows", "delta_d_row": "ΔD of rows"}
-    means = frame[list(names)].mean().dropna()
-    if len(means):
-        parts.append("mean over all: " + ", ".join(f"{names[name]} {value:.3g}" for name, value in means.items()))
-    whole = whole_cosine(frame)
-    if whole["cosine"] == whole["cosine"]:
-        parts.append(
-            f"all updates as one vector: cosine {whole['cosine']:.3g} ± {whole['cosine_chance']:.1g} by chance"
-        )
-    return parts
 
 
 def _several(
@@ -233,7 +205,7 @@ def _squares(frame: "pd.DataFrame", names: list[str]) -> list[str]:
             for j, other in enumerate(names):
                 shown = float(values[i, j] if i > j else chance[i, j])
                 sign = "±" if i < j and measure == "cosine" else ""
-                row[other] = "" if i == j else f"{sign}{_number(shown)}"
+                row[other] = "" if i == j else f"{sign}{number(shown)}"
             rows.append(row)
         parts.append(fitted(rows))
     return parts
@@ -241,24 +213,3 @@ def _squares(frame: "pd.DataFrame", names: list[str]) -> list[str]:
 
 def _records(frame: "pd.DataFrame") -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
-
-
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """A matrix as a line that fits a terminal: numbers that belong together share a column."""
-    line = {"module": row["module"], "difference": row["relative"]}
-    line |= {"‖ΔW₁‖, ‖ΔW₂‖": _both(row["norm_first"], row["norm_second"])}
-    line |= {"cosine": f"{_number(row['cosine'])} ± {row['cosine_chance']:.1g}"}
-    line |= {f"Δ{name.upper()}": _both(row[f"delta_{name}_row"], row[f"delta_{name}_column"]) for name in ("m", "d")}
-    if "rank_first" in row:
-        line |= {"rank": _both(row["rank_first"], row["rank_second"])}
-        line |= {"overlap": f"{_number(row['overlap_right'])} ({_number(row['overlap_chance_right'])})"}
-        line |= {"angle": f"{_number(row['angle_right'])}° ({_number(row['angle_chance_right'])}°)"}
-    return line
-
-
-def _both(first: float, second: float) -> str:
-    return f"{_number(first)}, {_number(second)}"
-
-
-def _number(value: float) -> str:
-    return "–" if value != value else f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"  # noqa: PLR0124 - NaN

@@ -1,15 +1,24 @@
 """``deltaw geometry``: the update against W₀."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from deltaw.analysis.tables.work import Work
 from deltaw.cli.commands import Command, ListOption, OneOf
 from deltaw.cli.options import base_option, json_option, modules_option, out_option, runs_argument, work_options
-from deltaw.cli.output import emit_table, progress, remark, write_table
-from deltaw.cli.summary import Shown, at_step, emit_summary, shown_options
+from deltaw.cli.output import progress, write_table
+from deltaw.cli.summary import (
+    Shown,
+    at_step,
+    check_sort,
+    emit_rows,
+    emit_summary,
+    shown_options,
+    steps_text,
+    wanted_steps,
+)
 
 MEASURES = ("rotation", "drift", "off_principal", "visible")
 RULES = ("bfloat16", "float16", "float32", "path-not-taken")
@@ -108,22 +117,19 @@ def command(
     """
     from deltaw.analysis.runs import open_runs, table
 
-    wanted: tuple[int, ...] | Literal["last"] | None = None if all_steps else (steps or "last")
+    wanted = wanted_steps(steps, all_steps, shown)
+    if not as_json:
+        check_sort(shown, [short for short, _ in SHOWN.values()])
     opened, bars = open_runs(runs, base=base), progress(as_json)
     options: dict[str, Any] = {"k": count, "measures": measures or None, "visible": visible or ("bfloat16",)}
     frame = table(opened, "geometry", steps=wanted, modules=modules or None, progress=bars, work=work, **options)
     if path is not None:
         write_table(frame, path)
     there = [name for name in SHOWN if name in frame]
-    if as_json:
-        emit_table(frame, True, None)
-    elif shown.every:
-        emit_table(frame[LABELS + there], False, None)
-        if path is not None:
-            remark(f"written to {path}")
-    else:
-        rows = frame if len(steps) > 1 else at_step(frame, "step", None)
-        ends = ", ".join(str(step) for step in sorted(int(step) for step in rows["step"].unique()))
-        what = f"means over matrices of ΔW's geometry against W₀, at step {ends}"
-        short = rows.rename(columns={name: SHOWN[name][0] for name in there})
-        emit_summary(short, dict(SHOWN[name] for name in there), shown, what, total=len(frame), path=path)
+    if as_json or shown.every:
+        emit_rows(frame if as_json else frame[LABELS + there], shown, as_json, path)
+        return
+    rows = frame if all_steps or len(steps) > 1 else at_step(frame, "step", None)
+    what = f"means over matrices of ΔW's geometry against W₀{steps_text(opened, rows['step'].unique(), ', at ')}"
+    short = rows.rename(columns={name: SHOWN[name][0] for name in there})
+    emit_summary(short, dict(SHOWN[name] for name in there), shown, what, total=len(frame), path=path)

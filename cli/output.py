@@ -69,14 +69,33 @@ def emit_table(frame: "pd.DataFrame", as_json: bool, path: Path | None, note: st
 def in_columns(rows: Iterable[Mapping[Any, Any]], **layout: Any) -> str:
     """Return rows as a table for a terminal, a line a row; the columns are those of the first.
 
+    A text stays as it is, also where it reads like a number, as the name "0.10" of a module.
+
     Arguments:
         rows: By column.
         layout: tabulate's.
     """
-    from tabulate import tabulate
+    import tabulate
 
-    shown = [{name: printable(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows]
-    return tabulate(shown, headers="keys", **layout)
+    shown = [
+        {
+            printable(str(name), keep="\n"): printable(cell) if isinstance(cell, str) else cell
+            for name, cell in row.items()
+        }
+        for row in rows
+    ]
+    texts = (
+        [place for place, name in enumerate(shown[0]) if any(isinstance(row.get(name), str) for row in shown)]
+        if shown
+        else []
+    )
+    padding = tabulate.MIN_PADDING
+    # Two blanks at a heading, beside the two between columns, would make a table a third wider.
+    tabulate.MIN_PADDING = 0
+    try:
+        return tabulate.tabulate(shown, headers="keys", **{"disable_numparse": texts, **layout})
+    finally:
+        tabulate.MIN_PADDING = padding
 
 
 def write_table(frame: "pd.DataFrame", path: Path) -> None:

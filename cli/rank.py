@@ -1,24 +1,32 @@
 """``deltaw rank``: the rank and the spectrum of the update."""
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
 from deltaw.analysis.tables.work import Work
 from deltaw.cli.commands import Command
 from deltaw.cli.options import base_option, json_option, modules_option, out_option, runs_argument, work_options
-from deltaw.cli.output import emit_table, progress, remark, write_table
-from deltaw.cli.summary import Shown, at_step, emit_summary, shown_options
+from deltaw.cli.output import progress, write_table
+from deltaw.cli.summary import (
+    Shown,
+    at_step,
+    check_sort,
+    emit_rows,
+    emit_summary,
+    shown_options,
+    steps_text,
+    wanted_steps,
+)
 
 SHOWN = ["run", "module", "step", "group", "rank", "full_rank", "stable_rank", "effective_rank", "energy_rank_90"]
 COLUMNS = {
-    "rank": "the singular values of ΔW above the tolerance",
+    "rank": "how many singular values σ of ΔW are above what rounding alone would give",
     "full_rank": "min(out, in), the most there can be",
-    "stable_rank": "‖ΔW‖_F² / σ₁² (Rudelson, Vershynin 2007)",
-    "effective_rank": "exp of the entropy of σ/Σσ (Roy, Vetterli 2007)",
-    "energy_rank_90": "the fewest σ that hold 90 % of Σσ²",
-    "frobenius": "‖ΔW‖_F",
+    "stable_rank": "‖ΔW‖_F² / σ₁²: how many directions as strong as the first would make it (Rudelson, Vershynin 2007)",
+    "effective_rank": "exp of the entropy of σ/Σσ: how many directions share it evenly (Roy, Vetterli 2007)",
+    "energy_rank_90": "the fewest singular values σ whose squares hold 90 % of Σσ² = ‖ΔW‖_F²",
+    "frobenius": "‖ΔW‖_F, the size of the update: the root of the sum of its squared entries",
     "zero_rows": "the share of rows of ΔW that are zero",
 }
 
@@ -65,21 +73,18 @@ def command(
     """
     from deltaw.analysis.runs import open_runs, table
 
-    wanted: tuple[int, ...] | Literal["last"] | None = None if all_steps else (steps or "last")
+    wanted = wanted_steps(steps, all_steps, shown)
+    error = {} if approximate is None else {"error": "the share of ‖ΔW‖_F² that is left out, at most"}
+    if not as_json:
+        check_sort(shown, [*COLUMNS, *error])
     opened, bars = open_runs(runs, base=base), progress(as_json)
     chosen = modules or None
     frame = table(opened, "spectra", steps=wanted, modules=chosen, approximate=approximate, progress=bars, work=work)
-    error = {} if approximate is None else {"error": "the share of ‖ΔW‖_F² that is left out, at most"}
     if path is not None:
         write_table(frame, path)
-    if as_json:
-        emit_table(frame, True, None)
-    elif shown.every:
-        emit_table(frame[SHOWN + list(error)], False, None)
-        if path is not None:
-            remark(f"written to {path}")
-    else:
-        there = frame if len(steps) > 1 else at_step(frame, "step", None)
-        ends = ", ".join(str(step) for step in sorted(int(step) for step in there["step"].unique()))
-        what = f"means over matrices of ranks and norms of ΔW, at step {ends}"
-        emit_summary(there, COLUMNS | error, shown, what, total=len(frame), path=path)
+    if as_json or shown.every:
+        emit_rows(frame if as_json else frame[SHOWN + list(error)], shown, as_json, path)
+        return
+    there = frame if all_steps or len(steps) > 1 else at_step(frame, "step", None)
+    what = f"means over matrices of ranks and norms of ΔW{steps_text(opened, there['step'].unique(), ', at ')}"
+    emit_summary(there, COLUMNS | error, shown, what, total=len(frame), path=path)

@@ -2,22 +2,24 @@
 
 import functools
 import math
-import shutil
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.names import block_of, block_order
-from deltaw.analysis.printable import printable
-from deltaw.cli.commands import ListOption
-from deltaw.cli.output import emit, in_columns
+from deltaw.cli.commands import ListOption, OneOf, did_you_mean
+from deltaw.cli.layout import fitted, wrapped
+from deltaw.cli.output import emit, emit_json, in_columns, remark
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from deltaw.analysis.trajectory import Trajectory
 
 ROWS = 10  # of a table in a summary
 GROUPS = ("run", "method", "kind", "layer", "block", "module", "group", "pairs")
@@ -25,8 +27,16 @@ SHARES = (  # printed as percent
     *("zero_rows", "zero_columns", "noise", "error"),
     *("outside", "by_chance", "bfloat16", "float16", "float32", "path_not_taken"),
 )
-NARROW = 24  # the least a column of texts is shortened to
-MARGIN = 2  # between columns
+FEW = 4  # steps that a line names one by one
+COUNT = "matrices"
+EXPLAINED = {  # of the columns that say what a row is of
+    "kind": "what the matrix does in its layer, by its name: query, key, value, output, up, down, …",
+    "layer": "the first number in the module's name",
+    "block": "the part of the model, up to the first number in the module's name",
+    "group": "update: all of ΔW; magnitude, direction: the two parts that Dual LoRA makes it of",
+    "pairs": "from where: consecutive, the checkpoint before; initial, the first checkpoint; base, W₀",
+    COUNT: "how many the means of the row are over",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Shown:
         sort: The column by which rows are sorted, largest first.
         top: So many rows of each table; ``None`` for the usual number, all where ``by`` is given.
         step: The step that is shown; ``None`` for each run's last.
+        last: The last step is asked for by name.
         every: Print every row of the table instead.
         explain: Say what the columns are.
     """
@@ -46,6 +57,7 @@ class Shown:
     sort: str | None = None
     top: int | None = None
     step: int | None = None
+    last: bool = False
     every: bool = False
     explain: bool = False
 
@@ -57,11 +69,9 @@ def shown_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **given: Any) -> Any:
         by, last, step = given.pop("by"), given.pop("last"), given.pop("step", None)
         every, explain = given.pop("every"), given.pop("explain")
-        if last and step is not None:
+        if last and (step is not None or given.get("steps")):
             raise click.UsageError("--last and --step contradict each other; leave one of them out")
-        if unknown := [name for name in by if name not in GROUPS]:
-            raise click.UsageError(f"--by {unknown[0]!r} is not one of {', '.join(GROUPS)}")
-        shown = Shown(tuple(by), given.pop("sort"), given.pop("top"), step, every, explain)
+        shown = Shown(tuple(by), given.pop("sort"), given.pop("top"), step, last, every, explain)
         return function(*arguments, shown=shown, **given)
 
     for option in reversed(
@@ -69,11 +79,11 @@ def shown_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--by",
                 cls=ListOption,
-                kind=click.STRING,
-                help=f"One row for each of: {', '.join(GROUPS)}. Default: run and kind, then run and layer.",
+                kind=OneOf(GROUPS),
+                help="One row for each of: {names}. Default: run and kind, then run and layer.",
             ),
             click.option("--sort", metavar="COLUMN", help="Sort by a column of what is printed, largest first."),
-            click.option("--top", type=click.IntRange(min=1), help=f"So many rows. Default: {ROWS}."),
+            click.option("--top", type=click.IntRange(min=1), help=f"So many rows. Default: {ROWS}; all with --by."),
             click.option("--last", is_flag=True, help="The last step of each run: the default."),
             click.option("--all", "every", is_flag=True, help="Every row instead of a summary."),
             click.option("--explain", is_flag=True, help="Say what the columns are."),
@@ -81,6 +91,19 @@ def shown_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         call = option(call)
     return call
+
+
+def wanted_steps(steps: Sequence[int], all_steps: bool, shown: Shown) -> tuple[int, ...] | Literal["last"] | None:
+    """Return which steps --step, --all-steps and --last ask for.
+
+    Raises:
+        click.UsageError: They contradict each other.
+    """
+    if all_steps and (steps or shown.last):
+        raise click.UsageError(
+            f"--all-steps and {'--step' if steps else '--last'} contradict each other; leave one out"
+        )
+    return None if all_steps else (tuple(steps) or "last")
 
 
 def at_step(frame: "pd.DataFrame", column: str, step: int | None) -> "pd.DataFrame":
@@ -97,6 +120,62 @@ def at_step(frame: "pd.DataFrame", column: str, step: int | None) -> "pd.DataFra
         near = ", ".join(str(value) for value in sorted(there, key=lambda value: abs(value - step))[:4])
         raise OptionError(f"step {step} is not in the table; near it there are {near}")
     return found
+
+
+def steps_text(runs: "Sequence[Trajectory]", steps: Iterable[int], before: str = "at ") -> str:
+    """Return at which steps rows are: nothing where each run is one folder of weights, which has no steps."""
+    if all(run.steps == [0] and run.source.format != "deltaw" for run in runs):
+        return ""
+    found = sorted({int(step) for step in steps})
+    if len(found) > FEW:
+        return f"{before}{len(found)} steps, {found[0]} to {found[-1]}"
+    return f"{before}step{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
+
+
+def check_sort(shown: Shown, columns: Iterable[str]) -> None:
+    """Raise where --sort names no column of a summary, before anything is computed.
+
+    Raises:
+        click.UsageError: It does.
+    """
+    if shown.sort is None or shown.every:
+        return
+    _known_column(shown.sort, [*GROUPS, "step", COUNT, *columns])
+
+
+def _known_column(name: str, known: Iterable[str]) -> None:
+    if name not in (names := list(map(str, known))):
+        raise click.UsageError(f"--sort {name!r} {did_you_mean(name, names)}")
+
+
+def emit_rows(frame: "pd.DataFrame", shown: Shown, as_json: bool, path: Any = None) -> None:
+    """Print rows of a table one by one, as --all and --json do: grouped by --by, sorted, the first so many.
+
+    Names are whole where the table goes into a pipe, and shortened to the width of a terminal.
+    """
+    if by := [name for name in shown.by if name in frame]:
+        places = {name: {value: place for place, value in enumerate(frame[name].unique())} for name in by}
+        frame = frame.sort_values(by, key=lambda column: column.map(places[str(column.name)]), kind="stable")
+    if shown.sort is not None:
+        _known_column(shown.sort, frame.columns)
+        frame = _sorted(frame, shown.sort)
+    rows = [{str(name): cell for name, cell in row.items()} for row in frame.to_dict(orient="records")]
+    left = len(rows) - len(rows := rows[: shown.top])
+    if as_json:
+        emit_json(rows)
+        return
+    rows = [{name: _cell("", cell) for name, cell in row.items()} for row in rows]
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    emit(fitted(rows) if narrow else in_columns(rows, floatfmt=".4g", missingval=""))
+    if left:
+        emit(f"… and {left} more")
+    if path is not None:
+        remark(f"written to {path}")
+
+
+def _sorted(frame: "pd.DataFrame", column: str) -> "pd.DataFrame":
+    text = frame[column].dtype.kind not in "biufc"
+    return frame.sort_values(column, ascending=text, kind="stable")
 
 
 def emit_summary(
@@ -118,34 +197,40 @@ def emit_summary(
         total: The rows of the whole table.
         path: The file that it was written to.
     """
-    usual = [("run", "kind"), ("run", "layer")]
+    names = wide["run"].unique()
+    single = len(names) == 1 and "run" not in shown.by
+    usual = [("kind",), ("layer",)] if single else [("run", "kind"), ("run", "layer")]
     several = [name for name in ("pairs", "group", "step") if name in wide and wide[name].nunique() > 1]
     if "step" in several and wide.groupby("run")["step"].nunique().max() == 1:
         several.remove("step")  # the last of each run
     groups = [(*by, *(name for name in several if name not in by)) for by in ([shown.by] if shown.by else usual)]
-    emit(what)
+    if missing := [name for name in shown.by if name not in wide and name != "block"]:
+        raise OptionError(f"--by {missing[0]}: this table has no such column; there are {', '.join(wide.columns)}")
+    if single or "run" not in groups[0]:
+        what = f"{names[0] if single else f'{len(names)} runs together'}: {what}"
+    emit(wrapped(what))
     if "block" in shown.by:
         import pandas as pd
 
         blocks = sorted(wide["module"].unique(), key=block_order)
         order = pd.CategoricalDtype(list(dict.fromkeys(map(block_of, blocks))))
         wide = wide.assign(block=wide["module"].map(block_of).astype(order))
+    labels: dict[str, None] = {}
     for by in groups:
-        known = [name for name in by if name in wide]
-        if missing := [name for name in by if name not in wide]:
-            raise OptionError(f"--by {missing[0]}: this table has no such column; there are {', '.join(wide.columns)}")
-        rows, left = _means(wide, known, list(columns), shown)
-        if len(rows) == 0 or (not shown.by and known[1] == "layer" and rows[0].get("layer") is None):
+        rows, left = _means(wide, by, list(columns), shown)
+        if len(rows) == 0 or (not shown.by and rows[0].get("layer", 0) is None):
             continue
+        labels |= dict.fromkeys(rows[0])
         emit("")
         emit(fitted(rows))
         if left:
             emit(f"… and {left} more: --top {len(rows) + left}, or --all for every matrix and step")
     emit("")
     if shown.explain:
-        emit("\n".join(f"{name}: {meaning}" for name, meaning in columns.items()))
+        told = {name: EXPLAINED[name] for name in labels if name in EXPLAINED} | dict(columns)
+        emit("\n".join(wrapped(f"{name}: {meaning}", "    ") for name, meaning in told.items()))
     written = f"{path} has" if path is not None else "-o FILE writes"
-    emit(f"{written} all {total} rows; --explain says what the columns are")
+    emit(f"{written} all {total} rows" + ("" if shown.explain else "; --explain says what the columns are"))
 
 
 def _means(
@@ -154,7 +239,7 @@ def _means(
     """Return a row a group, with how many matrices it holds, and how many rows are left out."""
     grouped = wide.groupby(list(by), dropna=False, sort="block" in by, observed=True)
     table = grouped[list(columns)].mean()
-    table.insert(0, "matrices", grouped["module"].nunique())
+    table.insert(0, COUNT, grouped["module"].nunique())
     table = table.reset_index()
     if "layer" in by and shown.sort is None:  # the modules of a file may be in the order of their names
         runs = {name: place for place, name in enumerate(table["run"].unique())} if "run" in by else {}
@@ -164,13 +249,15 @@ def _means(
         ]
         table = table.iloc[sorted(range(len(table)), key=keys.__getitem__)]
     if shown.sort is not None:
-        if shown.sort not in table:
-            raise OptionError(f"--sort {shown.sort!r}: choose one of {', '.join(map(str, table.columns))}")
-        table = table.sort_values(shown.sort, ascending=table[shown.sort].dtype == object, kind="stable")
+        # One of the usual tables lacks the other's label: it stays as it is.
+        if shown.sort in table:
+            table = _sorted(table, shown.sort)
+        elif shown.by:
+            _known_column(shown.sort, table.columns)
     count = shown.top or (len(table) if shown.by else ROWS)
     names = [str(name) for name in table.columns]
-    shortened = table.head(count).itertuples(index=False, name=None)
-    rows = [{name: _cell(name, value) for name, value in zip(names, row, strict=True)} for row in shortened]
+    kept = table.head(count).itertuples(index=False, name=None)
+    rows = [{name: _cell(name, value) for name, value in zip(names, row, strict=True)} for row in kept]
     return rows, len(table) - len(rows)
 
 
@@ -182,70 +269,3 @@ def _cell(name: str, value: Any) -> Any:
     if name in SHARES:
         return f"{100 * value:.3g} %"
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e6 else value
-
-
-def fitted(rows: Iterable[Mapping[str, Any]], width: int | None = None) -> str:
-    """Return a table no wider than the terminal: long texts lose what they all begin with, and then their middle.
-
-    Example:
-        >>> print(fitted([{"module": f"encoder.layer.{i}.attention.query", "rank": 8} for i in range(2)], width=35))
-        module                rank
-        ------------------  ------
-        …0.attention.query       8
-        …1.attention.query       8
-    """
-    # Printable first: an escaped name is longer than the name, and not to be cut within.
-    listed = [{key: printable(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows]
-    width = width or shutil.get_terminal_size((110, 24)).columns
-    text = in_columns(listed, floatfmt=".3g", missingval="")
-    if listed and "module" in listed[0] and max(map(len, text.splitlines())) > width:
-        names = [str(row["module"]) for row in listed]
-        shared = _beginning(names)
-        if shared:
-            listed = [row | {"module": "…" + row["module"][len(shared) + 1 :]} for row in listed]
-        text = in_columns(listed, floatfmt=".3g", missingval="")
-    while listed and max(map(len, text.splitlines())) > width:
-        over = max(map(len, text.splitlines())) - width
-        longest = _longest_texts(listed)
-        if longest is None:
-            break
-        name, size = longest
-        target = max(NARROW, size - over)
-        for row in listed:
-            row[name] = _shortened(str(row[name]), target) if row[name] is not None else None
-        text = in_columns(listed, floatfmt=".3g", missingval="")
-    return text
-
-
-def _beginning(names: Sequence[str]) -> str:
-    """Return the parts of dotted names that all begin with.
-
-    Example:
-        >>> _beginning(["a.b.0.query", "a.b.10.query"])
-        'a.b'
-    """
-    alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*(name.split(".")[:-1] for name in names), strict=False))
-    return ".".join(parts[0] for parts in alike)
-
-
-def _longest_texts(rows: Sequence[Mapping[str, Any]]) -> tuple[str, int] | None:
-    sizes = {
-        name: max(len(str(row[name])) for row in rows)
-        for name in rows[0]
-        if any(isinstance(row[name], str) for row in rows)
-    }
-    name = max(sizes, key=sizes.__getitem__, default=None)
-    return None if name is None or sizes[name] <= NARROW else (name, sizes[name])
-
-
-def _shortened(text: str, length: int) -> str:
-    """Return a text without its middle.
-
-    Example:
-        >>> _shortened("layers.0.attention.query", 11)
-        'layer…query'
-    """
-    if len(text) <= length:
-        return text
-    half = (length - 1) // 2
-    return f"{text[: length - 1 - half]}…{text[len(text) - half :]}"

@@ -12,6 +12,7 @@ from .claim import claims_table as claims_table
 from .claim import count_line as count_line
 from .claim import format_number as format_number
 from .claim import markdown_table as markdown_table
+from .claim import unclear_lines as unclear_lines
 from .collect import gather as gather
 from .collect import regions as regions
 from .evidence import CHANGES as CHANGES

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -129,8 +130,13 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return tabulate(clean, headers=head, tablefmt="pipe", disable_numparse=True)
 
 
-def claims_table(outcomes: Sequence[Outcome]) -> str:
+def claims_table(outcomes: Sequence[Outcome], width: int | None = None) -> str:
     """Return the outcomes as a table for a terminal: the verdict and the number of every claim.
+
+    Arguments:
+        outcomes: What to print.
+        width: Columns of the terminal: the table is no wider, says below 100 not where a paper says it, and of the
+            notes only what is missing; see `unclear_lines` for the others.
 
     Example:
         >>> outcome = Outcome(Claim("BoRA", "Figure 2", "it is so"), "agrees", 0.1, 0.05, 0.2, "A ≤ 0.25")
@@ -147,15 +153,43 @@ def claims_table(outcomes: Sequence[Outcome]) -> str:
                 outcome.claim.sentence,
                 outcome.claim.source,
                 outcome.verdict,
-                format_number(outcome) if outcome.statistic is not None else outcome.note,
+                outcome.note if _noted(outcome, width) else format_number(outcome),
                 "" if outcome.claim.paper_number is None else f"{outcome.claim.paper_number:g}",
             )
             for outcome in outcomes
             if outcome.claim.paper == paper
         ]
         head = [f"{paper} says", "where", "seen", "number", "paper"]
-        tables.append(tabulate(rows, headers=head, maxcolwidths=[50, 22, 10, 26, 8]))
+        wide = [50, 22, 10, 26, 8]
+        if width is not None:
+            fixed = [10, 9, *(max([len(head[place]), *(len(row[place]) for row in rows)]) for place in (3, 4))]
+            fixed[2:] = [min(fixed[2], 26), fixed[3]]
+            left = width - sum(fixed[1:]) - 4 * 4  # what tabulate leaves between columns and around a heading
+            wide = [left, 0, *fixed[1:]] if width < 100 else [left - left // 3, left // 3, *fixed[1:]]
+        shown = [place for place in range(5) if wide[place]]
+        cells = [[row[place] for place in shown] for row in rows]
+        tables.append(
+            tabulate(cells, headers=[head[place] for place in shown], maxcolwidths=[wide[place] for place in shown])
+        )
     return "\n\n".join(tables)
+
+
+def _noted(outcome: Outcome, width: int | None) -> bool:
+    return outcome.statistic is None and (width is None or outcome.missing)
+
+
+def unclear_lines(outcomes: Sequence[Outcome], most: int = 6) -> list[str]:
+    """Return why claims are unclear that could be checked, the commonest reason first, and of how many claims.
+
+    Example:
+        >>> outcome = Outcome(Claim("BoRA", "Figure 2", "it is so"), "unclear", 0.1, None, None, "A ≤ 0.25", "one seed")
+        >>> unclear_lines([outcome, outcome])
+        ['2 claims: one seed']
+    """
+    notes = Counter(o.note for o in outcomes if o.verdict == "unclear" and o.note and not o.missing)
+    lines = [f"{count} claim{'' if count == 1 else 's'}: {note}" for note, count in notes.most_common(most)]
+    left = sum(notes.values()) - sum(count for _, count in notes.most_common(most))
+    return [*lines, f"{left} claims: other reasons"] if left else lines
 
 
 def format_number(outcome: Outcome) -> str:

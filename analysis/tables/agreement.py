@@ -131,13 +131,15 @@ def _common(runs: Sequence[Run], patterns: Sequence[str] | None) -> tuple[list[s
     common = [module for module in every if all(module in names for names in having)]
     if not common:
         listed = "; ".join(f"{run.source.where} has {', '.join(run.modules[:3])}, …" for run in runs)
-        raise OptionError(f"the runs have no module in common: {listed}; pass runs of one model")
+        raise OptionError(
+            f"the runs have no module in common: {listed}; pass runs that adapt the same modules of one model"
+        )
     chosen = chosen_modules(common, patterns)
     for module in chosen:
         for run in runs[1:]:
             if run.shape(module) != runs[0].shape(module):
                 one, two = (f"{found.shape(module)} in {found.source.where}" for found in (runs[0], run))
-                raise ShapeError(f"{module} is {one} and {two}; pass runs of one model")
+                raise ShapeError(f"{module} is {one} and {two}; pass runs that adapt the same modules of one model")
     return chosen, [module for module in every if module not in common]
 
 

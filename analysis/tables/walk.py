@@ -195,10 +195,14 @@ def chosen_steps(run: Run, steps: Steps) -> list[int]:
         if not run.steps:
             raise OptionError(f"{run.source.where}: no step was recorded")
         return run.steps[-1:]
-    return [
+    chosen = [
         whole_number("a step", step, 0)
         for step in _several(steps, f"steps is {steps!r}; give a list of steps, 'last', or None for all")
     ]
+    for step in chosen:  # said before the work begins
+        if step not in run.steps and run.modules:
+            run.source.check(run.modules[0], step)
+    return chosen
 
 
 def chosen_pairs(run: Run, pairs: Pairs) -> list[tuple[Step, int]]:
@@ -276,7 +280,9 @@ def common_modules(first: Run, second: Run, patterns: Sequence[str] | None) -> l
     common = [module for module in first.modules if module in there]
     if not common:
         listed = " and ".join(f"{run.source.where} has {', '.join(run.modules[:3])}, …" for run in (first, second))
-        raise OptionError(f"the runs have no module in common: {listed}; pass runs of one model")
+        raise OptionError(
+            f"the runs have no module in common: {listed}; pass runs that adapt the same modules of one model"
+        )
     return chosen_modules(common, patterns)
 
 
