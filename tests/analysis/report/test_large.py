@@ -1,5 +1,6 @@
 """A report of 8 methods × 12 layers × 6 kinds × 80 checkpoints: its size, and how fast it answers."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -116,3 +117,21 @@ def test_a_selection_answers_in_half_a_second(place, path, look):
         page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)))")
         assert spent() - before < 0.5, name
         page.wait_for_timeout(300)  # what is near is drawn a moment later
+
+
+@pytest.mark.slow
+def test_a_picture_of_many_cells_is_whole(path, look):
+    page = look(path)
+    page.locator("#map").scroll_into_view_if_needed()
+    page.wait_for_function("() => document.getElementById('map').card.made")
+    page.locator("#map .save summary").click()
+    with page.expect_download() as arriving:
+        page.locator("#map").get_by_role("button", name="PNG picture").click()
+    picture = plt.imread(arriving.value.path(), format="png")[..., :3]
+    card = "document.getElementById('map').card.made"
+    option = page.evaluate(f"() => ({{ height: {card}.height, ...{card}.option.grid }})")
+    top, bottom = option["top"] + 62, option["height"] + 92 - option["bottom"] - 30
+    assert picture.shape[:2] == (3 * (option["height"] + 92), 2700)
+    rows = 3 * (top + (np.arange(72) + 0.5) * (bottom - top) / 72)  # the middle of each matrix' row
+    middle = picture[rows.round().astype(int), 1200]
+    assert (middle < 1).any(axis=1).all()  # none is white as the page

@@ -216,3 +216,49 @@ def test_paper_says_what_is_chosen_and_how_the_runs_were_made(checked, look):
     assert "rank 2" in settings.text_content()
     page.evaluate("() => dispatchEvent(new Event('afterprint'))")
     assert settings.get_attribute("open") is None
+
+
+def test_the_focus_stays_where_a_key_was_pressed(path, look):
+    page = look(path)
+    focused = "() => document.activeElement.textContent"
+    page.locator("button.chip", has_text="lora").focus()
+    page.keyboard.press("Enter")
+    page.locator(".chip[aria-pressed=false]", has_text="lora").wait_for()
+    assert page.evaluate(focused) == "lora"
+    page.keyboard.press("Enter")
+    show(page, "change-d")
+    page.locator("#change-d").get_by_role("button", name="log").focus()
+    page.keyboard.press("Enter")
+    page.locator("#change-d button[aria-pressed=true]", has_text="log").wait_for()
+    assert page.evaluate(focused) == "log"
+    page.locator("#most").scroll_into_view_if_needed()
+    page.locator("#most tbody tr").nth(3).focus()
+    page.keyboard.press(" ")
+    page.locator("#most tbody tr[aria-selected=true]").wait_for()
+    assert page.evaluate("() => document.activeElement.getAttribute('aria-selected')") == "true"
+    page.locator("#most th button", has_text="rank").last.focus()
+    page.keyboard.press("Enter")
+    page.locator("#most th[aria-sort]", has_text="rank").wait_for()
+    assert page.evaluate(focused) == "rank"
+
+
+def test_a_saved_picture_says_what_it_is_of(path, look):
+    page = look(path, hash="#kind=value&layer=1&off=0,1")
+    show(page, "change-d")
+    page.locator("#change-d .save summary").click()
+    with page.expect_download() as arriving:
+        page.locator("#change-d").get_by_role("button", name="SVG picture").click()
+    text = arriving.value.path().read_text(encoding="utf-8")
+    for word in ("ΔD over training", "bora", "since W₀", "value matrices", "layer 1", "step"):
+        assert word in text, word
+
+
+def test_hundreds_of_matrices_are_labelled_by_their_layers(tmp_path, look, record):
+    names = ("query", "key", "value", "output", "gate", "up", "down")
+    folder = record(tmp_path / "run", "lora", layers=12, steps=2, size=4, names=names)
+    page = look(deltaw.report(folder, tmp_path / "report.html", geometry=False, check=False))
+    show(page, "map")
+    labels = made(
+        page, "map", "made => made.option.yAxis.data.filter((_, i) => made.option.yAxis.axisLabel.interval(i))"
+    )
+    assert labels == [f"layer {layer}" for layer in range(12)]

@@ -115,7 +115,7 @@ class Card {
     this.made = made;
     this.titleNode.textContent = made.title || this.title;
     this.sub.textContent = made.sub || "";
-    if (this.tools) this.toolsNode.replaceChildren(...this.tools(app.state.now).filter(Boolean));
+    if (this.tools) refill(this.toolsNode, ...this.tools(app.state.now).filter(Boolean));
     const nothing = !made.option;
     this.toolsNode.hidden = nothing && [...this.toolsNode.querySelectorAll("select")].some((select) => !select.options.length);
     this.plot.hidden = nothing;
@@ -178,19 +178,23 @@ class Card {
   picture(kind) {
     const width = 900;
     const made = this.make(app.state.now, width);
-    const height = (made.height || this.height) + 92;
     const runs = made.runs || app.state.shown;
+    const says = [runs.length === 1 && !(made.sub || "").includes(shortened(runs[0].name, 40)) ? shortened(runs[0].name, 40) : "", made.sub || "", narrowed(app.state.now)].filter(Boolean).join("; ");
+    const lines = Math.max(1, Math.min(3, Math.ceil(says.length / 135)));
+    const height = (made.height || this.height) + 76 + 16 * lines;
     const option = styled(made.option);
-    const shift = (grid) => ({ ...grid, top: (grid.top || 0) + 62 });
+    const down = 46 + 16 * lines;
+    const shift = (grid) => ({ ...grid, top: (grid.top || 0) + down });
     option.grid = Array.isArray(option.grid) ? option.grid.map(shift) : shift(option.grid || {});
     for (const grid of [option.grid].flat()) if (typeof grid.bottom === "number" && !grid.height) grid.bottom += 30;
-    if (option.visualMap) option.visualMap = { ...option.visualMap, top: (option.visualMap.top || 0) + 62 };
+    if (option.visualMap) option.visualMap = { ...option.visualMap, top: (option.visualMap.top || 0) + down };
+    if (option.legend) option.legend = option.legend.top === undefined ? { ...option.legend, bottom: 8 } : { ...option.legend, top: option.legend.top + down };
     option.backgroundColor = paint("card");
     option.tooltip = { show: false };
     option.title = [
-      ...[option.title || []].flat().map((title) => ({ ...title, top: title.top + 62 })),
+      ...[option.title || []].flat().map((title) => ({ ...title, top: title.top + down })),
       { text: made.title || this.title, left: 14, top: 10, textStyle: { color: paint("ink"), fontSize: 16, fontWeight: 600 } },
-      { text: shortened(made.sub || "", 130), left: 14, top: 32, textStyle: { color: paint("soft"), fontSize: 12, fontWeight: 400 } },
+      { text: shortened(says, 400), left: 14, top: 32, textStyle: { color: paint("soft"), fontSize: 12, lineHeight: 16, fontWeight: 400, width: width - 28, overflow: "break" } },
     ];
     if (runs.length > 1) option.graphic = legend(runs, width, height);
     if (kind === "svg") {
@@ -200,7 +204,8 @@ class Card {
       chart.dispose();
       return;
     }
-    const chart = echarts.init(el("div"), null, { renderer: "canvas", width, height, devicePixelRatio: 3 });
+    // Finer than the chart's own canvas, so that all is drawn anew at once: its own is filled bit by bit, in several frames.
+    const chart = echarts.init(el("div"), null, { renderer: "canvas", width, height, devicePixelRatio: 1 });
     chart.setOption(option);
     chart.getZr().flush();
     chart.renderToCanvas({ pixelRatio: 3 }).toBlob((blob) => {
@@ -209,6 +214,9 @@ class Card {
     }, "image/png");
   }
 }
+
+// What of the matrices is chosen, where it is not all of them.
+const narrowed = ({ kind, layer }) => [kind === "all" ? "" : `${kind} matrices`, layer === "all" ? "" : `layer ${layer}`].filter(Boolean).join(", ");
 
 function legend(runs, width, height) {
   let x = 14;
@@ -292,7 +300,7 @@ function rimmed(lines, log) {
   };
   return lines.map((line, i) => {
     const above = curves.slice(i + 1).filter((curve, j) => (lines[i + 1 + j].xAxisIndex || 0) === (line.xAxisIndex || 0) && covers(curve, curves[i])).length;
-    return above ? { ...line, lineStyle: { ...line.lineStyle, width: line.lineStyle.width + 3 * Math.min(above, 2) } } : line;
+    return above ? { ...line, lineStyle: { ...line.lineStyle, width: line.lineStyle.width + (lines.length > 8 ? 2 : 3 * Math.min(above, 2)) } } : line;
   });
 }
 

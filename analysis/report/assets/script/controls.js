@@ -3,7 +3,8 @@
 function drawChips() {
   const { model, state } = app;
   const shown = new Set(state.shown.map((run) => run.index));
-  byId("chips").replaceChildren(
+  refill(
+    byId("chips"),
     ...model.runs.map((run) =>
       el(
         "button",

@@ -13,6 +13,15 @@ function el(tag, attributes, ...children) {
   return node;
 }
 
+// New children in the place of the old ones; the focus stays on what stands where the focused one stood.
+const FOCUSABLE = "button, select, input, summary, a[href], [tabindex='0']";
+function refill(node, ...children) {
+  const at = node.contains(document.activeElement) ? [...node.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement) : -1;
+  node.replaceChildren(...children);
+  const again = at < 0 ? null : node.querySelectorAll(FOCUSABLE)[at];
+  if (again) again.focus({ preventScroll: true });
+}
+
 const byId = (id) => document.getElementById(id);
 
 // A long text by its beginning and its end, which is where names of modules differ.

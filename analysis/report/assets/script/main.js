@@ -54,7 +54,7 @@ function beforePrint() {
     drawing.draw();
     if (!drawing.chart || drawing.plot.hidden) continue;
     drawing.chart.getZr().flush();
-    drawing.plot.after(el("img", { class: "printed", alt: drawing.plot.getAttribute("aria-label"), src: drawing.chart.getDataURL({ pixelRatio: 2, backgroundColor: "#ffffff" }) }));
+    drawing.plot.after(el("img", { class: "printed", alt: drawing.plot.getAttribute("aria-label"), src: drawing.chart.getDataURL({ pixelRatio: devicePixelRatio + 1, backgroundColor: "#ffffff" }) }));
   }
 }
 

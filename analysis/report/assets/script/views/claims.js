@@ -27,7 +27,8 @@ function claimsView() {
   const draw = () => {
     const verdict = among[app.state.now.verdict] ? app.state.now.verdict : "checked";
     const shown = among[verdict].filter((claim) => paper === papers[0] || claim.paper === paper);
-    filters.replaceChildren(
+    refill(
+      filters,
       segments("Verdict", Object.entries({ checked: "checked here", agrees: "agrees", disagrees: "disagrees", unclear: "unclear", missing: "not checked", all: "all" }).map(([name, text]) => [name, `${text} (${among[name].length})`]), verdict, (one) => app.state.set({ verdict: one })),
       " ",
       choice("Paper", papers.map((one) => [one, one]), paper, (one) => { paper = one; draw(); }),

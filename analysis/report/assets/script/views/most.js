@@ -19,9 +19,10 @@ function mostView() {
     const pages = Math.max(1, Math.ceil(rows.length / PAGE));
     const page = Math.min(app.state.now.page, pages - 1);
     const nothing = rows.length ? (mostColumns().some((column) => column.name) ? "" : unmeasured(["changes", "spectra"], "Nothing was measured of these matrices.")) : "No matrix fits this selection and search.";
-    scroll.replaceChildren(...(nothing ? [el("div", { class: "empty" }, nothing)] : []), ...(rows.length ? [mostTable(rows.slice(page * PAGE, (page + 1) * PAGE), rows)] : []));
+    refill(scroll, ...(nothing ? [el("div", { class: "empty" }, nothing)] : []), ...(rows.length ? [mostTable(rows.slice(page * PAGE, (page + 1) * PAGE), rows)] : []));
     if (document.activeElement !== search) search.value = app.state.now.find;
-    pager.replaceChildren(
+    refill(
+      pager,
       el("span", null, `${many(rows.length, "row")}${pages > 1 ? `, page ${page + 1} of ${pages}` : ""}`),
       pages > 1 ? el("span", null, el("button", { type: "button", disabled: page === 0, onclick: () => app.state.set({ page: page - 1 }) }, "Before"), " ", el("button", { type: "button", disabled: page === pages - 1, onclick: () => app.state.set({ page: page + 1 }) }, "Next")) : "",
     );
@@ -105,7 +106,7 @@ function mostTable(rows, all) {
         const look = () => state.set({ run: row.run.index, module: row.module.index });
         return el(
           "tr",
-          { class: "link", tabindex: "0", "aria-selected": String(row.module.index === now.module && row.run.index === now.run), onclick: look, onkeydown: (event) => event.key === "Enter" && look() },
+          { class: "link", tabindex: "0", "aria-selected": String(row.module.index === now.module && row.run.index === now.run), onclick: look, onkeydown: (event) => { if (event.target === event.currentTarget && (event.key === "Enter" || event.key === " ")) { event.preventDefault(); look(); } } },
           columns.map((column) => {
             const value = column.of(row);
             if (column.key === "run") return el("td", null, el("span", { class: "run-name" }, swatch(row.run), nameOf(row.run.name, 22)));

@@ -13,7 +13,7 @@ function runsView() {
     el("p", { class: "lead" }, leadOf(model)),
     el("div", { class: "card", style: { marginTop: "18px" } }, table, findingsOf(model), notesOf([...model.notes("runs", "changes", "base"), ...differing(model)]), settingsOf(model)),
   );
-  lazily(table, () => table.replaceChildren(runsTable(model, app.state)));
+  lazily(table, () => refill(table, runsTable(model, app.state)));
 }
 
 function leadOf(model) {

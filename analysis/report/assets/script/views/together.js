@@ -51,6 +51,8 @@ function fitsOf(run, selection) {
 
 const fitOf = (points) => correlation(points.map((point) => point[0]), points.map((point) => point[1]));
 
+const PANEL = 76; // pixels of a panel of the cloud above and below its axes
+
 function cloudOf(selection, width) {
   const { model, state } = app;
   const trail = selection.points === "trail" && model.trained;
@@ -66,7 +68,7 @@ function cloudOf(selection, width) {
   const option = { grid: [], xAxis: [], yAxis: [], title: [], series: [] };
   panels.forEach((panel, at) => {
     const [row, column] = [Math.floor(at / columns), at % columns];
-    addPanel(option, panel, { at, apart, selection, left: (width * column) / columns, width: width / columns, top: row * (high + 62) + (apart ? 30 : 12), high, outer: row === rows - 1 || at + columns >= panels.length, first: column === 0 });
+    addPanel(option, panel, { at, apart, selection, left: (width * column) / columns, width: width / columns, top: row * (high + PANEL) + (apart ? 44 : 12), high, outer: row === rows - 1 || at + columns >= panels.length, first: column === 0 });
   });
   option.tooltip = {
     trigger: "item",
@@ -81,7 +83,7 @@ function cloudOf(selection, width) {
     sub: `by ${selection.axis}, ${PAIRS[selection.pairs]}${model.trained ? `, ${trail ? "up to" : "at"} step ${selection.step}` : ""}; a point is a matrix${apart ? ", each run on its own scale" : ""}`,
     says: clouds.map(({ run, fit }) => `${run.name}: r ${decimals(fit.r, 2)}, slope ${number(fit.slope)}, ${fit.n} points`).join("; "),
     rows: [["run", "module", "step", "ΔD", "ΔM"], ...clouds.flatMap(({ run, points }) => points.map(([x, y, module, place]) => [run.name, model.modules[module].name, run.steps[place], x, y]))],
-    runs: clouds.map(({ run }) => run), height: rows * (high + 62) + (apart ? 22 : 10), option,
+    runs: clouds.map(({ run }) => run), height: rows * (high + PANEL) + (apart ? 22 : 10), option,
   };
 }
 
@@ -95,13 +97,13 @@ function addPanel(option, clouds, { at, apart, selection, left, width, top, high
   const inset = first ? 70 : 58;
   option.grid.push({ left: left + inset, width: width - inset - 14, top, height: high });
   const labels = { formatter: apart ? (value) => number(value, 2) : tick, showMinLabel: false, showMaxLabel: false, fontSize: apart ? 11 : 11.5 };
-  option.xAxis.push({ type: "value", gridIndex: at, min: x[0], max: x[1], splitNumber: apart ? 3 : 5, name: outer ? (apart ? "ΔD" : UNITS.d) : "", nameLocation: "middle", nameGap: 26, axisLine: { show: true, lineStyle: { color: paint("line") } }, axisLabel: labels });
+  option.xAxis.push({ type: "value", gridIndex: at, min: x[0], max: x[1], splitNumber: apart ? (width < 230 ? 2 : 3) : 5, name: outer ? (apart ? "ΔD" : UNITS.d) : "", nameLocation: "middle", nameGap: 26, axisLine: { show: true, lineStyle: { color: paint("line") } }, axisLabel: labels });
   option.yAxis.push({ type: "value", gridIndex: at, min: y[0], max: y[1], splitNumber: apart ? 3 : 5, name: first ? (apart ? "ΔM" : UNITS.m) : "", nameLocation: "middle", nameGap: apart ? 50 : 56, axisLabel: labels });
   if (apart) {
     const [{ run, fit }] = clouds;
     option.title.push({
-      text: `{run|${shortened(run.name, 20).replace(/[{}|]/g, "·")}}  {fit|r = ${decimals(fit.r, 2)}, slope ${number(fit.slope, 2)}}`, left: left + inset - 4, top: top - 27, padding: 0,
-      textStyle: { rich: { run: { color: colorOf(run), fontWeight: 600, fontSize: 12.5 }, fit: { color: paint("soft"), fontSize: 12 } } },
+      text: `{run|${shortened(run.name, 26).replace(/[{}|]/g, "·")}}\n{fit|r = ${decimals(fit.r, 2)}, slope ${number(fit.slope, 2)}}`, left: left + inset - 4, top: top - 40, padding: 0,
+      textStyle: { lineHeight: 16, rich: { run: { color: colorOf(run), fontWeight: 600, fontSize: 12.5, lineHeight: 17 }, fit: { color: paint("soft"), fontSize: 12, lineHeight: 16 } } },
     });
   }
   const dense = clouds.reduce((sum, { points }) => sum + points.length, 0) > 200;

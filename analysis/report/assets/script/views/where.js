@@ -98,8 +98,12 @@ function mapOf(selection, cardWidth) {
     .filter(([, , value]) => Number.isFinite(value) && !(log && value <= 0))
     .map(([x, y, value, module, place]) => [x, y, bend(value), value, module, place]);
   const chosen = drawn.filter(([, , , , module, place]) => looked && module === looked.index && place === here);
-  const height = Math.max(240, Math.min(940, 76 + rows.length * (rows.length > 40 ? 11 : rows.length > 16 ? 18 : 28)));
-  const label = (row) => (overSteps ? shortened(row.label, 26) : row === null ? "" : `${row}`);
+  const many_ = rows.length > 60; // so many that only layers are named, where they begin
+  const height = Math.max(240, Math.min(940, 76 + rows.length * (rows.length > 40 ? 11 : rows.length > 16 ? 18 : 28)), Math.min(1400, 76 + 3 * rows.length));
+  const begins = (i) => rows[i].layer !== null && (i === 0 || rows[i].layer !== rows[i - 1].layer);
+  const roomy = (height - 76) / rows.length > 7;
+  const byBlock = overSteps && many_ && rows.some((row, i) => i > 0 && begins(i));
+  const label = (row) => (byBlock ? `layer ${row.layer ?? "–"}` : overSteps ? shortened(row.label, 26) : row === null ? "" : `${row}`);
   return {
     title: `${mapText(name)} of every matrix`,
     sub: `${shortened(run.name, 40)}${name.startsWith("changes.") ? `, by ${selection.axis}, ${PAIRS[selection.pairs]}` : ""}${log ? "; colours on a logarithmic scale" : ""}`,
@@ -109,7 +113,7 @@ function mapOf(selection, cardWidth) {
     option: {
       grid: { left: overSteps ? (narrow ? 96 : 118) : 56, right: narrow ? 58 : 84, top: overSteps ? 10 : 26, bottom: 48 },
       xAxis: { type: "category", data: columns.map((column) => shortened(String(column), 18)), name: overSteps ? "step" : "", nameLocation: "middle", nameGap: 28, axisLabel: overSteps ? {} : { interval: 0, rotate: columns.length > 7 ? 30 : 0 }, splitArea: { show: false } },
-      yAxis: { type: "category", data: rows.map(label), inverse: true, name: overSteps ? "" : "layer", nameLocation: "start", nameGap: 10, axisLabel: { fontSize: rows.length > 40 ? 9.5 : 11.5, interval: rows.length > 60 ? "auto" : 0, width: narrow ? 88 : 108, overflow: "truncate" } },
+      yAxis: { type: "category", data: rows.map(label), inverse: true, name: overSteps ? "" : "layer", nameLocation: "start", nameGap: 10, axisLabel: { fontSize: rows.length > 40 ? 9.5 : 11.5, interval: byBlock ? begins : many_ ? "auto" : 0, width: narrow ? 88 : 108, overflow: "truncate" } },
       visualMap: { type: "continuous", min: log ? bend(low) : 0, max: bend(high) || 1, dimension: 2, calculable: false, orient: "vertical", right: 4, top: 10, itemHeight: Math.min(220, height - 104), itemWidth: 10, text: [number(high, 2), number(low, 2)], textStyle: { color: paint("soft"), fontSize: 11 }, inRange: { color: heat() } },
       tooltip: {
         trigger: "item",
@@ -119,7 +123,7 @@ function mapOf(selection, cardWidth) {
         },
       },
       series: [
-        { type: "heatmap", id: "cells", data: drawn, itemStyle: { borderColor: paint("card"), borderWidth: drawn.length > 2500 ? 0 : 1 }, emphasis: { itemStyle: { borderColor: paint("ink"), borderWidth: 1.5 } }, progressive: 0 },
+        { type: "heatmap", id: "cells", data: drawn, itemStyle: { borderColor: paint("card"), borderWidth: drawn.length > 2500 || !roomy ? 0 : 1 }, emphasis: { itemStyle: { borderColor: paint("ink"), borderWidth: 1.5 } }, progressive: 0 },
         { type: "heatmap", id: "chosen", data: chosen, z: 5, silent: true, itemStyle: { borderColor: paint("ink"), borderWidth: 2.5 } }],
     },
   };
