@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltaw.analysis.measures.threads import one_thread, side_by_side
+from deltaw.analysis.measures.threads import one_thread, parts_of, side_by_side
 
 EPS = torch.finfo(torch.float64).eps
 BLOCK = 256  # columns summed at once, and rows of the lower triangle made at once
@@ -68,7 +68,8 @@ def gram(update: Tensor) -> Gram:
 
 def power_of_two(update: Tensor) -> float:
     """Return the power of two by which the largest entry comes into [1, 2); 1 for zeros."""
-    largest = max(abs(float(bound)) for bound in torch.aminmax(update))
+    ends = side_by_side(torch.aminmax, parts_of(update), update)
+    largest = max(abs(float(bound)) for both in ends for bound in both)
     return 2.0 ** (math.frexp(largest)[1] - 1) if largest > 0 else 1.0
 
 

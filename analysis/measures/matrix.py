@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
+from deltaw.analysis.measures.threads import parts_of, side_by_side
 
 # A tensor, or a NumPy array, which shares its memory with the tensor that is made of it.
 Matrix = Tensor | np.ndarray
@@ -49,7 +52,8 @@ def finite(name: str, value: object) -> Tensor:
     tensor = matrix(name, value)
     tensor = tensor.cpu() if tensor.device.type == "mps" else tensor  # mps has no float64
     # A finite sum means finite entries, at a tenth of the cost; an infinite one may come from large entries.
-    if not (bool(tensor.sum(dtype=torch.float64).isfinite()) or bool(tensor.isfinite().all())):
+    sums = side_by_side(lambda rows: float(rows.sum(dtype=torch.float64)), parts_of(tensor), tensor)
+    if not math.isfinite(sum(sums)) and not bool(tensor.isfinite().all()):
         raise NonFiniteError(f"{name} holds NaN or infinity; repair the weights first")
     return tensor
 

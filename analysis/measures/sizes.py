@@ -17,14 +17,22 @@ def squared_norm(update: Tensor) -> tuple[float, float]:
     Arguments:
         update: (out, in), finite, of any floating dtype.
     """
-    scale = power_of_two(update)
-    scale = 1.0 if 1e-100 < scale < 1e100 else scale
 
-    def squared(rows: Tensor) -> float:
-        rows = rows if scale == 1.0 else rows.double() / scale
-        return float(torch.linalg.vector_norm(rows, dtype=torch.float64)) ** 2
 
-    return sum(side_by_side(squared, parts_of(update), update)), scale
+    def summed(scale: float = 1.0) -> float:
+        def squared(rows: Tensor) -> float:
+            rows = rows if scale == 1.0 else rows.double() / scale
+            norm = float(torch.linalg.vector_norm(rows, dtype=torch.float64))
+            return norm * norm
+
+        return sum(side_by_side(squared, parts_of(update), update))
+
+    whole = summed()
+    if not 1e-180 < whole < 1e180:  # only then the squares of some entries may have over- or underflown
+        scale = power_of_two(update)
+        if not 1e-100 < scale < 1e100:
+            return summed(scale), scale
+    return whole, 1.0
 
 
 def zero_shares(update: Tensor) -> tuple[float, float]:

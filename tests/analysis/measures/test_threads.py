@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial, partialmethod
 
 import pytest
 import torch
@@ -145,3 +146,40 @@ def test_measures_have_the_same_bits_for_any_number_of_threads():
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_passes_over_a_matrix_leave_torchs_own_threads_asleep(monkeypatch):
+    """Awake, they keep a core busy for some milliseconds that ours want."""
+    from deltaw.analysis.measures.gram import power_of_two
+    from deltaw.analysis.measures.matrix import finite
+    from deltaw.analysis.measures.sizes import squared_norm
+
+    seen = []
+
+    def watched(function, *arguments, **options):
+        seen.append(torch.get_num_threads())
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(torch, "aminmax", partial(watched, torch.aminmax))
+    monkeypatch.setattr(torch.Tensor, "sum", partialmethod(lambda self, true, **o: watched(true, self, **o), torch.sum))
+    matrix = torch.randn(2000, 600, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        finite("matrix", matrix)
+        assert power_of_two(matrix) == 4.0
+        whole, scale = squared_norm(matrix)
+    finally:
+        torch.set_num_threads(before)
+    assert (whole, scale) == (pytest.approx(float(torch.linalg.matrix_norm(matrix)) ** 2, rel=1e-12), 1.0)
+    assert set(seen) == {1}
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-320, 1e-200, 1e-95, 1e-85, 1e85, 1e95, 1e200])
+def test_squares_of_any_size_are_summed(size):
+    from deltaw.analysis.measures.sizes import squared_norm
+
+    matrix = size * torch.tensor([[3.0, 0.0], [0.0, -4.0]], dtype=torch.float64)
+    whole, scale = squared_norm(matrix)
+    assert whole**0.5 * scale == pytest.approx(float(matrix.abs().max()) * 1.25, rel=1e-2 if size < 1e-300 else 1e-14)
+    assert (scale == 1.0) == (1e-100 < size < 1e100 or size == 0)
