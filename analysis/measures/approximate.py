@@ -23,6 +23,7 @@ from deltaw.adapters.errors import OptionError
 from deltaw.analysis.measures.krylov import BlockKrylov, in_float32, random_rows
 from deltaw.analysis.measures.routes import SMALL, Floor, Found, floor_at, relative_tolerance
 from deltaw.analysis.measures.sizes import squared_norm
+from deltaw.analysis.measures.thin import times_thin
 from deltaw.analysis.measures.threads import one_thread, parts_of, side_by_side
 
 _BLOCK = 16  # vectors at once
@@ -80,6 +81,6 @@ def _measured(matrix: Tensor, vectors: Tensor) -> Tensor:
     """Return the singular values of A on the span of some vectors (c, n), in float64, without squares."""
     basis = torch.linalg.qr(vectors.T).Q  # (n, c)
     narrow = matrix if matrix.shape[1] == len(basis) else matrix.T
-    image = side_by_side(lambda rows: rows.double() @ basis, parts_of(narrow), matrix)
+    image = side_by_side(lambda rows: times_thin(rows.double(), basis), parts_of(narrow), matrix)
     values: Tensor = torch.linalg.svdvals(torch.linalg.qr(torch.cat(image), mode="r").R)
     return values.cpu()

@@ -33,6 +33,7 @@ from deltaw.analysis.measures.gram import EPS, error_bound, gram, squares
 from deltaw.analysis.measures.matrix import Matrix, finite_matrix
 from deltaw.analysis.measures.principal_block import Block, principal_block
 from deltaw.analysis.measures.routes import SMALL
+from deltaw.analysis.measures.thin import times_thin
 from deltaw.analysis.measures.threads import one_thread
 
 Count = int | float  # k, or the share of the energy
@@ -194,7 +195,7 @@ def by_gram(matrix: Tensor, count: Callable[[Tensor], int]) -> Decomposed:
         k = count(squared.sqrt())
         first = vectors[:, -k:].flip(1)  # (m, k)
         # The other side: wideᵀ·first = Y S Zᵀ, whose singular vectors are pairs, in order.
-        second, _, turn = torch.linalg.svd(wide.T @ first, full_matrices=False)
+        second, _, turn = torch.linalg.svd(times_thin(wide.T, first), full_matrices=False)
         first = first @ turn.T
     sigma = squared.sqrt()
     errors = (bound / sigma).clamp(max=math.sqrt(bound)) * found.scale

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deltaw.analysis.measures.gram import Gram, cholesky
 from deltaw.analysis.measures.krylov import WIDTH, BlockKrylov, random_rows
+from deltaw.analysis.measures.thin import times_thin
 from deltaw.analysis.measures.threads import one_thread
 
 _MOST = 32  # singular values at most
@@ -55,9 +56,9 @@ def smallest(update: Tensor, found: Gram, values: Tensor, bound: float, count: i
         for _ in range(steps):
             krylov.grow()
         vectors = torch.linalg.qr(krylov.vectors(krylov.ritz()[1][:, :count]).T).Q  # (m, c)
-        image = wide.T @ vectors / scale  # (n, c)
+        image = times_thin(wide.T, vectors) / scale  # (n, c)
         tau: Tensor = torch.linalg.svdvals(torch.linalg.qr(image, mode="r").R).flip(0)  # smallest first
-        again = wide @ image / scale
+        again = times_thin(wide, image) / scale
         residual = float(torch.linalg.matrix_norm(again - vectors @ (vectors.T @ again)))
     rho = float(values[-count - 1]) - bound - 2 * residual
     squares = tau.square()

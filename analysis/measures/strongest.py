@@ -22,6 +22,7 @@ from deltaw.analysis.measures.krylov import leading, product_of
 from deltaw.analysis.measures.leading import LARGE
 from deltaw.analysis.measures.matrix import finite
 from deltaw.analysis.measures.sizes import squared_norm
+from deltaw.analysis.measures.thin import times_thin
 from deltaw.analysis.measures.threads import one_thread, parts_of, side_by_side
 
 CERTAIN = 1e-7  # sin θ
@@ -89,7 +90,7 @@ def _both_sides(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Return the left and right vectors from those of the smaller side, (k, n): A x = σ y."""
     tall = matrix.shape[1] <= matrix.shape[0]
     narrow = matrix if tall else matrix.T
-    image = torch.cat(side_by_side(lambda rows: rows.double() @ vectors.T, parts_of(narrow), matrix))
+    image = torch.cat(side_by_side(lambda rows: times_thin(rows.double(), vectors.T), parts_of(narrow), matrix))
     other, triangle = torch.linalg.qr(image)
     other = other * triangle.diagonal().sign()
     sides = (other.cpu(), vectors.T.cpu())
