@@ -18,7 +18,6 @@ def squared_norm(update: Tensor) -> tuple[float, float]:
         update: (out, in), finite, of any floating dtype.
     """
 
-
     def summed(scale: float = 1.0) -> float:
         def squared(rows: Tensor) -> float:
             rows = rows if scale == 1.0 else rows.double() / scale
