@@ -2,7 +2,6 @@
 
 import glob
 import inspect
-import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,6 @@ import pandas as pd
 
 from deltaw.adapters.checks import public
 from deltaw.adapters.errors import DeltawWarning, OptionError
-from deltaw.analysis.printable import printable
 from deltaw.analysis.records.foreign.base import BaseLike
 from deltaw.analysis.records.storage.files import is_address
 from deltaw.analysis.tables.comparison import comparison_table
@@ -23,8 +21,6 @@ from deltaw.analysis.tables.registry import TABLES
 from deltaw.analysis.tables.walk import no_stops
 from deltaw.analysis.tables.work import HERE, Work, chosen_work
 from deltaw.analysis.trajectory import Trajectory
-
-logger = logging.getLogger(__name__)
 
 Paths = str | Path | Trajectory | Sequence[str | Path | Trajectory]
 
@@ -78,9 +74,6 @@ def open_runs(paths: Paths, *, base: BaseLike = None) -> list[Trajectory]:
         depth += 1
     for run, place in zip(runs, places, strict=True):
         run.name = "/".join(place.parts[-depth:])
-        if run.steps and run.source.unfinished():
-            where, last = printable(run.source.where), run.steps[-1]
-            logger.warning("%s: is still being recorded, or its recorder was killed; read up to step %d", where, last)
     return runs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +15,7 @@ from deltaw.adapters.errors import OptionError, RecordError
 from deltaw.adapters.method import Method
 from deltaw.analysis.measures.change import AXES, Axis
 from deltaw.analysis.names import name_reader
-from deltaw.analysis.printable import html_table
+from deltaw.analysis.printable import html_table, printable
 from deltaw.analysis.records.foreign.base import BaseLike
 from deltaw.analysis.records.open import Opening
 from deltaw.analysis.records.run_folder.format import MANIFEST, Manifest
@@ -25,6 +26,8 @@ from deltaw.analysis.tables.work import chosen_work
 
 if TYPE_CHECKING:  # tables are made with pandas, weights are read without
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 
 class Trajectory(RunTables):
@@ -71,6 +74,8 @@ class Trajectory(RunTables):
     ) -> Self:
         """Open a run, whoever wrote it; every checkpoint is looked at, no weight is read.
 
+        Of a run that is still being recorded, what is there is read, and the log says up to which step.
+
         Arguments:
             path: A run of deltaw; an output folder of Hugging Face's Trainer or of PEFT, with its ``checkpoint-*/``;
                 the folder of one model or adapter; a folder of torch.distributed.checkpoint; safetensors files whose
@@ -88,7 +93,11 @@ class Trajectory(RunTables):
             OptionError: An option does not go with what is there.
             TargetError: A pattern of ``modules`` matches nothing.
         """
-        return cls._opened(Opening(_path("path", path), base=base, modules=modules, split=split), pattern)
+        run = cls._opened(Opening(_path("path", path), base=base, modules=modules, split=split), pattern)
+        if run.steps and run.source.unfinished():
+            where, last = printable(run.source.where), run.steps[-1]
+            logger.warning("%s: is still being recorded, or its recorder was killed; read up to step %d", where, last)
+        return run
 
     @classmethod
     @public

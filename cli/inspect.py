@@ -87,6 +87,8 @@ def _page(found: dict[str, Any]) -> str:
     span = f"{len(steps)}, from {steps[0]} to {steps[-1]}" if steps else "none yet"
     if not found["steps_known"]:
         span = "1, the files do not say of which step"
+    if found["unfinished"]:
+        span += "; still being recorded, or its recorder was killed"
     named = f"; the adapter names {found['base_named']}" if found["base_named"] else ""
     checked = "sizes" if found["verified"] is None else f"checksums of {found['verified']} files"
     rows = [

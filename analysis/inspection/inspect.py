@@ -57,7 +57,8 @@ def inspect_run(
     Returns:
         path, format, method, base (where W₀ comes from, or None), base_named (what an adapter's own configuration
         calls it, or None), modules (module, layer, kind, shape, method), steps, steps_known (whether the files say
-        the steps; if not, steps holds a label), info; left_out (of a whole model what is not shown, by sort: sort,
+        the steps; if not, steps holds a label), unfinished (whether the run is still being recorded, or its recorder
+        was killed), info; left_out (of a whole model what is not shown, by sort: sort,
         tensors, entries, share of ‖ΔW‖² where the base is known and ``check`` is set, unknown: how many the base has
         not); verified (number of files read, or None); checked (the steps
         that were looked at), findings (level, check, module, step, message), broken (whether one of them is),
@@ -86,6 +87,7 @@ def inspect_run(
         "modules": [_module(source, name) for name in source.shapes],
         "steps": list(source.steps),
         "steps_known": source.steps_known,
+        "unfinished": source.unfinished(),
         "info": source.info,
         "left_out": [asdict(sort) for sort in source.left_out(list(source.shapes), shares=check)],
         "verified": source.verify() if verify and source.manifest is not None else None,

@@ -1,5 +1,6 @@
 """A report that is written anew while its runs are being recorded."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,8 +49,17 @@ def watched(
 
 def _state(runs: Paths, base: Any) -> list[Any]:
     """What changes when a run goes on: its steps, and the length of its log."""
+    # That the runs are still being recorded is said by the report, and not at every look at them.
+    log = logging.getLogger(Trajectory.__module__)
+    log.addFilter(_nothing)
     try:
         opened: Sequence[Trajectory] = open_runs(runs, base=base)
         return [(run.name, run.steps, len(run.source.scalars())) for run in opened]
     except RecordError as error:
         return [str(error)]
+    finally:
+        log.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False

@@ -1,11 +1,14 @@
 """``deltaw changes`` on what others saved: a pair of files, a run that needs its base."""
 
 import json
+import pickle
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 from deltaw.adapters import LoRA, inject
+from deltaw.analysis import Trajectory
 from deltaw.cli import main
 from deltaw.trainers import Recorder
 
@@ -61,3 +64,44 @@ def test_a_run_being_recorded_is_measured_so_far_and_that_is_said_once(tmp_path,
         assert err.count("is still being recorded, or its recorder was killed; read up to step 3") == 1
     assert main(call) == 0
     assert "recorded" not in capsys.readouterr().err
+
+
+VERBS = ("inspect", "inspect --quick", "changes", "rank", "geometry", "advise", "compare", "resize", "report", "plot")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_says_that_a_run_is_being_recorded(tmp_path, capsys, verb):
+    torch.manual_seed(0)
+    model = inject(torch.nn.Sequential(torch.nn.Linear(6, 4)), LoRA(rank=2), targets=["0"])
+    run = str(tmp_path / "run")
+    name, *options = verb.split()
+    more = {
+        "compare": [run],
+        "resize": ["-o", str(tmp_path / "small"), "--rank", "1"],
+        "report": ["-o", str(tmp_path / "report.html")],
+        "plot": ["-o", str(tmp_path / "plot.png")],
+    }.get(name, [])
+    with Recorder(model, run) as recorder:
+        for step in (0, 3):
+            recorder.step(step)
+            for trained in model.parameters():
+                if trained.requires_grad:
+                    torch.nn.init.normal_(trained)
+        call = [name, *(["rank"] if name == "plot" else []), run, *more, *options]
+        assert main(call) == 0
+        said = "".join(capsys.readouterr())
+        assert said.count("still being recorded, or its recorder was killed") == (2 if name == "compare" else 1)
+
+
+def test_python_says_that_a_run_is_being_recorded(tmp_path, caplog):
+    model = inject(torch.nn.Sequential(torch.nn.Linear(6, 4)), LoRA(rank=2), targets=["0"])
+    with Recorder(model, tmp_path / "run") as recorder:
+        recorder.step(0)
+        Trajectory.open(tmp_path / "run")
+        assert "run: is still being recorded, or its recorder was killed; read up to step 0" in caplog.text
+        caplog.clear()
+        pickle.loads(pickle.dumps(Trajectory.open(tmp_path / "run")))
+        assert caplog.text.count("recorded") == 1  # and not once more by each process
+    caplog.clear()
+    Trajectory.open(tmp_path / "run")
+    assert not caplog.text
