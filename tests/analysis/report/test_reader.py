@@ -262,3 +262,13 @@ def test_hundreds_of_matrices_are_labelled_by_their_layers(tmp_path, look, recor
         page, "map", "made => made.option.yAxis.data.filter((_, i) => made.option.yAxis.axisLabel.interval(i))"
     )
     assert labels == [f"layer {layer}" for layer in range(12)]
+
+
+def test_a_choice_is_said_to_readers_of_screens(path, look):
+    page = look(path)
+    show(page, "map")
+    page.locator("#map .plot").focus()
+    page.keyboard.press("ArrowLeft")
+    said = page.locator("#said[aria-live=polite]", has_text="at step 40, matrix layer.")
+    said.wait_for(state="attached")
+    assert said.text_content().startswith("All kinds of matrices, all layers, by row, since W₀")

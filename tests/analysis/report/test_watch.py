@@ -55,3 +55,26 @@ def test_an_open_page_reads_its_file_anew_with_the_same_selection(runs, tmp_path
     page.wait_for_function("() => document.querySelectorAll('.chip').length === 2", timeout=30_000)
     assert "axis=column" in page.evaluate("location.hash")
     pages.close()
+
+
+@pytest.mark.slow
+def test_the_page_stays_where_it_is_read_and_waits_while_something_is_typed(runs, tmp_path, look):
+    pages = watched(runs[:1], tmp_path / "report.html", every=1, wait=lambda _: None, check=False)
+    page = look(next(pages), again=True)
+    made = r"/made [\d-]+ [\d:]+ UTC/.test(document.getElementById('runs').textContent)"
+    assert page.evaluate(f"() => {made}")
+    top = "() => document.getElementById('spectrum').getBoundingClientRect().top"
+    page.evaluate("() => { window.first = true; document.getElementById('spectrum').scrollIntoView(); }")
+    page.wait_for_function("() => document.getElementById('by-layer').card.made")
+    search = page.get_by_label("Find a module, run or kind")
+    search.evaluate("node => node.focus({ preventScroll: true })")
+    page.wait_for_timeout(2500)  # more than two looks
+    assert page.evaluate("() => window.first")
+    before = page.evaluate(top)
+    search.evaluate("node => node.blur()")
+    page.locator("#by-layer .plot").evaluate("node => node.focus({ preventScroll: true })")
+    again = "() => !window.first && document.documentElement.dataset.ready"
+    page.wait_for_function(again, timeout=30_000)
+    page.wait_for_function(f"before => Math.abs(({top})() - before) < 3", arg=before)
+    page.wait_for_function("() => document.activeElement === document.querySelector('#by-layer .plot')")
+    pages.close()

@@ -293,14 +293,14 @@ function rimmed(lines, log) {
   const at = (line) => new Map(line.data.filter((point) => point[1] !== null && Number.isFinite(point[1]) && !(log && point[1] <= 0)).map(([x, y]) => [x, log ? Math.log10(y) : y]));
   const curves = lines.map(at);
   const [low, high] = extent(curves.flatMap((curve) => [...curve.values()]));
-  const near = 0.015 * (high - low);
+  const beside = 0.008 * (high - low); // less than the width of a line
   const covers = (over, under) => {
     const both = [...under].filter(([x]) => over.has(x));
-    return both.length > 1 && both.filter(([x, y]) => Math.abs(over.get(x) - y) <= near).length > both.length / 2;
+    return both.length > 1 && both.filter(([x, y]) => Math.abs(over.get(x) - y) <= beside).length > both.length / 2;
   };
   return lines.map((line, i) => {
     const above = curves.slice(i + 1).filter((curve, j) => (lines[i + 1 + j].xAxisIndex || 0) === (line.xAxisIndex || 0) && covers(curve, curves[i])).length;
-    return above ? { ...line, lineStyle: { ...line.lineStyle, width: line.lineStyle.width + (lines.length > 8 ? 2 : 3 * Math.min(above, 2)) } } : line;
+    return above ? { ...line, lineStyle: { ...line.lineStyle, width: line.lineStyle.width + 2.6 * Math.min(above, 2) } } : line;
   });
 }
 

@@ -31,6 +31,7 @@ function changed(names) {
   } else drawControls();
   for (const drawing of drawings) drawing.dirty = drawing.dirty || [...names].some((name) => drawing.concerned(name));
   drawSoon();
+  if (![...names].every((name) => NOT_DRAWN.has(name))) say();
 }
 
 // What is chosen, for paper, where the controls are not.
@@ -40,6 +41,7 @@ function selectionInWords() {
   return [
     now.kind === "all" ? "all kinds of matrices" : `${now.kind} matrices`, now.layer === "all" ? "all layers" : `layer ${now.layer}`, `by ${now.axis}`,
     model.pairs.length ? PAIRS[now.pairs] : null, model.trained ? `at step ${now.step}` : null,
+    now.module >= 0 ? `matrix ${shortened(model.modules[now.module].name, 120)} of ${shortened(app.state.focus.name, 60)}` : null,
   ].filter(Boolean).join(", ").replace(/^./, (letter) => letter.toUpperCase());
 }
 
@@ -64,6 +66,40 @@ function afterPrint() {
   changed(new Set(["theme"]));
 }
 
+// An open page reads its file anew while its runs go on, and stays where it is read: the card at the top keeps its place,
+// a focused drawing its focus. It waits while something is typed, chosen or played.
+const places = () => document.querySelectorAll("section .card[id], section");
+function follow(after) {
+  const back = history.state;
+  const node = back && byId(back.at);
+  if (node) {
+    const there = () => scrollBy(0, node.getBoundingClientRect().top - back.top);
+    there();
+    setTimeout(there, 250); // what is near has been drawn, and has its height
+    if (back.focus && byId(back.focus)) byId(back.focus).querySelector(".plot").focus({ preventScroll: true });
+  }
+  setTimeout(readAnew, after);
+}
+
+function readAnew() {
+  const focused = document.activeElement;
+  if (playing || focused.matches("input, select") || document.querySelector(".save[open]")) {
+    setTimeout(readAnew, 2000);
+    return;
+  }
+  const top = [...places()].find((node) => node.getBoundingClientRect().top >= 0 && isSeen(node));
+  const card = focused.closest(".plot") && focused.closest(".card[id]");
+  history.replaceState(scrollY > 0 && top ? { at: top.id, top: top.getBoundingClientRect().top, focus: card ? card.id : "" } : null, "");
+  location.reload();
+}
+
+// What is chosen is said to readers of screens, once it stays so.
+let saying = 0;
+function say() {
+  clearTimeout(saying);
+  saying = setTimeout(() => { byId("said").textContent = selectionInWords(); }, 500);
+}
+
 async function begin() {
   const about = JSON.parse(byId("about").textContent);
   const model = new Model(about, await unpacked(byId("numbers").textContent));
@@ -86,7 +122,7 @@ async function begin() {
   window.addEventListener("beforeprint", beforePrint);
   window.addEventListener("afterprint", afterPrint);
   document.addEventListener("click", (event) => { for (const open of document.querySelectorAll(".save[open]")) if (!open.contains(event.target)) open.open = false; });
-  if (about.watch) setTimeout(() => location.reload(), 1000 * about.watch);
+  if (about.watch) follow(1000 * about.watch);
   document.documentElement.dataset.ready = "true";
 }
 

@@ -23,7 +23,7 @@ function leadOf(model) {
   const span = steps.length > 1 ? `${many(steps.length, "checkpoint")} from step ${steps[0]} to ${steps[steps.length - 1]}` : "one checkpoint";
   const layers = model.layers.length > 1 ? ` in ${many(model.layers.length, "layer")}` : "";
   const kinds = model.kinds.length <= 8 ? ` (${model.kinds.map((kind) => shortened(kind, 20)).join(", ")})` : "";
-  return `${methods.map((method) => shortened(method, 40)).join(", ")}${models.length ? ` on ${models.map((name) => shortened(name, 60)).join(", ")}` : ""}: ${many(model.modules.length, "matrix", "matrices")}${layers}${kinds}, ${span}.`;
+  return `${methods.map((method) => shortened(method, 40)).join(", ")}${models.length ? ` on ${models.map((name) => shortened(name, 60)).join(", ")}` : ""}: ${many(model.modules.length, "matrix", "matrices")}${layers}${kinds}, ${span}${model.about.watch ? `; the runs go on, and this page follows (made ${model.about.made})` : ""}.`;
 }
 
 // Runs of other matrices have means over other matrices.

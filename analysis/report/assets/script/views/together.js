@@ -89,8 +89,9 @@ function cloudOf(selection, width) {
 
 // One panel of the cloud: its axes, and for each run in it the points and the line.
 function addPanel(option, clouds, { at, apart, selection, left, width, top, high, outer, first }) {
+  const ends = clouds.flatMap(({ fit }) => (fit.n < 3 ? [] : [fit.xLow, fit.xHigh].map((at) => [at, fit.intercept + fit.slope * at])));
   const [x, y] = [0, 1].map((i) => {
-    const [low, top_] = extent(clouds.flatMap(({ points }) => points.map((point) => point[i])));
+    const [low, top_] = extent([...clouds.flatMap(({ points }) => points), ...ends].map((point) => point[i]));
     const room = (top_ - low || Math.abs(top_) || 1) * 0.08;
     return [Math.max(0, low - room), top_ + room];
   });
