@@ -1,6 +1,7 @@
 """What a run is, for the top of a report: plain values that say it in a few words, and what is wrong with it."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,6 +86,15 @@ def _model(run: Trajectory, settings: dict[str, Any]) -> str | None:
     named += [run.source.config.get(name) for name in _MODEL]
     name = next((value for value in named if isinstance(value, str) and value), None)
     return None if name is None else printable(short(name))
+
+
+def base_named(run: Trajectory) -> str | None:
+    """Return the base model as the run itself names it, where that is a name that anybody can give; no folder."""
+    peft = run.info.get("peft")
+    named = [peft.get("base_model_name_or_path") if isinstance(peft, dict) else None]
+    named += [run.source.config.get(name) for name in ("_name_or_path", "name_or_path")]
+    name = next((value for value in named if isinstance(value, str) and value), "")
+    return printable(name) if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
 
 
 def _trainable(run: Trajectory, modules: Sequence[str], result: Result | None) -> int | None:

@@ -15,7 +15,7 @@ from deltaw.analysis.measures.signs import signs
 from deltaw.analysis.measures.subspace import SIDES, Directions, overlap, principal_angles
 from deltaw.analysis.measures.visible import visible_changes
 from deltaw.analysis.progress import progress as shown
-from deltaw.analysis.report.matrices import WORK, work_of
+from deltaw.analysis.report.matrices import work_of
 from deltaw.analysis.report.pack import Column, drawn, exact
 from deltaw.analysis.report.parts import Notes
 from deltaw.analysis.tables.updates import update_in
@@ -23,6 +23,7 @@ from deltaw.analysis.trajectory import Trajectory
 
 PART = "between"
 RANKS = 8  # leading directions
+WORK = 4e11  # operations that the leading directions of one run may take
 ENTRIES = 1e10  # that are compared one by one, of all pairs: a minute or two
 SINGLE = ("sign_agreement", "sign_expected", "jaccard", "jaccard_expected")  # one number a pair and module
 
@@ -52,7 +53,7 @@ def between(
         for side in SIDES
     }
     work = sum(2 * work_of(run, [name for name in modules if name in run.source.shapes]) for run in runs)
-    if work > 4 * WORK * len(runs):
+    if work > WORK * len(runs):
         notes.add(PART, "not measured: the directions of matrices this large would take minutes; ask for some modules")
         return {}
     single = {name: np.full(cosine.shape, np.nan) for name in SINGLE}

@@ -11,7 +11,7 @@ from deltaw.analysis.claims.collect import gather
 from deltaw.analysis.claims.papers import PAPERS, claims
 from deltaw.analysis.names import stack_of
 from deltaw.analysis.printable import printable
-from deltaw.analysis.report.about import about
+from deltaw.analysis.report.about import about, base_named
 from deltaw.analysis.report.between import PART as BETWEEN
 from deltaw.analysis.report.between import RANKS, between
 from deltaw.analysis.report.colors import run_styles
@@ -87,7 +87,7 @@ def collect(
         steps = detailed_steps(run, names, details, len(runs))
         turns = geometry_steps(run, names, steps, geometry) if run.base_from is not None else []
         matrices = Matrices(run, names, steps, turns, notes, work, principal=principal, progress=progress)
-        measured = _measure(run, matrices, notes, entry["model"])
+        measured = _measure(run, matrices, notes)
         columns |= {f"{number}.{name}": column for name, column in (measured | _scalars(run, notes)).items()}
         entries.append(
             entry
@@ -108,7 +108,7 @@ def collect(
     return Content(found | {"notes": notes.by_part}, columns)
 
 
-def _measure(run: Trajectory, matrices: Matrices, notes: Notes, model: str | None) -> dict[str, Column]:
+def _measure(run: Trajectory, matrices: Matrices, notes: Notes) -> dict[str, Column]:
     begin = f"{run.name}: "
     if not run.steps:
         notes.add("changes", f"{begin}no checkpoint was recorded yet")
@@ -117,7 +117,7 @@ def _measure(run: Trajectory, matrices: Matrices, notes: Notes, model: str | Non
         notes.add(
             "base",
             f"{begin}W₀ is not known, so what is measured against it is left out: ΔM and ΔD since W₀, the size of the "
-            f"update relative to it, its rotation; add --base {model or 'MODEL'} (in Python base=) for all of it",
+            f"update relative to it, its rotation; add --base {base_named(run) or 'MODEL'} (in Python base=)",
         )
     elif not matrices.turns:
         notes.add("geometry", f"{begin}not measured; --geometry, or geometry=True, measures it however long it takes")

@@ -44,7 +44,7 @@ LEADING = 16  # singular values that are kept
 BINS = 24  # of a distribution
 MOST = 5  # rows and columns that moved most
 
-WORK = 1e11  # operations that the singular values of one run may take, twice: less than a minute
+WORK = 1e12  # operations that the singular values of one run may take, twice: less than a minute on one thread
 ENOUGH = 41  # checkpoints with details
 KEPT = 16_000  # matrices with a distribution in one report, of all runs
 DENSE = 12  # operations of the singular values of an n×n matrix, in n³

@@ -189,6 +189,36 @@ def test_checkpoints_with_details(details, steps, runs):
     assert chosen[-1] == run.steps[-1]
 
 
+def test_updates_of_usual_size_have_a_spectrum_over_training_and_large_ones_of_the_end():
+    class Dense:
+        size, steps = 768, list(range(100))
+
+        def shape(self, _):
+            return self.size, self.size
+
+        def factors(self, *_):
+            return None
+
+    assert 5 <= len(detailed_steps(Dense(), ["one"] * 24, None, 1)) <= 12
+    Dense.size = 4096
+    assert detailed_steps(Dense(), ["one"] * 24, None, 1) == [99]
+
+
+def test_the_base_is_named_as_the_run_names_it_and_never_by_a_folder(tmp_path):
+    torch.manual_seed(0)
+    for number, (given, said) in enumerate(
+        {"org/model": "org/model", "/home/me/model": "MODEL", None: "MODEL"}.items()
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        name = "base_model.model.model.layers.0.self_attn.q_proj"
+        state = {f"{name}.lora_A.weight": torch.randn(2, 8), f"{name}.lora_B.weight": torch.randn(8, 2)}
+        save_file(state, folder / "adapter_model.safetensors")
+        settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": given}
+        (folder / "adapter_config.json").write_text(json.dumps(settings | {"target_modules": ["q_proj"]}))
+        assert f"--base {said} " in collected([folder]).about["notes"]["base"][0]
+
+
 def test_only_the_chosen_modules(runs):
     found = collected(runs[:1], modules=["*.value"])
     assert {module["kind"] for module in found.about["modules"]} == {"value"}

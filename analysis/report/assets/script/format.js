@@ -25,7 +25,7 @@ function number(value, digits) {
 // A number with as many decimals whatever its size: correlations, whose error is the same near 0 and near 1.
 const decimals = (value, places) => (Number.isFinite(value) ? (Number(value.toFixed(places)) || 0).toFixed(places).replace("-", "−") : "–");
 
-const tick = (value) => number(value, 3);
+const tick = (value) => number(value, 6); // where a tick stands the digits are few, and two ticks are never one text
 const count = (value) => (Number.isFinite(value) ? Math.round(value).toLocaleString("en-US") : "–");
 const percent = (value) => (Number.isFinite(value) ? `${number(100 * value, 3)} %` : "–");
 const times = (log) => (Math.abs(log) < 1e-12 ? "1" : `${number(2 ** log, 3)}`);

@@ -16,6 +16,11 @@ class Model {
     this.steps = [...new Set(this.runs.flatMap((run) => run.steps))].sort((a, b) => a - b);
     this.kinds = [...new Set(this.modules.map((module) => module.kind))].sort((a, b) => usual(a) - usual(b));
     this.layers = [...new Set(this.modules.map((module) => module.layer).filter((layer) => layer !== null))].sort((a, b) => a - b);
+    // Within a layer by kind, in the order of a block.
+    const run = this.modules.map((module, i) => i);
+    for (let i = 1; i < run.length; i++) if (this.modules[i].layer === this.modules[i - 1].layer) run[i] = run[i - 1];
+    const kindOf = (i) => (this.modules[i].layer === null ? 0 : usual(this.modules[i].kind));
+    this.inOrder = run.map((_, i) => i).sort((a, b) => run[a] - run[b] || kindOf(a) - kindOf(b) || a - b).map((i) => this.modules[i]);
     this.pairs = ["base", "initial", "consecutive"].filter((pairs) =>
       this.runs.some((run) => this.table.has(`${run.index}.changes.${pairs}.row.m`)),
     );
@@ -79,7 +84,7 @@ class Model {
     const key = `${selection.kind}|${selection.layer}`;
     if (this.chosenKey !== key) {
       this.chosenKey = key;
-      this.chosenModules = this.modules.filter(
+      this.chosenModules = this.inOrder.filter(
         (module) =>
           (selection.kind === "all" || module.kind === selection.kind) &&
           (selection.layer === "all" || String(module.layer) === selection.layer),

@@ -135,7 +135,7 @@ function pairOf(selection) {
       grid: { left: 52, right: 14, top: 34, bottom: 44 },
       legend: { top: 0, left: 0, ...kindLegend(series.map((one) => one.name)) },
       xAxis: { type: "category", data: layers.map(String), name: "layer", nameLocation: "middle", nameGap: 26, boundaryGap: layers.length < 3 },
-      yAxis: { type: "value", axisLabel: { formatter: (value) => betweenText(selection, value) } },
+      yAxis: { type: "value", axisLabel: { formatter: (value) => (selection.between.startsWith("angle") ? `${tick(value)}°` : tick(value)) } },
       tooltip: { trigger: "axis", formatter: (hits) => tip(`layer ${hits.length ? hits[0].name : ""}`, hits.map((hit) => ({ name: hit.seriesName, value: betweenText(selection, hit.value) }))) },
       series,
     },

@@ -39,7 +39,7 @@ function geometryShown(selection) {
   return {
     name: `geometry.${key}`, text: GEOMETRY[key], short: key, empty: noGeometry,
     chance: chance ? { name: `geometry.${chance[0]}`, text: chance[1], each: chance[2] } : null,
-    axis: axes[key] || { scale: false, min: 0, ...(angle && wide ? { max: 90, interval: 30 } : {}), axisLabel: { formatter: angle ? (value) => `${number(value, 3)}°` : tick } },
+    axis: axes[key] || { scale: false, min: 0, ...(angle && wide ? { max: 90, interval: 30 } : {}), axisLabel: { formatter: angle ? (value) => `${tick(value)}°` : tick } },
     shown: (value) => (value === null || value === undefined ? "–" : angle ? `${number(value, 3)}°` : key === "visible_bfloat16" ? percent(value) : number(value, key === "off_principal" ? 6 : 4)),
   };
 }

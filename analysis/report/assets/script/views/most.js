@@ -53,7 +53,7 @@ function mostColumns() {
   }
   const k = model.about.sizes.principal;
   for (const [key, text, hint] of [["relative", "‖ΔW‖/‖W₀‖", "Size of the update, relative to W₀"], ["frobenius", "‖ΔW‖", "Frobenius norm of the update"], ["stable_rank", "stable rank", "‖ΔW‖² / σ₁²: how many directions carry the update"], ["rank", "rank", "Numerical rank of the update"]]) columns.push({ key, name: `spectra.${key}`, text, hint, numeric: true });
-  for (const [key, text, hint] of [["rotation_right", "rotation, °", `How far W₀’s ${k} leading directions of the input side turned`], ["principal", "in W₀’s", `Share of ‖ΔW‖² within W₀’s ${k} leading subspaces`], ["visible_bfloat16", "visible", "Share of weights that are another number in bfloat16"]]) columns.push({ key, name: `geometry.${key}`, text, hint, numeric: true });
+  for (const [key, text, hint] of [["rotation_right", "rotation,\u00a0°", `How far W₀’s ${k} leading directions of the input side turned`], ["principal", "in W₀’s", `Share of ‖ΔW‖² within W₀’s ${k} leading subspaces`], ["visible_bfloat16", "visible", "Share of weights that are another number in bfloat16"]]) columns.push({ key, name: `geometry.${key}`, text, hint, numeric: true });
   return columns
     .filter((column) => !column.name || model.runs.some((run) => model.has(run, column.name)))
     .map((column) => (column.name ? { ...column, of: of(column.name) } : column));

@@ -97,7 +97,7 @@ function addPanel(option, clouds, { at, apart, selection, left, width, top, high
   });
   const inset = first ? 70 : 58;
   option.grid.push({ left: left + inset, width: width - inset - 14, top, height: high });
-  const labels = { formatter: apart ? (value) => number(value, 2) : tick, showMinLabel: false, showMaxLabel: false, fontSize: apart ? 11 : 11.5 };
+  const labels = { formatter: tick, showMinLabel: false, showMaxLabel: false, fontSize: apart ? 11 : 11.5 };
   option.xAxis.push({ type: "value", gridIndex: at, min: x[0], max: x[1], splitNumber: apart ? (width < 230 ? 2 : 3) : 5, name: outer ? (apart ? "ΔD" : UNITS.d) : "", nameLocation: "middle", nameGap: 26, axisLine: { show: true, lineStyle: { color: paint("line") } }, axisLabel: labels });
   option.yAxis.push({ type: "value", gridIndex: at, min: y[0], max: y[1], splitNumber: apart ? 3 : 5, name: first ? (apart ? "ΔM" : UNITS.m) : "", nameLocation: "middle", nameGap: apart ? 50 : 56, axisLabel: labels });
   if (apart) {

@@ -30,7 +30,7 @@ function whereView() {
     tools: (selection) => [segments("Measure", [["m", "ΔM"], ["d", "ΔD"]], selection.spread, (spread) => app.state.set({ spread }))],
   });
   new Card(cells, { id: "singular", title: "Its singular values", width: "w4", height: 300, make: singularOf });
-  lazily(about, () => about.replaceChildren(...matrixFacts(app.state.now)));
+  lazily(about, () => about.replaceChildren(...matrixFacts(app.state.now).filter(Boolean)));
 }
 
 // The matrix that is looked at: the chosen one, or else the one that moved most.
@@ -187,6 +187,7 @@ function matrixFacts(selection) {
   return [
     el("div", { class: "card-title" }, nameOf(module.name, 64)),
     el("div", { class: "card-sub" }, `${module.label} · ${module.shape[0]} × ${module.shape[1]} · `, nameOf(run.name, 30), model.trained ? ` · step ${run.steps[place] ?? "–"}` : "", selection.module < 0 && known.length ? " · moved most" : ""),
+    known.length ? null : el("div", { class: "empty" }, unmeasured(["changes", "spectra"], "Nothing was measured of it.", [run])),
     el("dl", { class: "facts" }, known.map(([name, text]) => el("div", null, el("dt", null, name), el("dd", null, text)))),
     el("div", { class: "tops" }, ["row", "column"].map((axis) => mostMoved(run, module, axis, selection, detail))),
   ];
