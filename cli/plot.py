@@ -23,7 +23,7 @@ class _CountOrAll(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # g
 _COUNT = click.IntRange(min=1)
 
 # What click is told of each option of ``FigureKind.options``: its flags and type. In the help, {…} is the default of
-# the argument of that name.
+# the argument of that name. A figure's own choices are under its name and the option's.
 _OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "kind": (["--kind"], {"help": "The matrices: query, key, value, …, or all. Default: {kind}."}),
     "kinds": (["--kind", "kinds"], {"multiple": True, "help": "May be repeated. Default: query, key and value."}),
@@ -58,6 +58,10 @@ _OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "measure": (
         ["--measure"],
         {"type": OneOf(["cosine", "sign_agreement", "jaccard"]), "help": "One of the panels. Default: all."},
+    ),
+    "growth measure": (
+        ["--measure"],
+        {"type": OneOf(["entropy", "entropy_rate", "growth", "unevenness"]), "help": "One of the rows. Default: all."},
     ),
     "step": (["--step"], {"type": int, "help": "A recorded step. Default: each run's last."}),
     "pair": (
@@ -164,8 +168,12 @@ def _command(name: str, entry: FigureKind) -> click.Command:
         ),
     ]
     for option in entry.options:
-        flags, settings = _OPTIONS.get(option) or _by_default(option, defaults.get(option))
+        flags, settings = (
+            _OPTIONS.get(f"{name} {option}") or _OPTIONS.get(option) or _by_default(option, defaults.get(option))
+        )
         usual = {"kind": None, "side": "both"} | defaults
+        if option == "scale" and defaults.get(option) == "auto":
+            settings = settings | {"type": OneOf(["auto", "linear", "log"])}
         shown = {key: "all" if value is None else value for key, value in usual.items()}
         params.append(click.Option(flags, **(settings | {"help": settings["help"].format(**shown)})))
     if entry.paths == "RUNS":

@@ -19,6 +19,7 @@ from deltaw.analysis.tables.intruders import intruder_table
 from deltaw.analysis.tables.results import results
 from deltaw.analysis.tables.vectors import QUANTILES
 from deltaw.cli import main
+from deltaw.cli.plot import command
 from deltaw.trainers import Recorder
 
 METHODS = ("lora", "bora", "sbora-fa")
@@ -247,3 +248,13 @@ def test_the_papers_style_is_the_command_lines(runs, capsys, tmp_path) -> None:
     assert call(capsys, "plot", "symmetry", runs[0], "-o", tmp_path / "b.svg")[0] == 0
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "seed" not in (tmp_path / "a.svg").read_text()
+
+
+@pytest.mark.parametrize("name", ["growth", "agreement", "layers", "rotation"])
+def test_every_choice_of_a_figure_can_be_drawn(name, runs, tmp_path, capsys) -> None:
+    for option in command.get_command(None, name).params:
+        if option.name in ("measure", "scale"):
+            for choice in option.type.known:
+                out = tmp_path / f"{choice}.svg"
+                code, _, err = call(capsys, "plot", name, *runs, f"--{option.name}", choice, "-o", out)
+                assert (code, out.exists()) == (0, True), err
