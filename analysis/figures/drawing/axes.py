@@ -101,18 +101,19 @@ class Columns:
     across: int
 
 
-def method_columns(canvas: Canvas[Any], count: int, levels: int, *, bars: bool = False) -> Columns:
-    """Return panels for so many methods, at most five beside each other.
+def method_columns(canvas: Canvas[Any], count: int, levels: int, most: int, *, bars: bool = False) -> Columns:
+    """Return panels for so many methods.
 
     Arguments:
         canvas: Where they stand.
         count: How many methods.
         levels: How many panels a method has.
+        most: How many methods may stand beside each other.
         bars: Make axes for colour bars; the one beside a single panel of the caller's takes some of its room.
     """
     if canvas.ax is not None:
         return Columns([[canvas.ax]], [], 1)
-    blocks, across = grid_of_panels(count, 5)
+    blocks, across = grid_of_panels(count, most)
     ratios = [1.0] * across + ([0.07] if bars else [])
     grid = canvas.figure.add_gridspec(levels * blocks, len(ratios), width_ratios=ratios)
 
@@ -123,15 +124,44 @@ def method_columns(canvas: Canvas[Any], count: int, levels: int, *, bars: bool =
     return Columns(panels, [column(block, across) for block in range(blocks)] if bars else [], across)
 
 
-def columns_size(count: int, levels: int, extra: float) -> tuple[float, float]:
+def columns_size(count: int, levels: int, extra: float, most: int) -> tuple[float, float]:
     """Return the width and height of a figure of `method_columns`, with the height that legend and notes need."""
-    blocks, across = grid_of_panels(count, 5)
+    blocks, across = grid_of_panels(count, most)
     return max(3.3, width_of(across, 1.7)), 0.3 + extra + 1.35 * levels * blocks
 
 
 def width_of(across: int, panel: float = 2.3) -> float:
     """Return the width in inches of so many panels beside each other, no more than a paper's."""
     return min(PAPER_WIDTH, 1.0 + panel * across)
+
+
+class Fitting(MaxNLocator):
+    """Round numbers, as many as asked for, or as their letters have room for where the axis is short."""
+
+    def __init__(self, most: int, **more: Any) -> None:
+        super().__init__(nbins=most, **more)
+        self._most = most
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        """Return the numbers between two values."""
+        room = self._most if self.axis is None else max(2, min(self._most, self.axis.get_tick_space()))
+        self.set_params(nbins=room)
+        return super().tick_values(vmin, vmax)
+
+
+class _ShortLog(LogLocator):
+    """1, 2, 5 times powers of ten; without the 5 and 2 where the axis has no room for their letters."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        """Return the numbers between two values."""
+        room = 9 if self.axis is None else max(1, self.axis.get_tick_space() - 1)
+        for subs in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
+            self.set_params(subs=subs, numticks=9)
+            values = np.asarray(super().tick_values(vmin, vmax))
+            found = values[(values >= vmin) & (values <= vmax)]
+            if len(found) <= room:
+                break
+        return found
 
 
 def number_axis(ax: Axes, which: Which, limits: tuple[float, float], label: str, *, nbins: int = 5) -> None:
@@ -147,9 +177,9 @@ def number_axis(ax: Axes, which: Which, limits: tuple[float, float], label: str,
     unit = 1.0
     if exponent not in (-1, 0, 1):
         unit = 10.0**exponent
-        label = rf"{label} ($10^{{{exponent}}}$)"
+        label = rf"{label} ($10^{{{exponent}}}$)" if label else label  # one without a label has its neighbour's unit
     axis = _span(ax, which, *limits)
-    axis.set_major_locator(MaxNLocator(nbins=nbins, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_locator(Fitting(nbins, min_n_ticks=3 if which == "y" else 2, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(value / unit, 6):g}".replace("-", "−")))
     axis.set_label_text(label)
 
@@ -163,7 +193,7 @@ def log_axis(ax: Axes, which: Which, low: float, high: float, label: str) -> Non
     axis.set_minor_locator(LogLocator(subs="auto", numticks=99) if log10(high / low) < 4 else NullLocator())
     axis.set_minor_formatter(NullFormatter())
     if log10(high / low) < 1.9:  # hardly a power of ten is inside
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=9))
+        axis.set_major_locator(_ShortLog())
         axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         axis.set_minor_locator(NullLocator())
     axis.set_label_text(label)
@@ -210,7 +240,10 @@ def step_axis(ax: Axes, steps: Sequence[float], *, label: str = "training step",
     if low < high:
         margin = 0.03 * float(high - low)
         ax.set_xlim(low - margin, high + margin)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=nbins, integer=True, steps=[1, 2, 4, 5, 10]))
+        ax.xaxis.set_major_locator(Fitting(nbins, integer=True, min_n_ticks=1, steps=[1, 2, 4, 5, 10]))
+    else:  # no number but its own
+        ax.set_xlim(low - 1, high + 1)
+        ax.set_xticks([low])
     ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: step_name(step)))
     ax.set_xlabel(label)
 

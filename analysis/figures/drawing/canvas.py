@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from math import ceil
 from textwrap import wrap
 from typing import Any, Generic, cast
 
@@ -18,12 +19,38 @@ from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.facts import Facts, remember
 from deltaw.analysis.figures.drawing.saving import keep_style
 from deltaw.analysis.figures.drawing.style import PAPER_SIZE, inches
+from deltaw.analysis.figures.drawing.words import fitted, in_lines, text_width
 
 Target = TypeVar("Target", bound=Axes | SubFigure | Figure, default=Figure)
 Entries = Sequence[tuple[Artist, str]]
 
 _LETTER = 0.53  # the width of a letter, in font sizes
 _LEGEND_ROW, _NOTE = 0.17, 0.14  # heights in inches
+
+
+def papers_width(ax: Axes | SubFigure | Figure | None, width: float | None) -> float:
+    """Return the width that a caller gives, in inches where letters have the papers' size; infinite without one."""
+    if isinstance(ax, SubFigure | Figure):
+        given = ax.bbox.width / ax.dpi
+    elif ax is None and width is not None:
+        given = inches(width, 0.0)
+    else:  # one panel, or what Canvas refuses
+        return float("inf")
+    return float(given * PAPER_SIZE / rcParams["font.size"])
+
+
+def most_across(most: int, ax: Axes | SubFigure | Figure | None, width: float | None, least: float) -> int:
+    """Return how many panels stand beside each other: so many, or fewer where each would have less than a width.
+
+    Arguments:
+        ax, width: What the caller gives.
+        least: In inches, where letters have the papers' size.
+
+    Example:
+        >>> most_across(3, None, None, 1.5), most_across(3, None, 3.3 * rcParams["font.size"] / PAPER_SIZE, 1.5)
+        (3, 2)
+    """
+    return int(max(1.0, min(most, papers_width(ax, width) // least)))
 
 
 class Canvas(Generic[Target]):
@@ -62,6 +89,7 @@ class Canvas(Generic[Target]):
         if ax is not None and width is not None:
             raise OptionError(f"width is {width!r}; it is that of a new figure: leave it out with ax")
         self.panels, self._new = panels, ax is None
+        self._titles: list[tuple[Axes, str, str, dict[str, Any]]] = []
         self.ax: Axes | None = ax if isinstance(ax, Axes) else None
         self._drawn: Axes | SubFigure | Figure
         if ax is None:
@@ -104,15 +132,32 @@ class Canvas(Generic[Target]):
             places.append(self.figure.add_subplot(grid[row, start : start + 2]))
         return places
 
-    def title(self, ax: Axes, text: str, letter: str, **more: Any) -> None:
-        """Write a panel's title, with its letter unless it is the only one that the caller asked for."""
-        ax.set_title(text if self.ax is not None else f"({letter}) {text}", loc="left", **more)
+    def _room(self, ax: Axes) -> float:
+        """Return about the width in inches of a panel with what stands beside it, before anything is laid out."""
+        spec = ax.get_subplotspec()
+        if self.ax is not None or spec is None:
+            return float(ax.bbox.width / self.root.dpi)
+        return self.width * len(spec.colspan) / spec.get_gridspec().ncols
+
+    def title(self, ax: Axes, text: str, letter: str, *, beside: str = "", **more: Any) -> None:
+        """Write a panel's title, with its letter unless it is the only one that the caller asked for.
+
+        A long one is broken into lines by `finish`, so that it ends before the next panel's.
+
+        Arguments:
+            beside: What stands at the right end of its line; below it, where there is no room for both.
+        """
+        text = text if self.ax is not None else f"({letter}) {text}"
+        ax.set_title(text, loc="left", **more)
+        self._titles.append((ax, text, beside, more))
 
     def legend(self, rows: Sequence[Entries], **more: Any) -> None:
         """Put a legend with the given rows above the panels, or into the only one.
 
-        Matplotlib would fill it column by column.
+        Rows that are too long for the figure are broken. Matplotlib would fill it column by column.
         """
+        if self.ax is None:
+            rows = self._rows_that_fit(rows, **more)
         width = max(len(row) for row in rows)
         blank = (Line2D([], [], linestyle=""), "")
         filled = [[*row, *[blank] * (width - len(row))] for row in rows]
@@ -121,6 +166,40 @@ class Canvas(Generic[Target]):
         self._grow(len(rows), _LEGEND_ROW)
         where, loc = (self.figure, "outside upper center") if self.ax is None else (self.ax, "best")
         where.legend([handle for handle, _ in entries], [label for _, label in entries], **({"loc": loc} | look))
+
+    def _rows_that_fit(self, rows: Sequence[Entries], *, handlelength: float = 1.2, **_: Any) -> Sequence[Entries]:
+        """Return the rows of a legend, broken so that it is no wider than the figure, long names cut in the middle."""
+        font = FontProperties(size=rcParams["legend.fontsize"])
+        size = font.get_size_in_points()
+        handle_and_gaps, room = (handlelength + 1.4) * size, self.width * 72 - 2 * size
+        found = [[(handle, fitted(label, room - handle_and_gaps, font)) for handle, label in row] for row in rows]
+        for most in range(max(len(row) for row in found), 0, -1):
+            evenly = [(row, _even(len(row), most)) for row in found]
+            broken = [row[at : at + each] for row, each in evenly for at in range(0, len(row), each)]
+            columns = [[row[at][1] for row in broken if at < len(row)] for at in range(max(map(len, broken)))]
+            if sum(handle_and_gaps + max(text_width(label, font) for label in column) for column in columns) <= room:
+                break
+        return broken
+
+    def _fit_titles(self) -> None:
+        """Break long titles into lines. What room they have is known once the figure is laid out, which takes time."""
+        font = FontProperties(size=rcParams["axes.titlesize"], weight=rcParams["axes.titleweight"])
+        widths = [text_width(text, font) + text_width(beside, font) for _, text, beside, _ in self._titles]
+        if all(width < 0.6 * 72 * self._room(ax) for width, (ax, *_) in zip(widths, self._titles, strict=True)):
+            return
+        self.root.draw_without_rendering()
+        points, gap = 72 / self.root.dpi, 0.7 * font.get_size_in_points()
+        panels = [ax.get_window_extent() for ax, *_ in self._titles]
+        most = 1
+        for (ax, text, beside, more), box in zip(self._titles, panels, strict=True):
+            row = [other.x0 for other in panels if other.x0 > box.x1 and other.y0 < (box.y0 + box.y1) / 2 < other.y1]
+            room = (min(row, default=self.figure.bbox.x1) - box.x0) * points - gap
+            lines = [line for part in text.split("\n") for line in in_lines(part, room, font)]
+            if beside and text_width(f"{lines[-1]}  {beside}", font) > box.width * points:
+                lines.append("")
+            ax.set_title("\n".join(lines), loc="left", **more)
+            most = max(most, len(lines) - text.count("\n"))
+        self._grow((most - 1) * len({round(box.y0) for box in panels}), _NOTE)
 
     def finish(self, facts: Facts, label: str = "", *, under: Axes | None = None, said: str = "") -> Target:
         """Write the facts beneath the panels, keep them for the caption, and return what the caller gets.
@@ -133,6 +212,7 @@ class Canvas(Generic[Target]):
         """
         under = self.ax or under
         share = 1.0 if self.ax is not None or under is None else 0.65
+        self._fit_titles()
         lines = [part for line in facts.lines() if line != said for part in self.wrapped(line, share)]
         if under is not None:
             self._grow(len(lines), _NOTE)
@@ -148,7 +228,7 @@ class Canvas(Generic[Target]):
     def wrapped(self, text: str, share: float = 1.0) -> list[str]:
         """Return a note in lines that fit a share of the width, broken after a comma or semicolon if that will do."""
         points = FontProperties(size=rcParams["figure.labelsize"]).get_size_in_points()
-        longest = max(20, int(share * self.width * 72 / (_LETTER * points)))
+        longest = max(20, int((share * self.width - 0.1) * 72 / (_LETTER * points)))
         lines: list[str] = []
         for piece in re.split(r"(?<=[;,]) ", text):
             if lines and len(lines[-1]) + 1 + len(piece) <= longest:
@@ -162,3 +242,8 @@ class Canvas(Generic[Target]):
         if self._new:
             wide, high = self.root.get_size_inches()
             self.root.set_size_inches(wide, high + lines * height * self._scale)
+
+
+def _even(count: int, most: int) -> int:
+    """Return how many of so many entries stand in a row, where rows are of nearly equal length."""
+    return ceil(count / ceil(count / most))

@@ -15,14 +15,23 @@ from deltaw.analysis.figures.drawing.axes import aside, in_rows, letter, method_
 from deltaw.analysis.figures.drawing.canvas import Canvas, Target
 from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
 from deltaw.analysis.figures.drawing.layer_positions import (
+    MOST_MARKED,
     axis_coordinates,
     layer_axis,
     line_over_layers,
     positions_of,
     with_positions,
 )
-from deltaw.analysis.figures.drawing.rows import finite, last_steps
-from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, check_choice, mark, method_styles, pale, thin
+from deltaw.analysis.figures.drawing.rows import NEAR, finite, fitting_scale, last_steps
+from deltaw.analysis.figures.drawing.style import (
+    PAPER_WIDTH,
+    AnyScale,
+    check_choice,
+    mark,
+    method_styles,
+    pale,
+    thin,
+)
 
 Over = Literal["training", "layers"]
 
@@ -37,7 +46,7 @@ def draw_curves(
     measures: Mapping[str, str],
     *,
     what: str,
-    scale: Scale,
+    scale: AnyScale | Mapping[str, AnyScale],
     width: float | None,
     over: Over | None,
     ax: Target | None,
@@ -58,7 +67,8 @@ def draw_curves(
         methods: In order.
         measures: What an axis is called, by column.
         what: What is drawn, for the caption.
-        scale, width, over, ax: As in the figures.
+        scale: That of the y axes, or of each measure's. "auto": `fitting_scale`.
+        width, over, ax: As in the figures.
         notes: To be written below.
         levels: A reference line by its name, the same in all panels.
         beside: A column and its name in the legend: what each method's measures are to be compared with, dashed.
@@ -91,6 +101,7 @@ def draw_curves(
         if canvas.ax is not None
         else canvas.figure.subplots(len(measures), len(panels), squeeze=False)
     )
+    hidden = 0
     for row, (column, label) in enumerate(measures.items()):
         for number, name in enumerate(panels):
             panel = grid[row, number]
@@ -104,9 +115,20 @@ def draw_curves(
         for panel in grid[row]:
             for reference, level in shown.items():
                 panel.axhline(level, label=reference, zorder=1, **dotted)
-        drawn = _drawn(grid[row])
+        wanted = scale if isinstance(scale, str) else scale[column]
+        fitting = fitting_scale(rows[column], rows["method"]) if wanted == "auto" else wanted
+        if fitting == "log" and not (rows[column] > 0).any():
+            fitting = "linear"  # what is 0 throughout is seen there
+        if fitting == "log":
+            hidden += int((rows.groupby(["method", "step"])[column].mean() <= 0).sum())
+        whole = _drawn(grid[row])
         for panel in grid[row]:
-            value_axis(panel, drawn, label if panel is grid[row, 0] else "", scale)
+            # Of one scale, unless that makes a flat line of a panel.
+            own = _drawn([panel])
+            alone = fitting == "linear" and whole.abs().max() > NEAR * own.abs().max() > 0
+            value_axis(panel, own if alone else whole, label if alone or panel is grid[row, 0] else "", fitting)
+    if hidden:
+        notes.append(f"{hidden:,} points that are not above 0 have no place on a logarithmic scale")
     canvas.legend(legend)
     facts = facts_of(
         f"{what} for {methods_named(rows)}", rows, "step", interval=interval, notes=notes, at_end=panels == ["layers"]
@@ -223,7 +245,7 @@ def _by_layer(
             ys,
             color=color,
             marker=marker,
-            markersize=mark(),
+            markersize=mark() if len(coordinates) <= MOST_MARKED else 0.0,
             linewidth=thin(),
             label=method_name(method),
             transform=aside(ax, number, len(there), max(coordinates.values()) + 1),

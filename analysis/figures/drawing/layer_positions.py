@@ -9,10 +9,10 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.style import small
+from deltaw.analysis.figures.drawing.axes import Fitting
+from deltaw.analysis.figures.drawing.style import is_dark, small
 from deltaw.analysis.names import stack_of
 from deltaw.analysis.tables.walk import spread_out
 
@@ -21,6 +21,7 @@ STACKS = ("", "encoder", "down", "mid", "up", "single", "decoder", "cross")
 _RAMPS = {"": "viridis", "encoder": "Blues", "decoder": "Oranges", "cross": "Greys"}
 _RAMPS |= {"down": "Blues", "mid": "Greys", "up": "Oranges", "single": "Oranges"}
 _GAP = 1.0  # between stacks, in layers
+MOST_MARKED = 40  # layers; the markers of more lie on each other
 
 Position = tuple[str, int]
 
@@ -66,12 +67,15 @@ def position_name(position: Position) -> str:
 
 
 def position_colors(positions: Sequence[Position]) -> dict[Position, str]:
-    """Return a colour per position: a ramp per stack, light below and dark above."""
+    """Return a colour per position: a ramp per stack, light below and dark above; on a dark ground the other way."""
     colors = {}
+    night = is_dark()
     for stack in dict.fromkeys(stack for stack, _ in positions):
         layers = [layer for other, layer in positions if other == stack]
         # Not so light that it is lost on white.
         low, high = (0.9, 0.0) if stack == "" else (0.38, 1.0)
+        if night:  # nor so dark that it is lost on black
+            low, high = (0.3, 1.0) if stack == "" else (0.75, 0.1)
         for share, layer in zip(np.linspace(0, 1, max(len(layers), 2)), layers, strict=False):
             colors[stack, layer] = to_hex(colormaps[_RAMPS[stack]](low + share * (high - low)))
     return colors
@@ -130,7 +134,7 @@ def layer_axis(ax: Axes, positions: Sequence[Position], *, label: str = "layer",
     ax.set_xlabel(label)
     stacks = list(dict.fromkeys(stack for stack, _ in positions))
     if stacks == [""]:
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+        ax.xaxis.set_major_locator(Fitting(7, integer=True, min_n_ticks=1))
         return
     every = 1 + len(positions) // 19
     shown = [position for stack in stacks for position in [p for p in positions if p[0] == stack][::every]]

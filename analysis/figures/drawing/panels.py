@@ -17,9 +17,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.methods.registry import METHODS
 from deltaw.analysis.figures.drawing.axes import letter, short_number, step_axis
-from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target, most_across
 from deltaw.analysis.figures.drawing.facts import Facts, facts_of, method_name, methods_named
 from deltaw.analysis.figures.drawing.quantities import QUANTITIES, Quantity
+from deltaw.analysis.figures.drawing.rows import NEAR
 from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, check_choice, ink, small
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import select
@@ -28,7 +29,6 @@ Share = Literal["near", "all", "adapters", "none"]
 
 COLUMNS = ("run", "method", "module", "kind", "axis", "step_from", "step_to", "delta_m", "delta_d")
 ROWS: tuple[Axis, Axis] = ("column", "row")  # BoRA's order: columns on top
-NEAR = 5  # times: what is smaller than this below another is a flat line on its scale
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,7 @@ def _draw(
     own_scales = all(len({groups[q.symbol, name] for name in methods}) == len(methods) for q in QUANTITIES)
     narrow = (end_values, layout.crowded())  # what needs room beside or above the panels
     most = 3 if own_scales or all(narrow) else 4 if any(narrow) else 5
+    most = most_across(most, ax, width, 1.6 if own_scales else 1.05)
     blocks = ceil(len(methods) / most)  # more go into further rows below
     across = ceil(len(methods) / blocks)
     levels = len(layout.axes)
@@ -231,6 +232,7 @@ def _draw(
                     else canvas.figure.add_subplot(grid[levels * block + level, number], sharex=share)
                 )
                 right = left.twinx()
+                above = 1.2 if canvas.width / across < 1.3 * rcParams["font.size"] / 8 else 0.0
                 right.grid(False)
                 # Numbers only at the outer panels of those that share a scale.
                 before, after = (beside[at] if 0 <= at < len(beside) else None for at in (number - 1, number + 1))
@@ -242,8 +244,9 @@ def _draw(
                     _scale_axis(panel, q, limits.get((q.symbol, group), (0.0, 1.0)), scale, numbers)
                     _plot(panel, q, curve)
                     if end_values:
-                        _write_end(panel, q, curve)
-                canvas.title(left, method_name(method), letter(len(panels)), pad=1.7 * small() if end_values else None)
+                        _write_end(panel, q, curve, above)
+                pad = (1.7 + above) * small() if end_values else None
+                canvas.title(left, method_name(method), letter(len(panels)), pad=pad)
                 left.tick_params(labelbottom=level == levels - 1)
                 if number == 0 and canvas.ax is None:
                     _name_row(left, axis)
@@ -309,10 +312,13 @@ def _scale_axis(ax: Axes, q: Quantity, limits: tuple[float, float], scale: Scale
         ax.set_ylabel(label, color=q.color)
 
 
-def _write_end(ax: Axes, q: Quantity, curve: Curve) -> None:
+def _write_end(ax: Axes, q: Quantity, curve: Curve, above: float) -> None:
     """Mark the last point and write its value above the panel, ΔM left and ΔD right, where no curve is in the way.
 
     The value is the whole one, not in the unit of the axis, whose label stands at another panel perhaps.
+
+    Arguments:
+        above: How many letters ΔM's stands above ΔD's, where a panel has no room for both in a line.
     """
     if not len(curve.steps):
         return
@@ -322,7 +328,7 @@ def _write_end(ax: Axes, q: Quantity, curve: Curve) -> None:
         f"{q.symbol} {short_number(float(curve.mean[-1]))}",
         (x, 1),
         xycoords="axes fraction",
-        xytext=(0, 2),
+        xytext=(0, 2 + (above * small() if q is QUANTITIES[0] else 0)),
         textcoords="offset points",
         ha=side,
         va="bottom",
@@ -353,6 +359,4 @@ def _legend(canvas: Canvas[Any], band: bool) -> None:
     ]
     if band:
         handles.append(Patch(color=ink(), alpha=0.2, linewidth=0, label="± one standard deviation over the matrices"))
-    entries = [(handle, str(handle.get_label())) for handle in handles]
-    wide = canvas.width * 8 / rcParams["font.size"] > 6
-    canvas.legend([entries] if wide else [[entry] for entry in entries], handlelength=2.2)
+    canvas.legend([[(handle, str(handle.get_label())) for handle in handles]], handlelength=2.2)

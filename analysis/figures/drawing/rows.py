@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.style import check_range
+from deltaw.analysis.figures.drawing.style import Scale, check_range
 
 
 def finite(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -21,6 +21,28 @@ def finite(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[pd.DataFrame, li
         raise OptionError(f"no row has a finite {' and '.join(columns)}; there is nothing to draw")
     notes = [f"{(~kept).sum():,} of {kept.size:,} points are undefined and left out"] if not kept.all() else []
     return rows.assign(**{name: values[name] for name in columns})[kept], notes
+
+
+NEAR = 5  # times: what is smaller than this below another is a flat line on its scale
+
+
+def fitting_scale(values: "pd.Series[float]", methods: "pd.Series[str]") -> Scale:
+    """Return the scale on which every method is seen: "log" where one is far above another, by its largest value.
+
+    Arguments:
+        values: What is drawn; none below 0 on a logarithmic scale.
+        methods: Of each.
+
+    Example:
+        >>> methods = pd.Series(["lora", "ft"])
+        >>> fitting_scale(pd.Series([4.0, 1.0]), methods), fitting_scale(pd.Series([40.0, 1.0]), methods)
+        ('linear', 'log')
+    """
+    highest = values.groupby(methods.to_numpy()).max()
+    highest = highest[highest > 0]
+    if values.min() < 0 or highest.empty or highest.max() <= NEAR * highest.min() * (1 + 1e-9):
+        return "linear"
+    return "log"
 
 
 def last_steps(rows: pd.DataFrame, column: str = "step") -> pd.DataFrame:

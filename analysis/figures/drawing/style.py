@@ -17,6 +17,7 @@ from deltaw.adapters.errors import OptionError
 from deltaw.adapters.methods.registry import METHODS, look
 
 Scale = Literal["linear", "log"]
+AnyScale = Literal["auto", "linear", "log"]
 
 BLUE, GREEN = "#0072B2", "#009E73"  # Okabe and Ito's; the papers' two colours: magnitude and direction
 
@@ -122,6 +123,11 @@ def ground() -> str:
         if alpha > 0:
             return str(to_hex(rcParams[name]))
     return "#ffffff"
+
+
+def is_dark() -> bool:
+    """Return whether the ground is nearer to black than to white."""
+    return dist(to_rgb(ground()), (0, 0, 0)) < dist(to_rgb(ground()), (1, 1, 1))
 
 
 def pale() -> str:

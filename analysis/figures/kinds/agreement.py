@@ -12,15 +12,17 @@ from matplotlib.colors import Normalize, TwoSlopeNorm
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import grid_of_panels, hatch, letter, width_of
-from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target, most_across
 from deltaw.analysis.figures.drawing.facts import Facts, facts_of, plain
 from deltaw.analysis.figures.drawing.style import check_choice, small
+from deltaw.analysis.figures.drawing.words import cut
 from deltaw.analysis.tables.agreement import PAIR
 from deltaw.analysis.tables.tidy import of_kind, require_columns
 from deltaw.analysis.tables.whole_model import agreement_matrix, model_agreement
 
 COLUMNS = (*PAIR, "module", "layer", "kind", "entries", "norm_first", "norm_second", "cosine", "cosine_chance")
 _WRITTEN = 9  # runs up to which numbers stand in the cells
+_LONGEST = 14  # letters of a name at a panel
 _DARK = 0.45  # luminance below which letters are white
 
 
@@ -84,8 +86,8 @@ def agreement(
     shown = [name for name in MEASURES if name in whole] if measure is None else [measure]
     if missing := [name for name in shown if name not in whole]:
         raise OptionError(f"measure is {missing[0]!r}, which the table has not; ask update_agreement for it")
-    blocks, across = grid_of_panels(len(shown))
-    names = [plain(str(name)) for name in agreement_matrix(whole).index]
+    blocks, across = grid_of_panels(len(shown), most_across(3, ax, width, 1.8))
+    names = [cut(plain(str(name)), _LONGEST) for name in agreement_matrix(whole).index]
     each = (width_of(across, 2.4) - 0.8) / across
     canvas = Canvas(ax, width, (width_of(across, 2.4), 0.5 + blocks * each), panels=len(shown), choose="name a measure")
     for number, (name, panel) in enumerate(zip(shown, canvas.grid(across), strict=True)):

@@ -18,7 +18,7 @@ from deltaw.analysis.figures.drawing.axes import (
     padded,
     width_of,
 )
-from deltaw.analysis.figures.drawing.canvas import Canvas
+from deltaw.analysis.figures.drawing.canvas import Canvas, most_across
 from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
 from deltaw.analysis.figures.drawing.layer_positions import Position, positions_of
 from deltaw.analysis.figures.drawing.saving import Movie
@@ -82,7 +82,7 @@ def animation(
     steps = spread_out(sorted(int(step) for step in rows["step_to"].unique()), MOST_FRAMES)
     positions = positions_of(rows)
     colors, legend = layer_look(positions, notes)
-    blocks, across = grid_of_panels(len(chosen))
+    blocks, across = grid_of_panels(len(chosen), most_across(3, ax, width, 1.5))
     height = 0.25 + 1.95 * blocks
     canvas = Canvas(ax, width, (width_of(across), height), panels=len(chosen), choose="choose one with methods=")
     panels = [
@@ -90,7 +90,7 @@ def animation(
         for method, panel in zip(chosen, canvas.grid(across), strict=True)
     ]
     for index, (method, panel) in enumerate(zip(chosen, panels, strict=True)):
-        canvas.title(panel.ax, method_name(method), letter(index))
+        canvas.title(panel.ax, method_name(method), letter(index), beside="r = −0.9999")
     if legend:
         canvas.legend(legend)
     what = f"ΔM against ΔD for {methods_named(rows)} as they move over training, a point per matrix"

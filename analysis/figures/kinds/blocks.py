@@ -6,11 +6,10 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.axes import in_rows, letter, log_axis, method_entries, number_axis
-from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.axes import Fitting, in_rows, letter, log_axis, method_entries, number_axis
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target, most_across
 from deltaw.analysis.figures.drawing.facts import facts_of, methods_named
 from deltaw.analysis.figures.drawing.rows import last_steps
 from deltaw.analysis.figures.drawing.style import PAPER_WIDTH, Scale, check_choice, ground, mark, method_styles, thin
@@ -72,12 +71,14 @@ def blocks(
     names = sorted(first, key=lambda block: block_order(first[block]))
     means = whole.groupby(["method", "block"])[shown].mean()
     styles = method_styles(chosen)
-    size = (PAPER_WIDTH, 0.7 + 0.13 * min(max(len(names), 8), MOST))
+    across = most_across(len(shown), ax, width, 1.9)
+    levels = -(-len(shown) // across)
+    size = (PAPER_WIDTH, 0.7 + 0.13 * levels * (min(max(len(names), 8), MOST) + (5 if levels > 1 else 0)))
     canvas = Canvas(ax, width, size, panels=len(shown), choose="choose one with measure=")
     panels = (
         [canvas.ax]
         if canvas.ax is not None
-        else list(canvas.figure.subplots(1, len(shown), sharey=True, squeeze=False)[0])
+        else list(canvas.figure.subplots(levels, across, sharey=True, squeeze=False).flat)
     )
     for number, name in enumerate(shown):
         panel = panels[number]
@@ -99,7 +100,7 @@ def blocks(
                 panel.axhline(place - 0.5, color="0.8", linewidth=thin(0.5), zorder=0)
         _values(panel, means[name], LABELS[name], scale)
         canvas.title(panel, LABELS[name], letter(number))
-        if number == 0:
+        if number % across == 0:
             _names(panel, names)
         else:  # they share one axis
             panel.tick_params(labelleft=False)
@@ -130,7 +131,7 @@ def _values(panel: Axes, values: "pd.Series[float]", label: str, scale: Scale) -
         log_axis(panel, "x", float(above.min()) / 1.3, high * 1.3, label)
     else:
         number_axis(panel, "x", (0.0, 1.06 * high if high > 0 else 1.0), label)
-        panel.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        panel.xaxis.set_major_locator(Fitting(4))
 
 
 def _names(panel: Axes, names: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from deltaw.analysis.figures.drawing.axes import (
     padded,
     width_of,
 )
-from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target, most_across
 from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
 from deltaw.analysis.figures.drawing.layer_positions import (
     Position,
@@ -104,7 +104,7 @@ def cloud(
     positions = positions_of(rows)
     colors, layer_rows = layer_look(positions, notes)
     looks = _markers(int(rows["turn"].max()) + 1)
-    blocks, across = grid_of_panels(len(chosen))
+    blocks, across = grid_of_panels(len(chosen), most_across(3, ax, width, 1.5))
     legend = [*layer_rows, *_step_entries(rows, looks)]
     height = 0.1 + 1.95 * blocks
     canvas = Canvas(ax, width, (width_of(across), height), panels=len(chosen), choose="choose one with methods=")
@@ -120,7 +120,7 @@ def cloud(
         heights = pd.concat([found["delta_m"], pd.Series(line)])  # the line is not cut by the frame
         number_axis(panel, "x", padded(found["delta_d"].min(), found["delta_d"].max()), "ΔD")
         number_axis(panel, "y", padded(heights.min(), heights.max()), "ΔM")
-        canvas.title(panel, method_name(method), letter(index))
+        canvas.title(panel, method_name(method), letter(index), beside=panel.get_title("right"))
     canvas.legend(legend)
     interval = "band: 95 % of lines, bootstrapped over the matrices" if banded else ""
     what = f"ΔM against ΔD for {methods_named(rows)}, a point per matrix and step, with the line of least squares"

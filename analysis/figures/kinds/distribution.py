@@ -10,11 +10,11 @@ from matplotlib.patches import Patch
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import columns_size, in_rows, letter, log_axis, method_columns, step_axis
-from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target, most_across
 from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
 from deltaw.analysis.figures.drawing.quantities import Measure, quantities
 from deltaw.analysis.figures.drawing.rows import finite
-from deltaw.analysis.figures.drawing.style import check_choice, ink
+from deltaw.analysis.figures.drawing.style import check_choice, ink, thin
 from deltaw.analysis.measures.change import Axis
 from deltaw.analysis.tables.tidy import require_columns, select
 
@@ -81,8 +81,9 @@ def distribution(
         legend.append((Patch(color=ink(), alpha=alpha, linewidth=0), name))
     drawn = quantities(measure)
     panels = len(chosen) * len(drawn)
-    canvas = Canvas(ax, width, columns_size(len(chosen), len(drawn), 0.1), panels=panels, choose=CHOOSE)
-    columns = method_columns(canvas, len(chosen), len(drawn))
+    most = most_across(5, ax, width, 1.05)
+    canvas = Canvas(ax, width, columns_size(len(chosen), len(drawn), 0.1, most), panels=panels, choose=CHOOSE)
+    columns = method_columns(canvas, len(chosen), len(drawn), most)
     across = columns.across
     for level, q in enumerate(drawn):
         limits = limits_of(means[q.column], q.symbol)
@@ -92,7 +93,10 @@ def distribution(
             steps = table.index.to_numpy(dtype=float)
             for (low, high), alpha in shades.items():
                 low_edge, high_edge = (table[end].clip(lower=limits[0]) for end in (low, high))
-                panel.fill_between(steps, low_edge, high_edge, color=q.color, alpha=alpha, linewidth=0)
+                if len(steps) == 1:  # a bar, as one step has no width
+                    panel.vlines(steps, low_edge, high_edge, color=q.color, alpha=alpha, linewidth=thin(8))
+                else:
+                    panel.fill_between(steps, low_edge, high_edge, color=q.color, alpha=alpha, linewidth=0)
             marker = "o" if len(table) == 1 else ""
             panel.plot(steps, table[0.5], q.line, color=q.color, marker=marker, label=f"{q.symbol}, median")
             log_axis(panel, "y", *limits, q.symbol if number % across == 0 else "")
@@ -129,9 +133,10 @@ def plural(axis: Axis) -> str:
 
 
 def limits_of(values: "pd.Series[float]", symbol: str) -> tuple[float, float]:
-    """Return what a logarithmic axis spans: all above 0, but at most five powers of ten."""
+    """Return what a logarithmic axis spans: all above 0, but at most five powers of ten below a method's largest."""
     high = float(values.max())
     if not high > 0:
         raise OptionError(f"every {symbol} is zero: nothing has moved; pass later steps")
-    low = float(values[values > high / 10**_DECADES].min())
+    highest = values.groupby("method").transform("max")
+    low = float(values[(values > highest / 10**_DECADES) & (values > 0)].min())
     return low / 1.3, high * 1.3

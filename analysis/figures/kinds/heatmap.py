@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import columns_size, hatch, letter, method_columns, step_name
-from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target, most_across
 from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
 from deltaw.analysis.figures.drawing.layer_positions import axis_coordinates, positions_of, with_positions
 from deltaw.analysis.figures.drawing.quantities import Measure, quantities
@@ -85,8 +85,9 @@ def heatmap(
     seen: set[str] = set()
     drawn = quantities(measure)
     panels = len(chosen) * len(drawn)
-    canvas = Canvas(ax, width, columns_size(len(chosen), len(drawn), 0.1), panels=panels, choose=CHOOSE)
-    columns = method_columns(canvas, len(chosen), len(drawn), bars=True)
+    most = most_across(5, ax, width, 1.05)
+    canvas = Canvas(ax, width, columns_size(len(chosen), len(drawn), 0.1, most), panels=panels, choose=CHOOSE)
+    columns = method_columns(canvas, len(chosen), len(drawn), most, bars=True)
     across = columns.across
     for level, q in enumerate(drawn):
         norm = LogNorm(*limits_of(means[q.column], q.symbol))

@@ -10,12 +10,18 @@ from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import aside, in_rows, letter, method_entries, value_axis
 from deltaw.analysis.figures.drawing.canvas import Canvas, Target
 from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named, plain
-from deltaw.analysis.figures.drawing.layer_positions import axis_coordinates, layer_axis, line_over_layers, positions_of
+from deltaw.analysis.figures.drawing.layer_positions import (
+    MOST_MARKED,
+    axis_coordinates,
+    layer_axis,
+    line_over_layers,
+    positions_of,
+)
 from deltaw.analysis.figures.drawing.quantities import Measure, quantities
-from deltaw.analysis.figures.drawing.rows import last_steps
+from deltaw.analysis.figures.drawing.rows import fitting_scale, last_steps
 from deltaw.analysis.figures.drawing.style import (
     PAPER_WIDTH,
-    Scale,
+    AnyScale,
     check_choice,
     ground,
     mark,
@@ -35,15 +41,16 @@ def layers(
     kinds: Sequence[str] | None = None,
     axis: Axis = "column",
     methods: Sequence[str] | None = None,
-    scale: Scale = "linear",
+    scale: AnyScale = "auto",
     measure: Measure | None = None,
     width: float | None = None,
     ax: Target | None = None,
 ) -> Target:
     """Draw ΔM (left) and ΔD (right) by layer at the last step, a row of panels per kind, a line per method.
 
-    The panels of a column share their scale. A point is the mean over a layer's matrices of the kind and over the runs
-    of a method; the methods' points stand side by side, so that none hides another. An encoder, a decoder and its
+    The panels of a column share their scale: from 0, or a logarithmic one where a method moves more than five times as
+    far as another, which would be a flat line. A point is the mean over a layer's matrices of the kind and over the
+    runs of a method; the methods' points stand side by side, so that none hides another. An encoder, a decoder and its
     attention to the encoder stand one after the other.
 
     Arguments:
@@ -51,7 +58,8 @@ def layers(
         kinds: The kinds of matrix; ``None`` for query, key and value as far as they were recorded.
         axis: "column" for the paper's equations 3 and 4, "row" for what its authors' code normalises.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
-        scale: "linear", from 0, as in the paper, or "log", where methods are far apart.
+        scale: "linear", from 0, as in the paper; "log"; or "auto", which is linear where all methods lie within a
+            factor of five, and else logarithmic, so that none is a flat line at 0.
         measure: "delta_m" or "delta_d" for one of the two; ``None`` for both.
         width: Of a new figure, in inches; ``None`` for 7, a paper's width, or more with larger letters.
         ax: Where to draw: an Axes for one kind and one measure, a SubFigure or a Figure; ``None`` for a new Figure.
@@ -76,7 +84,7 @@ def layers(
         ['(a) value, ΔM', '(b) value, ΔD']
     """
     check_choice("axis", axis, get_args(Axis))
-    check_choice("scale", scale, get_args(Scale))
+    check_choice("scale", scale, get_args(AnyScale))
     symbols = {q.column: q.symbol for q in quantities(measure)}
     require_columns(frame, COLUMNS, SOURCE)
     require_one_start(frame, SOURCE)
@@ -97,7 +105,10 @@ def layers(
         if canvas.ax is not None
         else canvas.figure.subplots(len(shown), len(symbols), squeeze=False, sharex=True)
     )
+    marker_size = mark(1.1) if len(coordinates) <= MOST_MARKED else 0.0
     for column, (name, symbol) in enumerate(symbols.items()):
+        of_methods_ = means.index.get_level_values("method").to_series()
+        fitting = fitting_scale(means[name], of_methods_) if scale == "auto" else scale
         for row, kind in enumerate(shown):
             panel = panels[row, column]
             for number, method in enumerate(chosen):
@@ -110,14 +121,14 @@ def layers(
                     ys,
                     color=color,
                     marker=marker,
-                    markersize=mark(1.1),
+                    markersize=marker_size,
                     markeredgecolor=ground(),
                     markeredgewidth=thin(0.25),
                     linewidth=thin(),
                     label=method_name(method),
                     transform=aside(panel, number, len(chosen), max(coordinates.values()) + 1),
                 )
-            value_axis(panel, means[name], symbol, scale)
+            value_axis(panel, means[name], symbol, fitting)
             canvas.title(panel, f"{plain(kind)}, {symbol}", letter(len(symbols) * row + column))
             lowest = row == len(shown) - 1
             layer_axis(panel, list(coordinates), label="layer" if lowest else "", names=lowest)

@@ -6,11 +6,12 @@ from math import ceil
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
+from matplotlib.artist import Artist
+from matplotlib.lines import Line2D
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.axes import grid_of_panels, hatch, letter, width_of
-from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.axes import Fitting, grid_of_panels, hatch, letter, width_of
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target, most_across
 from deltaw.analysis.figures.drawing.facts import Facts, facts_of, plain, with_notes
 from deltaw.analysis.figures.drawing.layer_positions import (
     Position,
@@ -74,7 +75,7 @@ def overlap(
     shown = (
         [positions[position] for position in spread_out(range(len(positions)), _MOST)] if layers is None else positions
     )
-    blocks, across = grid_of_panels(len(shown))
+    blocks, across = grid_of_panels(len(shown), most_across(3, ax, width, 1.3))
     wide = width_of(across, 2.0)
     size = (wide, 0.3 + blocks * ((wide - 0.9) / across + 0.33))
     canvas = Canvas(ax, width, size, panels=len(shown), choose="choose one layer with layers=")
@@ -167,19 +168,14 @@ def angles(
     if "expected" in rows and rows["expected"].notna().any():
         chance = np.rad2deg(rows.groupby("index")["expected"].mean())
         panel.plot(chance.index, chance, "--", color=ink(), linewidth=thin(), label="random directions", zorder=1)
-        panel.annotate(
-            "random directions",
-            (chance.index[0], chance.iloc[0]),
-            xytext=(6, -4),
-            textcoords="offset points",
-            va="top",
-        )
+        dashed: Artist = Line2D([], [], linestyle="--", color=ink(), linewidth=thin())
+        legend.append([(dashed, "random directions")])
     panel.axhline(90, color=pale(), linestyle=":", linewidth=thin(), label="_orthogonal", zorder=1)
     panel.set_ylim(0, 94)
     panel.set_yticks([0, 30, 60, 90], ["0°", "30°", "60°", "90°"])
     panel.set_ylabel("principal angle")
-    panel.set_xlabel("index")
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    panel.set_xlabel("index, smallest angle first")
+    panel.xaxis.set_major_locator(Fitting(8, integer=True, min_n_ticks=1))
     canvas.legend(legend)
     return canvas.finish(_facts("The principal angles between two updates", rows, notes))
 
@@ -203,7 +199,7 @@ def _rows(
 def _facts(what: str, rows: pd.DataFrame, notes: Sequence[str]) -> Facts:
     """Return the facts of two updates that are held against each other."""
     first = rows.iloc[0]
-    names = [f"{plain(str(first[f'run_{one}']))}, step {first[f'step_{one}']}" for one in ("first", "second")]
+    names = [f"{plain(str(first[f'run_{one}']))}, step {first[f'step_{one}']:,}" for one in ("first", "second")]
     where = {"right": "input space", "left": "output space"}.get(first["side"], plain(str(first["side"])))
     facts = facts_of(what, rows, pairs=f"{names[0]} (i) and {names[1]} (j), {where}", notes=notes)
     apart = rows.attrs.get("spacing")

@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from deltaw.analysis.figures.drawing.axes import aside
+from deltaw.analysis.figures.drawing.axes import Fitting, aside
 from deltaw.analysis.figures.drawing.canvas import Canvas, Target
 from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
 from deltaw.analysis.figures.drawing.layer_positions import with_positions
@@ -130,7 +130,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, lines: "dict[tuple[str, str], pd.Series[
             **look,
         )
     ax.set_xlim(full.index.min() - 0.5, full.index.max() + 0.5)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_locator(Fitting(9, integer=True, min_n_ticks=1))
     ax.set_xlabel("layer")
     ax.set_ylabel("rank of ΔW")
     ax.legend(

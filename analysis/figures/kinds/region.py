@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from deltaw.adapters.errors import OptionError
-from deltaw.analysis.figures.drawing.axes import letter
-from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.axes import Fitting, letter
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target, most_across
 from deltaw.analysis.figures.drawing.facts import Facts, plain
 from deltaw.analysis.figures.drawing.style import PAPER_WIDTH
 
@@ -69,7 +69,7 @@ def region(
     if not updates:
         raise OptionError("there is no update to draw; give one or more matrices by their titles")
     matrices = {name: _matrix(name, update) for name, update in updates.items()}
-    blocks = ceil(len(matrices) / 4)
+    blocks = ceil(len(matrices) / most_across(4, ax, width, 1.5))
     across = ceil(len(matrices) / blocks)
     wide = min(PAPER_WIDTH, 0.5 + 1.65 * across)
     tall = (wide / across - 0.36) * max(_aspect(matrix) for matrix in matrices.values())  # about as panels come out
@@ -143,7 +143,7 @@ def _draw(ax: Axes, matrix: Array) -> None:
         extent=(-0.5, in_features - 0.5, out_features - 0.5, -0.5),
     )
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=4, integer=True, steps=[1, 2, 4, 5, 8, 10]))
+        axis.set_major_locator(Fitting(4, integer=True, min_n_ticks=2, steps=[1, 2, 4, 5, 8, 10]))
     ax.grid(False)
     bar = ax.figure.colorbar(
         image,

@@ -8,13 +8,13 @@ import pandas as pd
 
 from deltaw.analysis.figures.drawing.canvas import Target
 from deltaw.analysis.figures.drawing.curves import Over, draw_curves
-from deltaw.analysis.figures.drawing.style import Scale, check_choice
+from deltaw.analysis.figures.drawing.style import AnyScale, check_choice
 from deltaw.analysis.measures.subspace import SIDES, Side
 from deltaw.analysis.tables.tidy import require_columns, select
 
 SOURCE = "Trajectory.geometry()"
 COLUMNS = ("run", "method", "module", "layer", "kind", "step", "rotation_left", "rotation_right")
-_SPACES = {"left": "left (°)", "right": "right (°)"}
+_SPACES = {"left": "left rotation (°)", "right": "right rotation (°)"}
 
 
 def rotation(
@@ -23,7 +23,7 @@ def rotation(
     kind: str | None = "query",
     side: Side | None = None,
     methods: Sequence[str] | None = None,
-    scale: Scale = "log",
+    scale: AnyScale = "auto",
     over: Over | None = None,
     width: float | None = None,
     ax: Target | None = None,
@@ -32,7 +32,8 @@ def rotation(
 
     It is the largest principal angle between the two, of the left subspaces above and of the right ones below. Dashed
     beside each method: how far a random update of the same norm would turn them, where first order tells that. The
-    dotted line is the level of two random subspaces.
+    dotted line is the level of two random subspaces. The scale is logarithmic where one method turns them more than
+    five times as far as another.
 
     Arguments:
         frame: What ``run.geometry()`` returns; without its columns ``rotation_random`` and ``rotation_expected`` there
@@ -40,7 +41,8 @@ def rotation(
         kind: The kind of matrix, "query"; ``None`` for all together.
         side: "left" or "right" for one of the two rows; ``None`` for both.
         methods: The methods to draw, in this order; ``None`` for all, in the order of ``METHODS``.
-        scale: "log" or "linear".
+        scale: "linear"; "log"; or "auto", which is linear where all methods turn them within a factor of five of each
+            other.
         over: "training" or "layers" for one of the two panels; ``None`` for both.
         width: Of a new figure, in inches; ``None`` for 7, a paper's width, or more with larger letters.
         ax: Where to draw: an Axes with ``over`` and ``side``, a SubFigure or a Figure; ``None`` for a new Figure.
@@ -57,9 +59,9 @@ def rotation(
     Example:
         >>> rows = [("a", "lora", f"{i}.query", i, "query", step, 0.5, 0.4) for i in range(3) for step in (10, 20)]
         >>> [ax.get_ylabel() for ax in rotation(pd.DataFrame(rows, columns=list(COLUMNS))).axes]
-        ['left (°)', '', 'right (°)', '']
+        ['left rotation (°)', '', 'right rotation (°)', '']
     """
-    check_choice("scale", scale, get_args(Scale))
+    check_choice("scale", scale, get_args(AnyScale))
     if side is not None:
         check_choice("side", side, SIDES)
     require_columns(frame, COLUMNS, SOURCE)

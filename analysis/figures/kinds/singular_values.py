@@ -11,10 +11,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures.drawing.axes import grid_of_panels, letter, log_axis, step_axis, width_of
-from deltaw.analysis.figures.drawing.canvas import Canvas, Target
+from deltaw.analysis.figures.drawing.canvas import Canvas, Target, most_across
 from deltaw.analysis.figures.drawing.facts import facts_of, method_name, methods_named
 from deltaw.analysis.figures.drawing.rows import finite
-from deltaw.analysis.figures.drawing.style import thin
+from deltaw.analysis.figures.drawing.style import is_dark, thin
 from deltaw.analysis.tables.tidy import require_columns, select
 
 SOURCE = "singular_values"
@@ -22,6 +22,7 @@ COLUMNS = ("run", "method", "module", "layer", "kind", "step", "index", "singula
 
 _DECADES = 6  # what is smaller than this below the largest is rounding in most runs
 _COLORS = ListedColormap(colormaps["viridis"](np.linspace(0, 0.9, 256)))
+_COLORS_ON_DARK = ListedColormap(colormaps["viridis"](np.linspace(1, 0.3, 256)))
 
 
 def singular_values(
@@ -34,9 +35,9 @@ def singular_values(
 ) -> Target:
     """Draw the singular values σ_i of ΔW against the training step, one panel per method, a line per index i.
 
-    Lines are 1 to 8, then 16, 32, 64, … as far as there are any, dark for the largest. Each is the mean over the
-    matrices of the kind and over the runs of a method. The scale is logarithmic and shared; what is more than six
-    powers of ten below the largest is left out, and so is step 0, where there is no update.
+    Lines are 1 to 8, then 16, 32, 64, … as far as there are any, dark for the largest (bright on a dark ground). Each
+    is the mean over the matrices of the kind and over the runs of a method. The scale is logarithmic and shared; what
+    is more than six powers of ten below its method's largest is left out, and so is step 0, where there is no update.
 
     Arguments:
         frame: What `deltaw.analysis.singular_values` returns.
@@ -69,12 +70,14 @@ def singular_values(
     high = float(means.max())
     if not high > 0:
         raise OptionError("every singular value is zero: nothing has moved; pass later steps")
-    seen = means[means > high / 10**_DECADES]
+    highest = means.groupby("method").transform("max")
+    seen = means[(means > highest / 10**_DECADES) & (means > 0)]
     if len(seen) < len(means):
-        notes.append("values below $10^{-6}$ of the largest left out")
+        notes.append("values below $10^{-6}$ of a method's largest left out")
     there = set(seen.index.droplevel("step"))
+    colors = _COLORS_ON_DARK if is_dark() else _COLORS
     norm = LogNorm(1, max(2, *(index for _, index in there)))
-    blocks, across = grid_of_panels(len(chosen))
+    blocks, across = grid_of_panels(len(chosen), most_across(3, ax, width, 1.3))
     size = (width_of(across), 0.15 + 1.75 * blocks)
     canvas = Canvas(ax, width, size, panels=len(chosen), choose="choose one with methods=")
     panels = canvas.grid(across)
@@ -84,16 +87,12 @@ def singular_values(
                 continue
             line = seen[method, index]
             marker = "o" if len(line) == 1 else ""
-            panel.plot(
-                line.index, line, marker=marker, color=_COLORS(norm(index)), linewidth=thin(), label=f"σ_{index}"
-            )
+            panel.plot(line.index, line, marker=marker, color=colors(norm(index)), linewidth=thin(), label=f"σ_{index}")
         log_axis(panel, "y", float(seen.min()) / 1.5, high * 1.5, r"$\sigma_i$ of ΔW" if number % across == 0 else "")
         panel.tick_params(labelleft=number % across == 0)
         step_axis(panel, list(rows["step"].unique()), label="")
         canvas.title(panel, method_name(method), letter(number))
-    bar = canvas.figure.colorbar(
-        ScalarMappable(norm, _COLORS), ax=panels, pad=0.02, aspect=25 * blocks, label="index i"
-    )
+    bar = canvas.figure.colorbar(ScalarMappable(norm, colors), ax=panels, pad=0.02, aspect=25 * blocks, label="index i")
     bar.ax.yaxis.set_major_locator(FixedLocator([2.0**power for power in range(20) if 2**power <= norm.vmax]))
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda index, _: f"{index:g}"))

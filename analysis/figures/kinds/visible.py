@@ -53,7 +53,7 @@ def visible(
     Example:
         >>> rows = [("a", "lora", f"{i}.query", i, "query", step, 0.25) for i in range(3) for step in (10, 20)]
         >>> visible(pd.DataFrame(rows, columns=list(COLUMNS))).axes[0].get_ylabel()
-        'visible in bfloat16'
+        'share visible\\nin bfloat16'
     """
     check_choice("scale", scale, get_args(Scale))
     check_choice("rule", rule, get_args(Rule))
@@ -64,7 +64,7 @@ def visible(
     return draw_curves(
         rows,
         chosen,
-        {column: "changed by > 0.1 %" if paper else f"visible in {rule}"},
+        {column: "share changed\nby > 0.1 %" if paper else f"share visible\nin {rule}"},
         what="Share of weights that "
         + ("change by more than a thousandth" if paper else f"differ from W₀ once both are stored in {rule}"),
         scale=scale,

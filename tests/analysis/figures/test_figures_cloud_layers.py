@@ -272,7 +272,7 @@ def test_no_method_of_layers_hides_another() -> None:
 def test_an_axis_of_layers_never_begins_below_zero_and_a_line_along_it_is_seen() -> None:
     frame = changes(["lora", "dora"])
     frame.loc[frame["method"] == "dora", "delta_d"] *= 1e-6
-    ax = layers(frame, kinds=["query"]).axes[1]
+    ax = layers(frame, kinds=["query"], scale="linear").axes[1]
     assert ax.get_ylim()[0] == 0
     lora, dora = ax.lines
     assert (lora.get_clip_on(), dora.get_clip_on()) == (True, False)

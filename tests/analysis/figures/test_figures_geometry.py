@@ -37,7 +37,7 @@ def dashed(ax) -> list[list[float]]:
 
 def test_rotation_has_a_row_a_side_and_chance_beside_it() -> None:
     left, ends, right, _ = rotation(frame()).axes
-    assert left.get_ylabel() == "left (°)"
+    assert left.get_ylabel() == "left rotation (°)"
     assert lines(left)["Full FT"] == pytest.approx([0.2, 1.0, 2.0])  # the mean over the layers
     assert lines(left)["LoRA"] == pytest.approx([0.4, 2.0, 4.0])
     assert lines(ends)["Full FT"] == pytest.approx([1.0, 2.0, 3.0])

@@ -16,7 +16,7 @@ def frame(whole):
 
 def test_a_row_shows_the_mean_over_matrices_and_a_line_by_layer(frame):
     training, layers = growth(frame, measure="growth").axes
-    assert training.get_ylabel().startswith("mean growth of σ, a step")
+    assert training.get_ylabel().startswith("mean growth of σ\nper step")
     np.testing.assert_allclose(training.lines[0].get_ydata(), [0.01, 0.02])
     np.testing.assert_allclose(layers.lines[0].get_ydata(), [0.02] * 3)
 
