@@ -97,9 +97,11 @@ def noise_floor(update: Tensor, stored: torch.dtype, weight: Matrix) -> NoiseFlo
 
 
 def spectral_norm(weight: Tensor, vectors: int = 8, steps: int = 8) -> float:
-    """Return ‖weight‖₂ or up to one percent less: block power steps, then Rayleigh and Ritz on all they passed.
+    """Return ‖weight‖₂ or a little less: block power steps, then Rayleigh and Ritz on all they passed.
 
-    In float32, as far as it is about the direction v; the norm is ‖weight·v‖, in float64.
+    In float32, as far as it is about the direction v; the norm is ‖weight·v‖, in float64. Measured, up to one percent
+    is lacking; for no matrix of up to 28672 rows or columns more than a sixth, but for a probability of 1e-12, by the
+    bound of `deltaw.analysis.measures.krylov` with p = 8 vectors and k = 9 products.
 
     Arguments:
         weight: (out, in), of any floating dtype.

@@ -76,8 +76,9 @@ def side_by_side(work: Callable[[T], U], parts: Sequence[T], matrix: Tensor) -> 
             share()
         finally:
             left.clear()  # after an error
-            wait(others)
-        for other in others:
+            begun = [other for other in others if not other.cancel()]  # the threads may be busy with another's parts
+            wait(begun)
+        for other in begun:
             other.result()
         return [found[place] for place in range(len(parts))]
 

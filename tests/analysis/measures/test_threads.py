@@ -183,3 +183,40 @@ def test_squares_of_any_size_are_summed(size):
     whole, scale = squared_norm(matrix)
     assert whole**0.5 * scale == pytest.approx(float(matrix.abs().max()) * 1.25, rel=1e-2 if size < 1e-300 else 1e-14)
     assert (scale == 1.0) == (1e-100 < size < 1e100 or size == 0)
+
+
+def test_threads_that_are_busy_elsewhere_are_not_waited_for(threads):
+    """Two matrices in work at once share the threads for their parts."""
+    if threads == 1:
+        return
+    free, freed, found = threading.Event(), [], []
+
+    def other():
+        torch.set_num_threads(threads)
+        busy = threading.Barrier(threads, timeout=30)
+        freed.extend(side_by_side(lambda _: (busy.wait(), at_work.set(), free.wait(10))[2], range(threads), MATRIX))
+
+    at_work = threading.Event()
+    beside = threading.Thread(target=other)
+    beside.start()
+    try:
+        assert at_work.wait(30)
+        found = side_by_side(lambda part: part, range(5), MATRIX)
+    finally:
+        free.set()
+        beside.join()
+    assert found == list(range(5))
+    assert freed == [True] * threads  # in time
+
+
+@pytest.mark.parametrize("kind", ["flat", "falls", "random"])
+def test_a_spectral_norm_lacks_no_more_than_it_says(kind):
+    from deltaw.analysis.measures.norms import spectral_norm
+
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(300, 300, generator=draw, dtype=torch.float64)
+    if kind != "random":
+        values = torch.ones(300) if kind == "flat" else torch.linspace(1, 0.9, 300)
+        weight = torch.linalg.qr(weight).Q * values @ torch.linalg.qr(weight.T).Q
+    ratio = spectral_norm(weight) / float(torch.linalg.matrix_norm(weight, 2))
+    assert 0.99 <= ratio <= 1 + 1e-12
