@@ -83,6 +83,7 @@ class Method(ABC):
 
     injects: ClassVar[bool] = True  # False: the method trains the layers as they are
     scales_base: ClassVar[bool] = False  # True: its tensors multiply W₀, so their rounding moves all of W'
+    turns: ClassVar[bool] = True  # False: it only makes W₀'s vectors longer or shorter
     needs_context: ClassVar[bool] = False  # True: it starts from the covariance of each layer's inputs
     moving: ClassVar[tuple[str, ...]] = ()  # frozen tensors that change in training all the same, as a count of steps
 

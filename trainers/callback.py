@@ -188,6 +188,10 @@ class RecorderCallback(TrainerCallback):
             # What writes to the terminal would drown the losses in them.
             if callback is not self and not isinstance(callback, (ProgressCallback, PrinterCallback)):
                 callback.on_log(args, state, control, logs=dict(numbers), model=handler.model)
+                # TensorBoard has no alerts: what W&B and trackio were told stands among its texts.
+                board = getattr(callback, "tb_writer", None)
+                for text in self.recorder.live_numbers.alarms if self.recorder and board else []:
+                    board.add_text("deltaw/alarms", text, state.global_step)
 
 
 def _folder_of_trial(path: Path, name: str | None) -> Path:

@@ -24,10 +24,22 @@ PREFIXES = ("delta_m/", "delta_d/", "norm/", "update/", "stable_rank/")
 
 
 class LiveNumbers:
-    """Measures every recorded step of a run, and raises the alarms of ``trainers.alarms``."""
+    """Measures every recorded step of a run, and raises the alarms of ``trainers.alarms``.
 
-    def __init__(self) -> None:
-        self._alarms = Alarms()
+    Arguments:
+        total_steps: The last step of the training, where it is known.
+
+    Attributes:
+        alarms: What was said at the step measured last, or at the end.
+    """
+
+    def __init__(self, total_steps: int | None = None) -> None:
+        self._alarms = Alarms(total_steps)
+        self.alarms: list[str] = []
+
+    def end(self) -> None:
+        """Sound the alarms that can only be told from the end."""
+        self.alarms = self._alarms.end()
 
     def measure(
         self,
@@ -71,7 +83,7 @@ class LiveNumbers:
                 value: float | None = getattr(one, name)
                 if value is not None:
                     found[f"{name}/{kind}"].append(value)
-        self._alarms.check(step, {name: one.state() for name, one in seen.items()})
+        self.alarms = self._alarms.check(step, {name: one.state() for name, one in seen.items()})
         return {name: fmean(values) for name, values in found.items()}
 
 
@@ -86,6 +98,7 @@ class _Measured:
     update: float | None  # ‖ΔW‖_F/‖W₀‖_F
     stable_rank: float | None
     vector: dict[Axis, float]  # the mean norm of a row and of a column of W₀
+    turns: bool
 
     def state(self) -> State:
         """Return what the alarms look at."""
@@ -95,7 +108,7 @@ class _Measured:
             if self.vector[axis] > 0 and math.isfinite(change.delta_d)
         ]
         longer, turned = max(moved, default=(0.0, 0.0))
-        return State(self.update, self.stable_rank, longer, turned, self.stored)
+        return State(self.update, self.stable_rank, longer, turned, self.stored, self.turns)
 
 
 def _measured(
@@ -119,6 +132,7 @@ def _measured(
         update=moved / first if first > 0 else None,
         stable_rank=_stable_rank(update, moved) if finite and moved > 0 else None,
         vector=vector,
+        turns=method is None or method.turns,
     )
 
 

@@ -131,7 +131,7 @@ class Recorder:
         self._resume, self._dtype, self._scalars = resume, dtype, checked_patterns("scalars", scalars)
         self._keep, self._total_steps, self._max_bytes = keep, total_steps, max_bytes
         self._thinning = Thinning(self.when, keep)
-        self._live, self._log, self._numbers = live or log is not None, log, LiveNumbers()
+        self._live, self._log, self.live_numbers = live or log is not None, log, LiveNumbers(total_steps)
         self._writer, self._run = Writer(background), RunWriter(self.path)
         self._whole = {key for name, of in self.layers.items() if of.method is None for key in (name, f"{name}.weight")}
         self._process: int | None = None  # in which it is open; a child that is forked off must not write
@@ -196,6 +196,7 @@ class Recorder:
             WriteError: A checkpoint that waited could not be written, and no ``step`` has said so.
         """
         self._process = None
+        self.live_numbers.end()
         try:
             self._writer.close()
         finally:
@@ -223,9 +224,7 @@ class Recorder:
         self._writer.check()
         if scalars:
             self.log(step, **scalars)
-        if self._thinning.stays(step):
-            return self.record(step)
-        return None
+        return self.record(step) if self._thinning.stays(step) else None
 
     def log(self, step: int, **scalars: float) -> None:
         """Append a line of scalars to the record.
@@ -272,7 +271,7 @@ class Recorder:
         if not (self._live and self._writes):
             return None
         methods = {name: layer.method for name, layer in self.layers.items()}
-        self.last_changes = self._numbers.measure(step, methods, self._base_of, before, copies)
+        self.last_changes = self.live_numbers.measure(step, methods, self._base_of, before, copies)
         logger.info("step %d: %s", step, ", ".join(f"{name} {value:.3g}" for name, value in self.last_changes.items()))
         if self._log is not None:
             self._log(self.last_changes, step)

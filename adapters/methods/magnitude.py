@@ -46,6 +46,7 @@ class Magnitude(Method):
     axis: Literal["row", "column"] = "column"
 
     scales_base: ClassVar[bool] = True
+    turns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.axis not in ("row", "column"):

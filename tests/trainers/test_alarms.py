@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from deltaw.adapters import BoRA, LoRA, inject
-from deltaw.trainers import Recorder
+from deltaw.adapters import BoRA, LoRA, create, inject
+from deltaw.trainers import Recorder, RecorderCallback
 from deltaw.trainers.alarms import Alarms, State
 
 
@@ -94,3 +94,82 @@ def test_magnitudes_that_run_ahead_are_seen_in_a_recorded_run(tmp_path, caplog):
                     if "magnitude" in name:
                         parameter *= 1.05
     assert any("magnitudes ran ahead: query" in record.message for record in caplog.records)
+
+
+def growing(alarms, steps, rate=1e-5):
+    """What is raised of an update into bfloat16 that grows by ``rate`` a step."""
+    found = []
+    for step in steps:
+        found += alarms.check(step, {"query": state(update=rate * step, stored=torch.bfloat16)})
+    return found
+
+
+def test_an_update_that_still_grows_is_not_said_to_be_lost():
+    """Every update begins too small for bfloat16: recorded at each step, an ordinary training was warned of."""
+    assert growing(Alarms(), range(50)) == []
+    assert growing(Alarms(total=1000), range(0, 500, 20)) == []
+
+
+def test_an_update_that_stays_small_is_said_to_be_lost():
+    assert growing(Alarms(total=80), range(50))[0].startswith("step 40: lost in merging: query")
+    ended = Alarms()
+    assert growing(ended, range(50)) == []
+    assert [text[:24] for text in ended.end()] == ["step 49: lost in merging"]
+    assert ended.end() == []
+    large = Alarms()
+    growing(large, range(50), rate=1e-3)
+    assert large.end() == []
+
+
+def test_a_method_of_magnitudes_alone_is_not_said_to_run_ahead(tmp_path, caplog):
+    torch.manual_seed(0)
+    model = inject(nn.ModuleDict({"query": nn.Linear(16, 16)}), create("magnitude"), targets=["*"])
+    with caplog.at_level(logging.WARNING), Recorder(model, tmp_path / "run", live=True) as recorder:
+        for step in range(5):
+            recorder.step(step)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.requires_grad:
+                        parameter *= 1.05
+    assert [record.message for record in caplog.records] == []
+
+
+def test_a_recorder_says_at_its_end_what_a_merge_would_lose(tmp_path, caplog):
+    torch.manual_seed(0)
+    model = inject(nn.ModuleDict({"query": nn.Linear(16, 16)}).bfloat16(), LoRA(rank=2), targets=["*"])
+    with caplog.at_level(logging.WARNING), Recorder(model, tmp_path / "run", live=True) as recorder:
+        for step in range(6):
+            recorder.step(step)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if name.endswith("B"):
+                        parameter += 1e-5
+        assert caplog.records == []
+    assert [record.message.split(": ")[1] for record in caplog.records] == ["lost in merging"]
+
+
+def test_tensorboard_which_has_no_alerts_gets_texts(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    texts = []
+
+    class Board(transformers.TrainerCallback):
+        tb_writer = SimpleNamespace(add_text=lambda *given: texts.append(given))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query = nn.Linear(4, 4)
+
+        def forward(self, x, labels):
+            return {"loss": (self.query(x) - labels).square().mean()}
+
+    model = inject(Model(), LoRA(rank=2), targets=["*"])
+    arguments = transformers.TrainingArguments(
+        str(tmp_path / "out"), max_steps=6, learning_rate=0.0, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    data = [{"x": torch.ones(4), "labels": torch.zeros(4)} for _ in range(8)]
+    callbacks = [Board(), RecorderCallback(tmp_path / "run", when=lambda step: True, live=True)]
+    transformers.Trainer(model, arguments, train_dataset=data, callbacks=callbacks).train()
+    [(tag, text, step)] = texts
+    assert (tag, step) == ("deltaw/alarms", 3)
+    assert text.startswith("step 3: never moved: query")
