@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +28,7 @@ K = TypeVar("K")
 TIMEOUT = 15.0  # seconds for an engine to answer, and for it to have a first worker
 NO_WORKER = 60.0  # seconds without any, after which none is waited for
 ASKED = 2.0  # seconds from one question for the workers to the next
+_LOGS = ("distributed", "tornado", "asyncio")  # what writes on stderr where an engine is lost
 AHEAD = 4  # pieces of work for each thread of the engine that wait there
 
 _one = threading.Lock()  # at a time in a process: torch's number of threads is one for all
@@ -57,14 +58,14 @@ def handed_to_dask(
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(_connected(address, jobs))
         # As a task, and not scattered, so that a worker that lost it is given it again.
-        with warnings.catch_warnings():
+        with _answering(client, address), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
             common = client.submit(_itself, shared, pure=False)
         with contextlib.suppress(Exception):  # else workers wait for one another for it; it goes without
             client.replicate([common])
         at_work: dict[Any, Piece] = {}
         done = distributed.as_completed([], loop=client.loop)
-        stack.callback(lambda: client.cancel([*at_work, common]))
+        stack.callback(lambda: _cancelled(client, [*at_work, common]))
         pieces = (Piece(key, function) for key, function in work)
         again: list[Piece] = []  # that were lost with a worker, perhaps by another one's fault: each alone
 
@@ -79,16 +80,19 @@ def handed_to_dask(
                 at_work[future] = piece
                 done.add(future)
 
-        hand_out()
+        with _answering(client, address):
+            hand_out()
         while at_work:
-            future = _next(done, client)
+            with _answering(client, address):
+                future = _next(done, client)
             piece, found = at_work.pop(future), _result(future, address)
             if isinstance(found, LostError) and not piece.lost:
                 piece.lost += 1
                 again.append(piece)
             else:
                 yield piece.key, found
-            hand_out()
+            with _answering(client, address):
+                hand_out()
 
 
 def _next(done: Any, client: Any) -> Any:
@@ -167,10 +171,37 @@ def _result(future: Any, address: str | None) -> Any:
         raise DeltawError(f"a worker of the engine lacks {error.name}; install deltaw there, as it is here")
     if future.status == "error" and isinstance(error, Exception):
         return portable(error, "the engine")
-    raise DeltawError(
+    raise _lost(address)
+
+
+def _lost(address: str | None) -> DeltawError:
+    return DeltawError(
         f"the engine {f'at {address}' if address else 'that was started here'} was lost; the same call goes on from "
         "what was kept until then"
     )
+
+
+@contextlib.contextmanager
+def _answering(client: Any, address: str | None) -> Iterator[None]:
+    """Say of what Dask raises where its scheduler is gone that the engine was lost.
+
+    Raises:
+        DeltawError: So it is.
+    """
+    try:
+        yield
+    except (Exception, asyncio.CancelledError) as error:
+        gone = isinstance(error, OSError | asyncio.CancelledError) or client.status != "running"
+        if isinstance(error, DeltawError) or not gone:
+            raise
+        raise _lost(address) from error
+
+
+def _cancelled(client: Any, futures: Sequence[Any]) -> None:
+    """Let what waits go, as far as there is a scheduler to be told."""
+    with contextlib.suppress(Exception, asyncio.CancelledError):
+        if client.status == "running":
+            client.cancel(futures)
 
 
 @contextlib.contextmanager
@@ -239,10 +270,13 @@ def _wait_for(address: str) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Say in errors of ours, and not in Dask's log, what goes wrong."""
-    log = logging.getLogger("distributed")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    # Dask gives several of its loggers a level of their own, so that one for all is not enough.
+    loggers = [log for log in map(logging.getLogger, logging.root.manager.loggerDict) if log.name.startswith(_LOGS)]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)

@@ -1,11 +1,16 @@
 """Tables measured by an engine: a local cluster of several worker processes, one of which is killed midway."""
 
+import logging
+import os
 import re
 import socket
+import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 
 import dask
+import distributed
 import pandas as pd
 import pytest
 from distributed import LocalCluster
@@ -100,3 +105,59 @@ def test_what_is_wrong_is_one_line(run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(OptionError, match=r"engine 'dask' is not installed: pip install 'deltaw\[cluster\]'"):
         run.changes(engine="dask", cache=False)
+
+
+def test_a_scheduler_that_dies_midway_is_one_line(run, tmp_path, capfd):
+    """As on a cluster, in processes of their own."""
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    dask_itself = [sys.executable, "-m", "dask"]
+    with ExitStack() as stack, dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        scheduler = started(
+            stack, [*dask_itself, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], quiet
+        )
+        options = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard", "--no-nanny", "--death-timeout", "30"]
+        started(stack, [*dask_itself, "worker", address, *options], quiet)
+        with pytest.raises(DeltawError, match=rf"engine at {re.escape(address)} was lost; the same call goes on"):
+            norms(run, ("2", scheduler.pid), tmp_path, Work(engine="dask", address=address))
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def started(stack: ExitStack, command: list[str], options: dict) -> subprocess.Popen:
+    here = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=os.environ | here, **options)
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    return process
+
+
+def test_a_scheduler_that_does_not_answer_any_more_was_lost(run, address, tmp_path, monkeypatch):
+    answers, asked = iter([{"a": 1}]), distributed.Client.nthreads
+
+    def nthreads(client):
+        try:
+            return next(answers)
+        except StopIteration:
+            raise OSError(f"Timed out trying to connect to {address} after 15 s") from None
+
+    monkeypatch.setattr(distributed.Client, "nthreads", nthreads)
+    with pytest.raises(DeltawError, match=rf"engine at {re.escape(address)} was lost; the same call goes on"):
+        norms(run, None, tmp_path, Work(engine="dask", address=address))
+    monkeypatch.setattr(distributed.Client, "nthreads", asked)
+    assert len(norms(run, None, tmp_path, Work(engine="dask", address=address))) == 56
+
+
+def test_the_log_of_dask_is_silent_and_then_as_it_was():
+    own = logging.getLogger("distributed.client")
+    level = own.level
+    assert level  # Dask sets it, so that the level of the loggers above does not count
+    with engine._quiet():
+        assert not own.isEnabledFor(logging.CRITICAL)
+    assert own.level == level
