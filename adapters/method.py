@@ -256,6 +256,16 @@ class Method(ABC):
             return None
         return self.scaled(base, *factors)
 
+    def scaled_low_ranks(self, base: Tensor, states: Sequence[State]) -> list[ScaledLowRank] | None:
+        """Return ``scaled_low_rank`` of several steps, to the bit; a method overrides it to read W₀ once for all.
+
+        Arguments:
+            base: W₀ (out, in) in float32 or float64.
+            states: The method's tensors at each step, widened to float64.
+        """
+        found = [form for state in states if (form := self.scaled_low_rank(base, state)) is not None]
+        return found if len(found) == len(states) else None
+
     @staticmethod
     def scaled(
         base: Tensor, U: Tensor, V: Tensor, rho: Tensor | None = None, gamma: Tensor | None = None
@@ -263,6 +273,15 @@ class Method(ABC):
         """Return the form with ones in the place of a ρ or γ that is not there."""
         ones = [base.new_ones(length, dtype=torch.float64) for length in base.shape]
         return ScaledLowRank(ones[0] if rho is None else rho, ones[1] if gamma is None else gamma, U, V)
+
+    @staticmethod
+    def scaled_along(
+        base: Tensor, U: Sequence[Tensor], V: Sequence[Tensor], axis: str, scale: Tensor
+    ) -> list[ScaledLowRank]:
+        """Return the forms of several steps with ρ (steps, out) for "row", or γ (steps, in), and ones for the other."""
+        ones = base.new_ones(base.shape[1 if axis == "row" else 0], dtype=torch.float64)
+        both = [(own, ones) if axis == "row" else (ones, own) for own in scale]
+        return [ScaledLowRank(*own, left, right) for own, left, right in zip(both, U, V, strict=True)]
 
     @abstractmethod
     def forward(self, layer: Layer, x: Tensor) -> Tensor:

@@ -160,8 +160,8 @@ def _changes(
     states = [_state(module, method, base, state) for state in (*before.values(), now)]
     narrow = W.to(WIDENED.get(W.dtype, W.dtype)).contiguous()
     with torch.no_grad():
-        forms = [form for state in states if (form := method.scaled_low_rank(narrow, state)) is not None]
-        if not forms:
+        forms = method.scaled_low_ranks(narrow, states)
+        if forms is None:
             dense = [method.weight(W.double(), state) for state in states]
             return _of_dense({"base": W.double()} | dict(zip(before, dense, strict=False)), dense[-1])
     built = [Built(narrow, form) for form in forms]

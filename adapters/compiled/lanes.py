@@ -184,6 +184,29 @@ def total(_: Any, lanes: Any) -> Any:
     return lanes.dtype(lanes), code
 
 
+@_intrinsic  # type: ignore[untyped-decorator]
+def totals(_: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+    """Return the sums of eight in the places of one, float64 alone; with fewer steps than eight of ``total``.
+
+    Neighbours are added first, then what is two places apart, then what is four.
+    """
+    pairs = [0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]
+    fours = [0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def added(first: Any, second: Any, places: Any) -> Any:
+            kind = ir.VectorType(ir.IntType(32), 8)
+            halves = [builder.shuffle_vector(first, second, ir.Constant(kind, chosen)) for chosen in places]
+            return builder.fadd(*halves)
+
+        left = list(arguments)
+        for places in (pairs, fours, fours):
+            left = [added(*left[n : n + 2], places) for n in range(0, len(left), 2)]
+        return left[0]
+
+    return a(a, b, c, d, e, f, g, h), code
+
+
 def _aligned(length: int, like: Any) -> Any:
     """Return zeros in the dtype of an array, from a multiple of 64 bytes on: no load then touches two lines."""
     size = like.itemsize

@@ -169,6 +169,23 @@ def _address_of(_: Any, pointer: Any) -> Any:
     return numba.types.int64(numba.types.voidptr), code
 
 
+@_intrinsic  # type: ignore[untyped-decorator]
+def _pointer(_: Any, like: Any, address: Any) -> Any:
+    """Return an address as a pointer to what an array holds."""
+    kind = numba.types.CPointer(like.dtype)
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[1], context.get_value_type(kind))
+
+    return kind(like, address), code
+
+
+@inlined
+def matrix_at(like: Any, address: int, rows: int, columns: int) -> Any:
+    """Return the matrix at an address, contiguous and in the dtype of an array."""
+    return _carray(_pointer(like, address), (rows, columns))
+
+
 def _reader(kinds: tuple[tuple[torch.dtype, int], ...]) -> Any:
     """Return the function that reads the arrays of a job, in numba's own form, from an address."""
     types_of = {torch.float32: numba.types.float32, torch.float64: numba.types.float64, torch.int64: numba.types.int64}

@@ -57,6 +57,11 @@ def product_norms(
     return of_rows, of_columns.sqrt_()
 
 
+def many_vectors() -> bool:
+    """Whether 8 rows by two vectors stay in the processor's registers."""
+    return _MANY_VECTORS
+
+
 def scaled_and_dots(g: Tensor, z: Tensor, scale: Tensor, out: Tensor | None) -> Tensor:
     """Write g_tj scale_j into out, or over g where there is none, and return Σ_t g_tj z_tj (m,).
 

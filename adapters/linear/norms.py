@@ -9,6 +9,7 @@ come from small products,
 with ⟨w_i, b_i A⟩ = (W₀ Aᵀ)_i · b_i.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -65,6 +66,48 @@ def constant_norms_of_both(
             column_squares.addmv_(V.square_().T, p.square())
             row_norms.append(norm)
         return torch.cat(row_norms), column_squares.sqrt()
+
+
+def norms_of_steps(weight: Tensor, U: Sequence[Tensor], V: Sequence[Tensor], axis: Axis) -> Tensor:
+    """Return the norms of the rows or the columns of W₀ + U V of several steps, (steps, vectors), without a graph.
+
+    Where the compiled loop reads the tensors, W₀ is read once; a step's norms do not depend on the other steps.
+
+    Arguments:
+        weight: W₀, (out, in).
+        U, V: (out, r) and (r, in) of every step.
+        axis: Along which the norms stand.
+    """
+    if not _loop_takes_steps(weight, U, V):
+        return torch.stack([constant_norms(weight, A, B, 1.0, axis) for B, A in zip(U, V, strict=True)])
+    from deltaw.adapters.compiled import step_norms
+
+    return (step_norms.row_norms if axis == "row" else step_norms.column_norms)(weight, U, V)
+
+
+def norms_of_both_of_steps(
+    weight: Tensor, U: Sequence[Tensor], V: Sequence[Tensor], magnitude: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return ‖V_i:‖ (steps, out) and ‖H_:j‖ (steps, in) as `constant_norms_of_both`; else as `norms_of_steps`.
+
+    Arguments:
+        weight, U, V: As in `norms_of_steps`.
+        magnitude: (steps, out).
+    """
+    if not _loop_takes_steps(weight, U, V):
+        found = [constant_norms_of_both(weight, A, B, 1.0, m) for B, A, m in zip(U, V, magnitude, strict=True)]
+        return torch.stack([rows for rows, _ in found]), torch.stack([columns for _, columns in found])
+    from deltaw.adapters.compiled import step_norms
+
+    return step_norms.norms_of_both(weight, U, V, magnitude)
+
+
+def _loop_takes_steps(weight: Tensor, U: Sequence[Tensor], V: Sequence[Tensor]) -> bool:
+    if not loop_reads(weight) or any(t.dtype != torch.float64 or not t.is_cpu for t in (*U, *V)):
+        return False
+    from deltaw.adapters.compiled import norms as kernels
+
+    return kernels.many_vectors()
 
 
 def _loop_norms(

@@ -1,5 +1,6 @@
 """BoRA: magnitudes for the rows, then for the columns."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +9,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from deltaw.adapters.linear.low_rank import low_rank_linear
-from deltaw.adapters.linear.norms import constant_norms_of_both, ratio, row_norms, starting_norms, weighted_column_norms
+from deltaw.adapters.linear.norms import (
+    constant_norms_of_both,
+    norms_of_both_of_steps,
+    ratio,
+    row_norms,
+    starting_norms,
+    weighted_column_norms,
+)
 from deltaw.adapters.method import Layer, ScaledLowRank, Shape, State
 from deltaw.adapters.methods.lora import LowRankPair
 
@@ -74,10 +82,15 @@ class BoRA(LowRankPair):
     @override
     def scaled_low_rank(self, base: Tensor, state: State) -> ScaledLowRank:
         """Return m_r / ‖V‖ as ρ, m_c / ‖H‖ as γ, and the product's factors."""
-        A, B, magnitude = state["lora_A"], state["lora_B"], state["magnitude_row"]
-        row_norm, column_norm = constant_norms_of_both(base, A, B, self.scaling, magnitude)
-        rho, gamma = ratio(magnitude, row_norm), ratio(state["magnitude_column"], column_norm)
-        return self.scaled(base, self.scaling * B, A, rho, gamma)
+        return self.scaled_low_ranks(base, [state])[0]
+
+    @override
+    def scaled_low_ranks(self, base: Tensor, states: Sequence[State]) -> list[ScaledLowRank]:
+        U, V = [self.scaling * state["lora_B"] for state in states], [state["lora_A"] for state in states]
+        rows, columns = (torch.stack([state[f"magnitude_{side}"] for state in states]) for side in ("row", "column"))
+        row_norm, column_norm = norms_of_both_of_steps(base, U, V, rows)
+        rho, gamma = ratio(rows, row_norm), ratio(columns, column_norm)
+        return [ScaledLowRank(*form) for form in zip(rho, gamma, U, V, strict=True)]
 
     @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.low_rank import low_rank_linear
-from deltaw.adapters.linear.norms import constant_norms, norms, ratio, starting_norms
+from deltaw.adapters.linear.norms import norms, norms_of_steps, ratio, starting_norms
 from deltaw.adapters.method import Layer, RankedMethod, ScaledLowRank, Shape, State
 
 
@@ -218,10 +218,15 @@ class DVoRA(SharedPair):
     @override
     def scaled_low_rank(self, base: Tensor, state: State) -> ScaledLowRank:
         """Return m / ‖V‖ as ρ or γ, and the product's factors."""
-        A, B = self.pair(state)
-        scale = ratio(state["magnitude"], constant_norms(base, A, B, self.scaling, self.axis))
-        rho, gamma = (scale, None) if self.axis == "row" else (None, scale)
-        return self.scaled(base, self.scaling * B, A, rho, gamma)
+        return self.scaled_low_ranks(base, [state])[0]
+
+    @override
+    def scaled_low_ranks(self, base: Tensor, states: Sequence[State]) -> list[ScaledLowRank]:
+        V, B = zip(*map(self.pair, states), strict=True)
+        U = [self.scaling * left for left in B]
+        magnitude = torch.stack([state["magnitude"] for state in states])
+        scale = ratio(magnitude, norms_of_steps(base, U, V, self.axis))
+        return self.scaled_along(base, U, V, self.axis, scale)
 
     @override
     def forward(self, layer: Layer, x: Tensor) -> Tensor:

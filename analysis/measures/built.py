@@ -86,7 +86,9 @@ def built_sums(base: Tensor, forms: Sequence[ScaledLowRank], pairs: Sequence[tup
     from deltaw.adapters.compiled.built import add_built_sums  # a quarter of a second, for those who want no sums
 
     rho, gamma, U, V = zip(*forms, strict=True)
-    rows = torch.empty(len(pairs), 3, base.shape[0], dtype=torch.float64)
-    columns = torch.zeros(len(pairs), 3, base.shape[1], dtype=torch.float64)
-    add_built_sums(base, torch.stack(rho), torch.stack(gamma), U, V, torch.tensor(pairs), rows, columns)
-    return {"row": Sums(*rows.unbind(1)), "column": Sums(*columns.unbind(1))}
+    height, width = base.shape
+    rows = torch.empty(len(pairs), 3, height + -height % 8, dtype=torch.float64)
+    columns = torch.zeros(len(pairs), 3, width + -width % 16, dtype=torch.float64)
+    add_built_sums(base, torch.stack(rho), torch.stack(gamma), U, V, pairs, rows, columns)
+    found = rows[:, :, :height], columns[:, :, :width]
+    return {"row": Sums(*found[0].unbind(1)), "column": Sums(*found[1].unbind(1))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
@@ -185,6 +186,13 @@ class RecordedSource(Source):
     def scaled_low_rank(self, module: str, step: int, base: Tensor) -> ScaledLowRank | None:
         method = self.method_of(module)
         return None if method is None else method.scaled_low_rank(base, _widened(self.state(module, step), float64()))
+
+    @override
+    def scaled_low_ranks(self, module: str, steps: Sequence[int], base: Tensor) -> list[ScaledLowRank] | None:
+        method = self.method_of(module)
+        if method is None:
+            return None
+        return method.scaled_low_ranks(base, [_widened(self.state(module, step), float64()) for step in steps])
 
     def rebuilt(self, module: str) -> bool:
         """Return whether a method rebuilds W'."""

@@ -120,6 +120,11 @@ class Source(ABC):
         del module, step, base
         return None
 
+    def scaled_low_ranks(self, module: str, steps: Sequence[int], base: Tensor) -> list[ScaledLowRank] | None:
+        """Return ``scaled_low_rank`` of several steps, to the bit; ``None`` where one of them is not in such a form."""
+        found = [form for step in steps if (form := self.scaled_low_rank(module, step, base)) is not None]
+        return found if len(found) == len(steps) else None
+
     def method_of(self, module: str) -> Method | None:
         """Return the method of a module where it is one of ours with a record of its tensors, else ``None``."""
         del module

@@ -294,10 +294,16 @@ class _SourceOnDevice:
 
     def scaled_low_rank(self, module: str, step: int, base: Tensor) -> ScaledLowRank | None:
         """As that of the source."""
+        found = self.scaled_low_ranks(module, [step], base)
+        return None if found is None else found[0]
+
+    def scaled_low_ranks(self, module: str, steps: Sequence[int], base: Tensor) -> list[ScaledLowRank] | None:
+        """As that of the source."""
         method = self._inner.method_of(module)
         if method is None:
             return None
-        return method.scaled_low_rank(base, _widened(self._on_device.state(module, step), torch.float64))
+        states = [_widened(self._on_device.state(module, step), torch.float64) for step in steps]
+        return method.scaled_low_ranks(base, states)
 
     def scaled_factors(self, module: str, step: int) -> ScaledFactors | None:
         """As that of the source."""

@@ -122,15 +122,14 @@ class OnePass:
         """Return whether W' is made of ρ, γ, U and V: at all steps of the module, or at none."""
         if not self.run.source.rebuilt(self.module):
             return False
-        return self.once("has form", lambda: self._form(step) is not None)
+        return self.once("has form", lambda: self._read_forms([step]))
 
-    def _form(self, step: int) -> ScaledLowRank | None:
-        if step not in self._forms:
-            found = self.run.source.scaled_low_rank(self.module, step, self._base())
-            if found is None:
-                return None
-            self._forms[step] = found
-        return self._forms[step]
+    def _read_forms(self, steps: Sequence[int]) -> bool:
+        """Read what W' is made of at some steps, and return whether it is there."""
+        missing = [step for step in steps if step not in self._forms]
+        found = self.run.source.scaled_low_ranks(self.module, missing, self._base()) if missing else []
+        self._forms.update(zip(missing, found or [], strict=found is not None))
+        return found is not None
 
     def _built(self, step: Step) -> Tensor | Built:
         return self._base() if step is None else Built(self._base(), self._forms[step])
@@ -146,7 +145,8 @@ class OnePass:
             pairs.append(pair)
             steps += new
         self._forms = {step: form for step, form in self._forms.items() if step in steps}
-        forms = [form for step in steps if (form := self._form(step)) is not None]
+        self._read_forms(steps)
+        forms = [self._forms[step] for step in steps]
         places = {None: -1} | {step: place for place, step in enumerate(steps)}
         base = self._base()
         sums = built_sums if base.device.type == CPU else sums_on_device

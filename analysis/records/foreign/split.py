@@ -163,16 +163,21 @@ class SplitSource(Source):
 
     @override
     def scaled_low_rank(self, module: str, step: int, base: Tensor) -> ScaledLowRank | None:
+        found = self.scaled_low_ranks(module, [step], base)
+        return None if found is None else found[0]
+
+    @override
+    def scaled_low_ranks(self, module: str, steps: Sequence[int], base: Tensor) -> list[ScaledLowRank] | None:
         whole, rows = self._of(module)
         if rows is None:
-            return self._inner.scaled_low_rank(whole, step, base)
+            return self._inner.scaled_low_ranks(whole, steps, base)
         if self._whole_base[0] != whole:  # the parts of a matrix are looked at one after the other
             read = self._inner.base(whole)
             self._whole_base = whole, read.to(base.dtype).contiguous()
-        found = self._inner.scaled_low_rank(whole, step, self._whole_base[1])
+        found = self._inner.scaled_low_ranks(whole, steps, self._whole_base[1])
         if found is None:
             return None
-        return found._replace(rho=rows.of(found.rho[:, None])[:, 0], U=rows.of(found.U))
+        return [form._replace(rho=rows.of(form.rho[:, None])[:, 0], U=rows.of(form.U)) for form in found]
 
     @override
     def state(self, module: str, step: int) -> State:
