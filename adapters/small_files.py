@@ -19,7 +19,7 @@ PARTS = 4_000_000  # mappings and lists in one text: of "{}," three bytes become
 
 
 @contextlib.contextmanager
-def regular_file(path: Path) -> Iterator[io.BufferedReader]:
+def regular_file(path: Path | str) -> Iterator[io.BufferedReader]:
     """Open a regular file; anything else, as a FIFO that nobody writes to, is refused without waiting for it.
 
     Raises:

@@ -6,6 +6,7 @@ that is read of the memory, once for all steps.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,14 +41,15 @@ def add_built_sums(
             of 8 and 16.
     """
     P, Q, ranks = packed(U, V)
-    order, slots, ends = schedule(len(ranks), pairs)
+    order, slots, ends = schedule(len(ranks), tuple(pairs))
     wide = F.pad(rho, (0, -base.shape[0] % ROWS)), F.pad(gamma, (0, -base.shape[1] % COLUMNS))
     scaled = torch.tensor([not bool((rho == 1).all()), not bool((gamma == 1).all())]).long()
     plan = torch.tensor(slots), torch.tensor(ends), torch.tensor(order)
     run(_built_sums_of_rows, rows_in_chunk(len(base)), columns, base, scaled, *wide, P, Q, ranks, *plan, rows)
 
 
-def schedule(steps: int, pairs: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int, int]], list[int], list[int]]:
+@functools.lru_cache(64)
+def schedule(steps: int, pairs: tuple[tuple[int, int], ...]) -> tuple[list[tuple[int, int, int]], list[int], list[int]]:
     """Return the pairs as soon as they can be summed, where each step's W' is kept until then, and how far one gets.
 
     As few as possible are kept, so that they stay in the innermost cache.
@@ -61,7 +63,7 @@ def schedule(steps: int, pairs: Sequence[tuple[int, int]]) -> tuple[list[tuple[i
         of the pairs are summed when it is built.
 
     Example:
-        >>> schedule(3, [(0, 1), (1, 2), (-1, 2)])
+        >>> schedule(3, ((0, 1), (1, 2), (-1, 2)))
         ([(0, 1, 2), (1, 2, 1), (2, 0, 1)], [1, 2, 1], [0, 1, 3])
     """
     due = [max(0, *pair) for pair in pairs]

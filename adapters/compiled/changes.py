@@ -16,7 +16,7 @@ from torch import Tensor
 from deltaw.adapters.compiled.lanes import load, plus, total, zeros
 from deltaw.adapters.compiled.loops import compiled_as_written, inlined, run
 
-_ALONE = 2**17  # vectors below which one thread is faster
+_ALONE = 2**13  # vectors below which one thread is faster
 
 
 def put_together(

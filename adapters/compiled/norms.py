@@ -41,7 +41,7 @@ def product_norms(
     """
     of_rows, of_columns = A.new_empty(len(weight)), A.new_zeros(weight.shape[1] if columns else 0)
     magnitude, s = of_rows[:0] if magnitude is None else magnitude, A.new_full((1,), scaling)
-    if not _MANY_VECTORS and (missing := -len(A) % RANKS):
+    if not _MANY_VECTORS and (missing := RANKS * max(1, -(-len(A) // RANKS)) - len(A)):
         A, B = F.pad(A, (0, 0, 0, missing)), F.pad(B, (0, missing))
     run(
         _norms_of_rows if _MANY_VECTORS else plain_norms_of_rows,

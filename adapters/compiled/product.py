@@ -52,27 +52,26 @@ def _pack(
     for s in range(own.start, min(own.stop, len(work))):
         height, width, rank = shape[0], shape[1], work[s, 2]
         U, V = matrix_at(P, work[s, 0], height, rank), matrix_at(P, work[s, 1], rank, width)
-        for i in range(0, height):
-            block, k = P[s, i // ROWS], i % ROWS
+        for block in range(P.shape[1]):
+            out = P[s, block]
+            for k in range(ROWS):
+                i = ROWS * block + k
+                for r in range(rank):
+                    out[ROWS * r + k] = U[i, r] if i < height else 0.0
+        for block in range(Q.shape[1]):
+            out, j = Q[s, block], COLUMNS * block
             for r in range(rank):
-                block[ROWS * r + k] = U[i, r]
-        for i in range(height, ROWS * P.shape[1]):
-            for r in range(rank):
-                P[s, i // ROWS, ROWS * r + i % ROWS] = 0
-        full = width - width % COLUMNS
-        for r in range(rank):
-            row = V[r]
-            for j in range(0, full, COLUMNS):
-                out = Q[s, j // COLUMNS]
-                store(out, COLUMNS * r, load(row, j, P))
-                store(out, COLUMNS * r + 8, load(row, j + 8, P))
-            for j in range(full, COLUMNS * Q.shape[1]):
-                Q[s, j // COLUMNS, COLUMNS * r + j % COLUMNS] = row[j] if j < width else 0
+                if j + COLUMNS <= width:
+                    store(out, COLUMNS * r, load(V[r], j, P))
+                    store(out, COLUMNS * r + 8, load(V[r], j + 8, P))
+                else:
+                    for k in range(COLUMNS):
+                        out[COLUMNS * r + k] = V[r, j + k] if j + k < width else 0.0
 
 
 @inlined
 def widened(weight: NDArray[Any], i: int, first: int, length: int, count: int, out: NDArray[Any]) -> None:
-    """Write up to ``count`` rows of a tile in float64; 0 for rows beyond the last. Columns beyond are left as they are."""
+    """Write up to ``count`` rows of a tile in float64, 0 for rows beyond the last; columns beyond are left as is."""
     height = len(weight)
     for k in range(count):
         w, there, later = out[k], weight[min(i + k, height - 1)], weight[min(i + k + count, height - 1)]

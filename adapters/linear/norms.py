@@ -102,6 +102,11 @@ def norms_of_both_of_steps(
     return step_norms.norms_of_both(weight, U, V, magnitude)
 
 
+def times(scaling: float, matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Return s times some matrices, themselves where s = 1."""
+    return [matrix if scaling == 1 else scaling * matrix for matrix in matrices]
+
+
 def _loop_takes_steps(weight: Tensor, U: Sequence[Tensor], V: Sequence[Tensor]) -> bool:
     if not loop_reads(weight) or any(t.dtype != torch.float64 or not t.is_cpu for t in (*U, *V)):
         return False

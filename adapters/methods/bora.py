@@ -15,6 +15,7 @@ from deltaw.adapters.linear.norms import (
     ratio,
     row_norms,
     starting_norms,
+    times,
     weighted_column_norms,
 )
 from deltaw.adapters.method import Layer, ScaledLowRank, Shape, State
@@ -86,7 +87,7 @@ class BoRA(LowRankPair):
 
     @override
     def scaled_low_ranks(self, base: Tensor, states: Sequence[State]) -> list[ScaledLowRank]:
-        U, V = [self.scaling * state["lora_B"] for state in states], [state["lora_A"] for state in states]
+        U, V = times(self.scaling, [state["lora_B"] for state in states]), [state["lora_A"] for state in states]
         rows, columns = (torch.stack([state[f"magnitude_{side}"] for state in states]) for side in ("row", "column"))
         row_norm, column_norm = norms_of_both_of_steps(base, U, V, rows)
         rho, gamma = ratio(rows, row_norm), ratio(columns, column_norm)

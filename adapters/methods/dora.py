@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.low_rank import low_rank_linear
-from deltaw.adapters.linear.norms import norms, norms_of_steps, ratio, starting_norms
+from deltaw.adapters.linear.norms import norms, norms_of_steps, ratio, starting_norms, times
 from deltaw.adapters.method import Layer, ScaledLowRank, Shape, State
 from deltaw.adapters.methods.lora import LowRankPair
 
@@ -116,7 +116,7 @@ class DoRA(LowRankPair):
 
     @override
     def scaled_low_ranks(self, base: Tensor, states: Sequence[State]) -> list[ScaledLowRank]:
-        U, V = [self.scaling * state["lora_B"] for state in states], [state["lora_A"] for state in states]
+        U, V = times(self.scaling, [state["lora_B"] for state in states]), [state["lora_A"] for state in states]
         magnitude = torch.stack([state["magnitude"] for state in states])
         scale = ratio(magnitude, norms_of_steps(base, U, V, self.axis))
         return self.scaled_along(base, U, V, self.axis, scale)

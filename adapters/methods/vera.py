@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from deltaw.adapters.errors import OptionError
 from deltaw.adapters.linear.low_rank import low_rank_linear
-from deltaw.adapters.linear.norms import norms, norms_of_steps, ratio, starting_norms
+from deltaw.adapters.linear.norms import norms, norms_of_steps, ratio, starting_norms, times
 from deltaw.adapters.method import Layer, RankedMethod, ScaledLowRank, Shape, State
 
 
@@ -223,7 +223,7 @@ class DVoRA(SharedPair):
     @override
     def scaled_low_ranks(self, base: Tensor, states: Sequence[State]) -> list[ScaledLowRank]:
         V, B = zip(*map(self.pair, states), strict=True)
-        U = [self.scaling * left for left in B]
+        U = times(self.scaling, B)
         magnitude = torch.stack([state["magnitude"] for state in states])
         scale = ratio(magnitude, norms_of_steps(base, U, V, self.axis))
         return self.scaled_along(base, U, V, self.axis, scale)

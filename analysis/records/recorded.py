@@ -192,7 +192,7 @@ class RecordedSource(Source):
         method = self.method_of(module)
         if method is None:
             return None
-        return method.scaled_low_ranks(base, [_widened(self.state(module, step), float64()) for step in steps])
+        return method.scaled_low_ranks(base, _widened_together([self.state(module, step) for step in steps]))
 
     def rebuilt(self, module: str) -> bool:
         """Return whether a method rebuilds W'."""
@@ -352,6 +352,18 @@ def _some(names: list[str]) -> list[str]:
 
 def _widened(state: State, dtype: torch.dtype | None) -> State:
     return {key: value.to(dtype if value.is_floating_point() else None, copy=True) for key, value in state.items()}
+
+
+def _widened_together(states: Sequence[State]) -> list[State]:
+    """Widen the tensors of many steps to float64, each name at once: one by one, the calls take most of the time."""
+    import torch
+
+    found: list[dict[str, Tensor]] = [{} for _ in states]
+    for key, first in states[0].items():
+        whole = torch.stack([state[key] for state in states])
+        for state, own in zip(found, whole.double() if first.is_floating_point() else whole, strict=True):
+            state[key] = own
+    return found
 
 
 def recognises(location: Location) -> bool:

@@ -234,7 +234,7 @@ class LocalStorage(Storage):
     @override
     def _bytes(self, name: str, start: int, length: int) -> Buffer:
         found = bytearray(length)
-        with self._errors(self.file(name)), regular_file(self.path / name) as file:
+        with self._errors(self.file(name)), regular_file(f"{self.where}/{name}") as file:
             file.seek(start)
             read = file.readinto(found)
         return memoryview(found)[:read]

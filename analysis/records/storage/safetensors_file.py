@@ -221,10 +221,10 @@ def as_tensor(data: Buffer, dtype: torch.dtype, shape: tuple[int, ...]) -> Tenso
 
     if len(data) == 0:
         return torch.empty(shape, dtype=dtype)
-    flat = torch.frombuffer(data, dtype=torch.uint8)
-    if flat.data_ptr() % dtype.itemsize:
-        flat = flat.clone()
-    return flat.view(dtype).view(shape)
+    found = torch.frombuffer(data, dtype=dtype)
+    if found.data_ptr() % dtype.itemsize:
+        found = torch.frombuffer(data, dtype=torch.uint8).clone().view(dtype)
+    return found.view(shape)
 
 
 def _entry(raw: Any, where: str, begin: int, size: int) -> Entry | None:

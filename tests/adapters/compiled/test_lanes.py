@@ -16,6 +16,7 @@ from deltaw.adapters.compiled.lanes import (
     store,
     times,
     total,
+    totals,
     zeros,
 )
 
@@ -63,3 +64,18 @@ def test_every_operation_is_numpys(wide, narrow):
 def test_memory_begins_at_a_line_of_the_cache(length):
     for dtype in ("float32", "float64"):
         assert places(np.ones(3, dtype), length) == (0, length, 0)
+
+
+@numba.njit
+def eight_totals(x, out):
+    a, b, c, d = load(x[0], 0, x), load(x[1], 0, x), load(x[2], 0, x), load(x[3], 0, x)
+    e, f, g, h = load(x[4], 0, x), load(x[5], 0, x), load(x[6], 0, x), load(x[7], 0, x)
+    store(out, 0, totals(a, b, c, d, e, f, g, h))
+
+
+def test_eight_totals_at_once():
+    x, out = np.random.default_rng(0).standard_normal((8, 8)), np.empty(8)
+    eight_totals(x, out)
+    pairs = x[:, ::2] + x[:, 1::2]
+    fours = pairs[:, ::2] + pairs[:, 1::2]
+    assert np.array_equal(out, fours[:, 0] + fours[:, 1])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters import METHODS, create
+from deltaw.adapters.compiled.built import schedule
 from deltaw.adapters.method import ScaledLowRank
 from deltaw.analysis.measures.built import Built, built_sums
 from deltaw.analysis.measures.change import AXES, Change, PairChanges, changes
@@ -141,6 +142,20 @@ def test_threads_and_neighbours_make_no_difference(threads):
     for axis in want:
         assert all(torch.equal(x[0], y[2]) for x, y in zip(want[axis], found[axis], strict=True))
         assert not found[axis].dd[0].any()
+
+
+def test_a_pair_is_summed_as_soon_as_it_can_be():
+    pairs = ((2, 4), (-1, 0), (0, 1), (1, 2), (2, 3), (3, 4), (4, 0), (-1, -1))
+    order, slots, ends = schedule(5, pairs)
+    there, done = {0: -1}, 0
+    for step in range(5):
+        there[slots[step]] = step  # in the place of a step that no later pair needs
+        for number, first, second in order[done : ends[step]]:
+            assert (there[first], there[second]) == pairs[number]
+        done = ends[step]
+    assert sorted(number for number, _, _ in order) == list(range(len(pairs)))
+    assert max(slots) == 4  # 0, 2, and two more
+    assert max(schedule(9, tuple((k, k + 1) for k in range(8)))[1]) == 2
 
 
 def test_which_methods_have_the_form():
