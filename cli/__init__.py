@@ -71,7 +71,7 @@ def app(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; an error is one line on stderr: exit code 2 for a wrong call, 1 for a failed one."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    session = Session()
+    session = Session(alone=arguments is None)
     wait_asleep()
     try:
         with messages(session):

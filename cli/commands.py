@@ -12,15 +12,17 @@ from click.shell_completion import CompletionItem
 
 @dataclass
 class Session:
-    """How much one call of the command line says.
+    """What one call of the command line is.
 
     Arguments:
         quiet: Nothing on stderr but errors.
         verbose: The library's log as well.
+        alone: The process is there for this call alone, and ends with it.
     """
 
     quiet: bool = False
     verbose: bool = False
+    alone: bool = False
 
 
 def session() -> Session:

@@ -12,12 +12,20 @@ from deltaw.adapters.methods.registry import METHODS
 from deltaw.analysis.claims.found import PACKS
 from deltaw.analysis.claims.papers import PAPERS
 from deltaw.analysis.tables.work import ENGINES, Work, chosen_work
-from deltaw.cli.commands import OneOf, did_you_mean
+from deltaw.analysis.workers.early import import_early
+from deltaw.cli.commands import OneOf, did_you_mean, session
 from deltaw.cli.output import TABLES, check_table_path, check_writable
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 BASE_HELP = "W₀, where a run does not hold it: a folder, or a name in Hugging Face's cache."
+# What a process imports to measure.
+MEASURING = (
+    "deltaw.analysis.tables.elsewhere",
+    "deltaw.analysis.tables.changes",
+    "deltaw.analysis.tables.spectra",
+    "deltaw.adapters.compiled.lanes",
+)
 ALPHA = "Of the scaling: alpha / rank; alpha / √rank of rslora, alpha / √(r₁ r₂) of dual-lora. Default: {}."
 MODULES_HELP = "Glob pattern over module names; may be repeated."
 
@@ -118,7 +126,10 @@ def work_parameters() -> list[click.Parameter]:
 
 def work_of(given: MutableMapping[str, Any]) -> Work:
     """Take the values of these options out of what a verb was given."""
-    return chosen_work(**{name: given.pop(name) for name in ("device", "jobs", "engine", "address", "cache")})
+    chosen = {name: given.pop(name) for name in ("device", "jobs", "engine", "address", "cache")}
+    if chosen["jobs"] > 1 and chosen["engine"] is None and chosen["device"] in (None, "cpu") and session().alone:
+        import_early(*MEASURING)
+    return chosen_work(**chosen)
 
 
 def work_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from deltaw.cli.cola_options import grid_options
 from deltaw.cli.commands import Group, ListOption
 from deltaw.cli.options import ALPHA, METHOD, folder_option, json_option
 from deltaw.cli.output import check_libraries, emit, emit_json, going_on, progress, remark
-from deltaw.cli.train_options import TRAINING, jobs_option, seed_option
+from deltaw.cli.train_options import OF_COLA, OF_VL, TRAINING, import_for_runs, jobs_option, seed_option
 from deltaw.cli.vl_options import PICTURES, RANK_DEFAULT, vl_options
 from deltaw.trainers.reproduce.settings import (
     BORA_METHODS,
@@ -84,6 +84,7 @@ def bora(
       deltaw reproduce bora --model roberta-base --data hub --out bora-roberta
     """
     check_libraries(TRAINING, "train", "training")
+    import_for_runs(OF_COLA, len(methods) * max(1, len(seeds)), jobs, cola["model"], out)
     from deltaw.trainers.cola import ColaSettings
     from deltaw.trainers.reproduce import reproduce_bora
     from deltaw.trainers.side_by_side import default_jobs
@@ -127,6 +128,7 @@ def dora(
       deltaw reproduce dora --model facebook/bart-base --vision clip.h5 --data vqa --data nlvr2 --out dora-bart
     """
     check_libraries([*TRAINING, *PICTURES], "vl", "training on pictures")
+    import_for_runs(OF_VL, len(methods) * max(1, len(seeds)), jobs, vl["model"], out)
     from deltaw.trainers.reproduce import reproduce_dora
     from deltaw.trainers.side_by_side import default_jobs
     from deltaw.trainers.vl import VLSettings
@@ -177,6 +179,7 @@ def sbora(
       deltaw reproduce sbora --model roberta-base --data hub --rank 32,64 --out sbora-roberta
     """
     check_libraries(TRAINING, "train", "training")
+    import_for_runs(OF_COLA, len(methods) * len(ranks) * max(1, len(seeds)), jobs or 1, cola["model"], out)
     from deltaw.trainers.cola import ColaSettings
     from deltaw.trainers.reproduce import reproduce_sbora
 
@@ -226,6 +229,7 @@ def dual_lora(
       deltaw reproduce dual-lora --model roberta-base --data hub --rank 16 --out dual-roberta
     """
     check_libraries(TRAINING, "train", "training")
+    import_for_runs(OF_COLA, ratios * max(1, len(seeds)), jobs, cola["model"], out)
     from deltaw.trainers.cola import ColaSettings
     from deltaw.trainers.reproduce import reproduce_dual_lora
     from deltaw.trainers.side_by_side import default_jobs
@@ -271,6 +275,7 @@ def every(
       deltaw reproduce all --seed 0,1,2 --out papers
     """
     check_libraries([*TRAINING, *PICTURES], "vl", "training on pictures")
+    import_for_runs([*OF_COLA, *OF_VL], 4, jobs, None, out)
     from deltaw.analysis.claims import claims_json, count_line
     from deltaw.trainers.cola import ColaSettings
     from deltaw.trainers.reproduce import reproduce_all

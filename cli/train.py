@@ -9,7 +9,7 @@ from deltaw.cli.cola_options import train_options
 from deltaw.cli.commands import Group
 from deltaw.cli.options import json_option
 from deltaw.cli.output import check_libraries
-from deltaw.cli.train_options import TRAINING, run_options, train_runs
+from deltaw.cli.train_options import OF_COLA, OF_VL, TRAINING, import_for_runs, run_options, train_runs
 from deltaw.cli.vl_options import PICTURES, RANK_DEFAULT, vl_options
 
 
@@ -40,6 +40,8 @@ def cola(cola: dict[str, Any], options: dict[str, Any], methods: list[str], out:
       deltaw train cola --method ft,lora,bora --lr 4e-4 --lr ft:2e-5 --model roberta-base --data hub --out grid
     """
     check_libraries(TRAINING, "train", "training")
+    runs = len(methods) * max(1, len(given["ranks"])) * max(1, len(given["seeds"]))
+    import_for_runs(OF_COLA, runs, given["jobs"], cola["model"], out)
     from deltaw.trainers.cola import ColaSettings, grid_table, train_cola, train_grid
     from deltaw.trainers.cola.grid import grid_page
     from deltaw.trainers.reproduce import results_table
@@ -82,6 +84,8 @@ def vl(vl: dict[str, Any], options: dict[str, Any], methods: list[str], out: Pat
       deltaw train vl --method lora --vision timm/resnet50.a1_in1k --data nlvr1 --data easy-vqa --limit 2000 --out nlvr
     """
     check_libraries([*TRAINING, *PICTURES], "vl", "training on pictures")
+    runs = len(methods) * max(1, len(given["ranks"])) * max(1, len(given["seeds"]))
+    import_for_runs(OF_VL, runs, given["jobs"], vl["model"], out)
     from deltaw.trainers.vl import VLSettings, grid_table, train_grid, train_vl
     from deltaw.trainers.vl.grid import grid_page, results_table
 

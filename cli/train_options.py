@@ -12,7 +12,8 @@ import click
 
 from deltaw.adapters.errors import DeltawError
 from deltaw.adapters.methods.registry import METHODS
-from deltaw.cli.commands import ListOption, did_you_mean
+from deltaw.analysis.workers.early import import_early, usable_cores
+from deltaw.cli.commands import ListOption, did_you_mean, session
 from deltaw.cli.options import METHOD, Decorator, folder_option
 from deltaw.cli.output import complain, emit, emit_json, going_on, progress, remark
 
@@ -21,6 +22,12 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 # The libraries of deltaw[train] that every training needs.
 TRAINING = ("transformers", "accelerate")
+
+# What a process imports to train on CoLA, or on pictures, by the modules that import it or are imported late. This file
+# is the first, as it silences a library.
+_EVERY = (__name__, "deltaw.adapters.compiled.norms")
+OF_COLA = (*_EVERY, "deltaw.trainers.cola.grid", "transformers.models.roberta.modeling_roberta", "sklearn.metrics")
+OF_VL = (*_EVERY, "deltaw.trainers.vl.grid", "transformers.models.bart.modeling_bart")
 
 
 def rate_option(default: str) -> Decorator:
@@ -138,6 +145,21 @@ def jobs_option(default: str = BY_MODEL) -> Decorator:
         default: What the help says of it.
     """
     return click.option("--jobs", type=click.IntRange(1), help=JOBS.format(default))
+
+
+def import_for_runs(modules: Sequence[str], runs: int, jobs: int | None, model: str | None, out: Path) -> None:
+    """Have a process begin to import what those of runs side by side need, before this one does, for itself.
+
+    Arguments:
+        modules: ``OF_COLA`` or ``OF_VL``, or both.
+        runs: How many there are.
+        jobs: That of --jobs; ``None`` for the default.
+        model: That of --model; ``None`` for the built-in one.
+        out: The folder, with perhaps finished runs in it.
+    """
+    done = sum(1 for depth in ("*", "*/*") for _ in out.glob(f"{depth}/result.json"))
+    if session().alone and runs - done > 1 and (jobs or (usable_cores() if model is None else 1)) > 1:
+        import_early(*modules)
 
 
 def handing_on(options: Sequence[Decorator], to: str, names: Sequence[str], own: Sequence[str]) -> Decorator:

@@ -7,8 +7,9 @@ import torch
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import DeltawError
+from deltaw.analysis.workers.early import usable_cores
 from deltaw.analysis.workers.lost import LostError
-from deltaw.analysis.workers.processes import Task, outcome_of, outcomes, reason, usable_cores
+from deltaw.analysis.workers.processes import Task, outcome_of, outcomes, reason
 
 R = TypeVar("R")
 

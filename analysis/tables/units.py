@@ -3,7 +3,6 @@
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from deltaw.adapters.errors import DeltawError, OptionError
@@ -14,8 +13,8 @@ from deltaw.analysis.tables.run import Run
 from deltaw.analysis.tables.stop import Later, Measure, Plan
 from deltaw.analysis.workers.lost import LostError, wants_memory
 
-EACH = 4  # units of a process, so that all end at about the same time
-AT_LEAST = 8  # stops of a unit: a pass builds several steps at once, and a matrix is read anew for every unit
+SHARE = 4  # units of a process that what is left would make: large ones first, small ones at the end
+AT_LEAST = 4  # stops of a unit: a pass builds several steps at once, and a matrix is read anew for every unit
 LARGE = 2**34  # bytes of matrices in a unit: seconds of work
 PROCESS = 4e8  # bytes of a process with torch and pandas
 
@@ -78,8 +77,8 @@ class Shared:
 def units_of(plans: Sequence[Plan], todo: Sequence[dict[str, Stops]], processes: int) -> list[Unit]:
     """Return the units of some plans, in the order of the walk.
 
-    A matrix is read anew for every unit, and a pass builds some steps at once, so that there are no more than keep all
-    processes busy.
+    A matrix is read anew for every unit, and a pass builds some steps at once, so that units are large; and become
+    smaller towards the end, so that all processes end at about the same time, whatever slowed one of them down.
 
     Arguments:
         plans: Of the runs.
@@ -90,15 +89,17 @@ def units_of(plans: Sequence[Plan], todo: Sequence[dict[str, Stops]], processes:
         {module: len(stops) * _size(plan.run, module) for module, stops in of_run.items()}
         for plan, of_run in zip(plans, todo, strict=True)
     ]
-    share = max(1, sum(sum(sizes.values()) for sizes in bytes_of) // (EACH * processes))
+    left = sum(sum(sizes.values()) for sizes in bytes_of)
     units: list[Unit] = []
     for number, of_run in enumerate(todo):
         for module, stops in of_run.items():
-            wanted = -(-bytes_of[number][module] // min(share, LARGE))
-            count = max(1, min(wanted, len(stops) // AT_LEAST))
-            ends = [len(stops) * part // count for part in range(count + 1)]
-            for start, end in pairwise(ends if stops else []):
+            start = 0
+            while start < len(stops):
+                rest, of_stop = len(stops) - start, max(1, bytes_of[number][module] // len(stops))
+                wanted = max(AT_LEAST, min(left // (SHARE * processes), LARGE) // of_stop)
+                end = start + -(-rest // max(1, rest // wanted))  # what is left of a module is no unit of a few stops
                 units.append(Unit(len(units), number, module, stops[start:end]))
+                left, start = left - (end - start) * of_stop, end
     return units
 
 

@@ -19,13 +19,14 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from typing import Any, NoReturn, TypeVar
 
 import torch
 
 from deltaw.adapters.errors import DeltawError
 from deltaw.analysis.progress import Mirror, forwarded
+from deltaw.analysis.workers.early import started
 from deltaw.analysis.workers.lost import LostError
 
 R = TypeVar("R")
@@ -91,11 +92,6 @@ def reason(error: Exception) -> str:
     return text if isinstance(error, DeltawError) else f"{type(error).__name__}: {text}"
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @dataclass(eq=False)
 class Piece:
     """A piece of work, and how often a process has ended at it."""
@@ -109,11 +105,8 @@ class _Worker:
     """A process, the pipe to it, and the piece that it works at."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True, name="deltaw-job")
-        with _without_interrupt():
-            self.process.start()
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.process = started(_serve, (theirs,), "deltaw-job")
         theirs.close()  # so that this end notices when the process is gone
         self.piece: Piece | None = None
         self.began = False  # since when it was hired; it says so once it has read the program and what is shared
@@ -383,17 +376,3 @@ def portable(error: Exception, name: str) -> Exception:
         same = again if ours and type(again) is type(error) and str(again) == str(error) else same
     same.add_note(f"in the process of {name}:\n{''.join(traceback.format_exception(error)).rstrip()}")
     return same
-
-
-@contextlib.contextmanager
-def _without_interrupt() -> Iterator[None]:
-    """Start a process that Ctrl-C does not reach, not even while it imports; here it waits until the block ends."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # starting it with the first process would let the signal through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

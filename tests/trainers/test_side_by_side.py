@@ -98,8 +98,10 @@ def test_a_grid_side_by_side_is_equal_to_the_bit_and_leaves_a_failing_run(small,
 PROGRAM = """
 import sys
 from deltaw.cli import main
+from deltaw.analysis.workers import early
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    early.DEVICES = DEVICES
+    sys.exit(main())
 """
 
 
@@ -112,10 +114,13 @@ def is_there(group):
     return True
 
 
+@pytest.mark.parametrize("how", ["forked", "anew"])
+@pytest.mark.always(how=["forked"])
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals of POSIX")
-def test_ctrl_c_ends_all_and_each_goes_on(small, tmp_path):
+def test_ctrl_c_ends_all_and_each_goes_on(small, tmp_path, how):
+    """Of processes that are forked from one that imported ahead, and of those that start anew, as where a GPU is."""
     script = tmp_path / "call.py"
-    script.write_text(PROGRAM)
+    script.write_text(PROGRAM.replace("DEVICES\n", {"forked": "()\n", "anew": "('/',)\n"}[how]))
     call = [sys.executable, str(script), "train", "cola", "--model", MODEL, "--data", str(small), "--batch-size", "4"]
     call += ["--method", "lora,bora", "--rank", "2", "--record-every", "1", "--save-every", "1", "--jobs", "2"]
     call += ["--out", str(tmp_path / "out"), "--epochs", "40"]

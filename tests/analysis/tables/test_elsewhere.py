@@ -85,6 +85,21 @@ def test_units_cover_every_stop_once_in_order(run):
     assert units_of(plans, [{"0": []}], 2) == []
 
 
+def test_units_become_smaller_so_that_all_processes_end_at_about_the_same_time(run):
+    """Were they of one size, the last one could be a quarter of a process's work."""
+    plans = [Plan(run, ["0"], at_steps(None)(run))]
+    stops = [(None, step) for step in range(160)]
+    sizes = [len(unit.stops) for unit in units_of(plans, [{"0": stops}], 2)]
+    assert sum(sizes) == 160
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 20  # a quarter of each process's
+    assert 4 <= sizes[-1] <= 6
+    ends = [0, 0]
+    for size in sizes:
+        ends[ends.index(min(ends))] += size
+    assert max(ends) <= 1.05 * 80
+
+
 def test_the_first_error_of_the_walk_is_raised(tmp_path):
     folder = recorded(tmp_path / "ft", "ft", steps=6)
     for step, module in ((4, "2"), (5, "1")):
