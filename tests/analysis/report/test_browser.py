@@ -172,6 +172,9 @@ HOSTILE = {
     "\u2028\u2029{{about}} ${1} <!--": "separators of lines, placeholders, a comment",
     "x" * 4_000: "a long one",
     "__proto__": "a name that objects have",
+    "a\0b": "a character that ends texts elsewhere",
+    "🦊" * 60: "characters of two code units",
+    "שלום\tעולם\n": "written from right to left, with blanks that are none",
 }
 
 
@@ -179,13 +182,17 @@ def test_names_of_strangers_stay_text(tmp_path, look, record):
     folder = record(tmp_path / "<b onclick=alert(2)>run & 'co'", "lora", names=tuple(HOSTILE), layers=2, steps=3)
     other = record(tmp_path / "constructor", "lora", names=tuple(HOSTILE), layers=2, steps=3)
     path = deltaw.report([folder, other], tmp_path / "report.html")
-    page = look(path)
+    page = look(path, hash="#layer=0")
     page.on("dialog", lambda dialog: pytest.fail(dialog.message))
     for card in page.eval_on_selector_all(".card[id]", "nodes => nodes.filter(n => n.card).map(n => n.id)"):
         show(page, card)
     for kind in page.get_by_label("Kind of matrix").locator("option").all_inner_texts():
         assert len(kind) < 100
     assert page.locator("img, b[onclick], script[src]").count() == 0
+    broken = (
+        r"() => /[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/.test(document.body.innerText)"
+    )
+    assert not page.evaluate(broken)  # half a character
     names = page.locator("#most tbody tr td:nth-child(2)")
     names.first.wait_for()
     shown = names.all_inner_texts()

@@ -43,6 +43,31 @@ def test_no_script_makes_html_of_text():
         assert "</script" not in text
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_texts_stand_out_from_what_they_stand_on(theme):
+    """4.5 to 1, as the Web Content Accessibility Guidelines want of small texts."""
+    style = (ASSETS / "report.css").read_text(encoding="utf-8")
+    block = style.split(':root[data-theme="dark"]')[theme == "dark"].partition("}")[0]
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+
+    def luminance(color):
+        parts = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    pairs = [(text, ground) for text in ("ink", "soft", "faint", "accent") for ground in ("paper", "card")]
+    pairs += [
+        ("accent", "tint"),
+        ("warn", "warn-tint"),
+        ("bad", "bad-tint"),
+        ("good", "good-tint"),
+        ("soft", "warn-tint"),
+    ]
+    for pair in pairs:
+        low, high = sorted(luminance(colors[name]) for name in pair)
+        assert (high + 0.05) / (low + 0.05) >= 4.5, pair
+
+
 @pytest.fixture(scope="module")
 def path(runs, tmp_path_factory):
     return deltaw.report(runs, tmp_path_factory.mktemp("page") / "report.html", check=False)

@@ -272,3 +272,22 @@ def test_a_choice_is_said_to_readers_of_screens(path, look):
     said = page.locator("#said[aria-live=polite]", has_text="at step 40, matrix layer.")
     said.wait_for(state="attached")
     assert said.text_content().startswith("All kinds of matrices, all layers, by row, since W₀")
+
+
+def test_a_view_that_fails_leaves_the_others(path, look):
+    text = path.read_text(encoding="utf-8")
+    page = look(path).context.new_page()  # its complaints are what is looked for
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    broken = path.with_name("broken.html")
+    column = '"name":"0.scalar.loss","type":"'
+    assert column in text
+    broken.write_text(text.replace(f"{column}f32", f"{column}f99"), encoding="utf-8")  # of a type that is none
+    page.goto(broken.as_uri())
+    page.wait_for_selector("html[data-ready=true]")
+    show(page, "loss")
+    assert "could not be drawn" in page.locator("#loss .empty").inner_text()
+    for card in ("change-d", "map", "score", "singular"):
+        show(page, card)
+        assert page.locator(f"#{card} canvas").count() >= 1, card
+    assert len(said) == 1

@@ -28,7 +28,9 @@ const byId = (id) => document.getElementById(id);
 function shortened(given, most) {
   const text = String(given);
   const limit = most || 60;
-  return text.length <= limit ? text : `${text.slice(0, Math.ceil(limit / 2) - 1)}…${text.slice(1 - Math.floor(limit / 2))}`;
+  if (text.length <= limit) return text;
+  const begin = text.slice(0, Math.ceil(limit / 2) - 1).replace(/[\ud800-\udbff]$/, ""); // half of an emoji is none
+  return `${begin}…${text.slice(1 - Math.floor(limit / 2)).replace(/^[\udc00-\udfff]/, "")}`;
 }
 
 function nameOf(text, most) {

@@ -111,8 +111,13 @@ async function begin() {
   drawButtons();
   drawControls();
   byId("sections").hidden = false;
-  for (const build of [runsView, changesView, togetherView, whereView, spectrumView, geometryView, betweenView, logView, mostView, claimsView]) build();
-  footView();
+  for (const build of [runsView, changesView, togetherView, whereView, spectrumView, geometryView, betweenView, logView, mostView, claimsView, footView]) {
+    try {
+      build();
+    } catch (error) {
+      byId("sections").append(el("p", { class: "message" }, failed(error))); // the other views go on
+    }
+  }
   byId("message").remove();
   byId("foot").hidden = false;
   app.state.listeners.push(changed);

@@ -86,7 +86,7 @@ function overSteps(selection, { name, text, short, empty, chance, axis, shown })
       yAxis: { type: "value", scale: true, axisLabel: { formatter: tick }, ...axis },
       tooltip: { trigger: "axis", formatter: (hits) => tipOver(hits.filter((hit) => hit.seriesId.startsWith("0-")), 1, runs.map((run) => ({ run, name: run.name })), shown) },
       series: [
-        ...rimmed(runs.map((run, i) => lineOf(run, { id: `0-${i}`, data: curves[i], showSymbol: curves[i].length < 4, markLine: i === 0 ? stepMark(selection) : undefined })), log),
+        ...rimmed(runs.map((run, i) => lineOf(run, { id: `0-${i}`, data: curves[i], showSymbol: curves[i].length < 12, markLine: i === 0 ? stepMark(selection) : undefined })), log),
         ...levels.map(({ run, data }, i) => chanceLine(run, chance.each, { id: `chance-${i}`, data, showSymbol: false })),
       ],
     },
