@@ -88,6 +88,8 @@ def leading_spectrum(
     if sums_only and "frobenius" not in measures:
         return LeadingSpectrum(math.nan, math.nan, math.nan, math.nan, *zeros, {}, "sums")
     whole, scale = squared_norm(dense)  # ‖ΔW/s‖_F²
+    if not math.isfinite(math.sqrt(whole) * scale):
+        return None
     if whole == 0:
         tolerance = 0.0 if floor is None or "tolerance" not in measures else floor.of(0.0)
         return LeadingSpectrum(0.0, 0.0, 0.0, tolerance, *zeros, dict.fromkeys(energy, 0), "sums")
@@ -151,7 +153,7 @@ def leading_values(update: Tensor, count: int, floor: NoiseFloor | None = None) 
     if min(dense.shape) < LARGE or count > most // 2:
         return None
     whole, scale = squared_norm(dense)
-    if whole == 0:
+    if whole == 0 or not math.isfinite(math.sqrt(whole) * scale):
         return None
     scaled = dense if scale == 1.0 else dense.double() / scale
     found = leading(scaled, lambda values, settled: count, most, whole, count)

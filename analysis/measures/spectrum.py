@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deltaw.adapters.checks import public
-from deltaw.adapters.errors import OptionError
+from deltaw.adapters.errors import NonFiniteError, OptionError
 from deltaw.analysis.measures.approximate import allowed_error, approximated
 from deltaw.analysis.measures.factors import of_factors, two_factors
 from deltaw.analysis.measures.matrix import Matrix, finite, matrix
@@ -198,7 +198,7 @@ def spectrum(
         OptionError: Neither or both of ``update`` and ``factors``; one of ``stored`` and ``weight`` without the other,
             or with ``factors``, which are exact; a tensor or dtype that is not floating; ``approximate`` is no share.
         ShapeError: Something is not a matrix, is empty, or does not fit.
-        NonFiniteError: NaN or infinity in a tensor, or in the product of the factors.
+        NonFiniteError: NaN or infinity in a tensor, in the product of the factors, or as largest singular value.
 
     Source:
         Roy, Vetterli 2007 (effective rank); Bandeira, van Handel 2016, theorem 1.1 (the norm of E); Halko, Martinsson,
@@ -237,6 +237,8 @@ def dense_spectrum(update: Tensor, floor: NoiseFloor | None = None, approximate:
     least = 0.0 if floor is None else floor.of
     found = None if approximate is None else approximated(dense, approximate, least)
     found = of_dense(dense, least) if found is None else found
+    if not math.isfinite(float(found.values[0])):
+        raise NonFiniteError("update: its largest singular value exceeds float64; scale the update down")
     return _spectrum(found, *zero_shares(dense), 0.0 if floor is None else floor.of(float(found.values[0])))
 
 

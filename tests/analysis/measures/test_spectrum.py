@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaw.adapters.errors import NonFiniteError, OptionError, ShapeError
+from deltaw.analysis.measures.leading import leading_spectrum
 from deltaw.analysis.measures.norms import spectral_norm as _spectral_norm
 from deltaw.analysis.measures.spectrum import Spectrum, spectrum
 
@@ -323,3 +324,14 @@ def test_arrays_are_taken_and_other_things_named():
         spectrum(u @ v, stored="bfloat16", weight=u @ v)
     with pytest.raises(OptionError, match=r"fraction is '0\.9'"):
         spectrum(u @ v).energy_rank("0.9")
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (150, 150), (800, 800)])
+def test_a_singular_value_beyond_float64_is_an_error_and_not_zero(shape):
+    largest = torch.full(shape, 1.7e308, dtype=torch.float64)
+    for measure in (spectrum, lambda update: spectrum(update, approximate=0.1)):
+        with pytest.raises(NonFiniteError, match="exceeds float64"):
+            measure(largest)
+    assert leading_spectrum(largest, energy=[0.9]) is None
+    assert leading_spectrum(largest, measures=["frobenius"]) is None
+    assert spectrum(largest / 1e4).rank == 1
