@@ -15,6 +15,7 @@ import torch
 from deltaw.analysis.tables.stop import Found, Later, Measure, Plan, Rows, Stop
 
 ROOM = 2**31  # bytes: what is measured at once may take as much; a matrix that takes more is measured alone
+WORTH = 2**22  # bytes: what takes less is not worth another thread
 
 Guard = Callable[[Stop], AbstractContextManager[None]]
 
@@ -28,14 +29,11 @@ class _Turn:
     later: Later | None = None
     future: Future[Rows] | None = None
 
-    def ready(self) -> bool:
-        return self.rows is not None or (self.future is not None and self.future.done())
-
     def result(self, guard: Guard) -> Rows | None:
         """Return the rows, ``None`` where the stop is left out after all."""
         with self.stop, guard(self.stop):
-            if self.rows is None and self.later is not None:
-                self.rows = self.later.make()
+            if self.later is not None:
+                self.rows, self.later = self.later.make(), None
             return self.rows if self.future is None else self.future.result()
         return None  # the stop kept an error to itself
 
@@ -97,39 +95,53 @@ def measured_ahead(
     turns: deque[_Turn | Found] = deque()
     alone: _Turn | None = None  # while there is no other one, it may get all threads
     others = _Threads(threads)
+    failed: Exception | None = None
     try:
         while True:
-            with plan.reading:
-                stop = next(stops, None)
+            try:
+                with plan.reading:
+                    stop = next(stops, None)
+                    turn = _read(stop, measure, guard) if isinstance(stop, Stop) else stop
+                if isinstance(turn, _Turn) and turn.later is not None and turn.later.size < WORTH:
+                    turn.result(guard)
+            except Exception as error:
+                failed = error  # it is raised when its turn comes
+                break
             if stop is None:
                 break
-            if isinstance(stop, Found):
-                turns.append(stop)
-            else:
-                turn = _Turn(stop)
-                with stop, guard(stop):
-                    with plan.reading:
-                        found = measure(stop)
-                    turns.append(turn)
-                    turn.rows, turn.later = (None, found) if isinstance(found, Later) else (found, None)
-                    del found
-                if turn.later is not None:
-                    if alone is not None:
-                        others.begin(alone)
-                        alone = None
-                    if not others.share(turn.later):
-                        others.wait_for(ROOM)
-                        turn.result(guard)
-                    elif others.busy():
-                        others.begin(turn)
-                    else:
-                        alone = turn
-            while turns and (isinstance(turns[0], Found) or turns[0].ready()):
+            if turn is None:  # the stop is left out
+                continue
+            turns.append(turn)
+            if isinstance(turn, _Turn) and turn.later is not None:
+                if alone is not None:
+                    others.begin(alone)
+                    alone = None
+                if not others.share(turn.later):
+                    others.wait_for(ROOM)
+                elif others.busy():
+                    others.begin(turn)
+                else:
+                    alone = turn
+            while turns and turns[0] is not alone and _ready(turns[0]):
                 yield from _taken(turns, guard)
         while turns:
             yield from _taken(turns, guard)
+        if failed is not None:
+            raise failed
     finally:
         others.close()
+
+
+def _read(stop: Stop, measure: Measure, guard: Guard) -> _Turn | None:
+    with stop, guard(stop):
+        found = measure(stop)
+        return _Turn(stop, later=found) if isinstance(found, Later) else _Turn(stop, found)
+    return None  # the stop kept an error to itself
+
+
+def _ready(turn: _Turn | Found) -> bool:
+    """Return whether a turn can be taken without waiting: by what is there, or by this thread, as no other has it."""
+    return isinstance(turn, Found) or turn.future is None or turn.future.done()
 
 
 def _taken(turns: deque[_Turn | Found], guard: Guard) -> Iterator[tuple[Stop, Rows] | Found]:

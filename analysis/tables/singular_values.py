@@ -72,7 +72,7 @@ def singular_values(
     return walk.frame(blocks, [*LABELS, "step", "index", "singular_value", "share", "tolerance"])
 
 
-def _of_step(stop: Stop, top: int | None) -> Rows | Later:
+def _of_step(stop: Stop, top: int | None) -> Later:
     update, labels = update_at(stop), stop.labels | {"step": stop.step}
 
     def rows() -> Rows:

@@ -74,7 +74,7 @@ def spectra_table(
     return walk.frame(rows, [*LABELS, "step", "group", *wanted, "route", *([] if allowed is None else ["error"])])
 
 
-def _of_step(stop: Stop, wanted: Sequence[str], groups: bool, approximate: float | None) -> Rows | Later:
+def _of_step(stop: Stop, wanted: Sequence[str], groups: bool, approximate: float | None) -> Later:
     shape = stop.run.shape(stop.module)
     stop.where = f"of shape {shape}, at step {stop.step}"
     updates = {"update": update_at(stop)}

@@ -22,7 +22,6 @@ from deltaw.analysis.tables.run import Run
 from deltaw.analysis.tables.stop import Later, Rows, Stop
 
 _MATRICES = 6  # in float64, while a spectrum is computed
-_WORTH = 2**22  # bytes from which it is worth another thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +61,9 @@ class Update:
         return operand("update", self.dense if self.factors is None else self.factors)
 
 
-def rows_of(updates: Iterable[Update], make: Callable[[], Rows]) -> Rows | Later:
-    """Return rows that are made of spectra of some updates: now, or, where matrices are large, as `Later`."""
-    size = _MATRICES * 8 * sum(update.dense.numel() for update in updates if update.dense is not None)
-    return Later(make, size) if size >= _WORTH else make()
+def rows_of(updates: Iterable[Update], make: Callable[[], Rows]) -> Later:
+    """Return rows that are to be made of spectra of some updates."""
+    return Later(make, _MATRICES * 8 * sum(update.dense.numel() for update in updates if update.dense is not None))
 
 
 def update_at(stop: Stop, run: Run | None = None, step: int | None = None) -> Update:

@@ -48,7 +48,7 @@ def run(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _small_is_worth_it(monkeypatch):
-    monkeypatch.setattr(updates, "_WORTH", 1)
+    monkeypatch.setattr(ahead, "WORTH", 1)
 
 
 def test_the_tables_are_the_same_to_the_bit(run, monkeypatch):
@@ -146,6 +146,32 @@ def test_an_error_is_that_of_the_first_stop_and_says_where(run, threads):
         table(run, make)
     assert done[:4] == [run.modules[0]] * 2 + [run.modules[1]] * 2 or set(done) >= set(run.modules[:2])
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("deltaw-matrix")]
+
+
+@pytest.mark.parametrize("where", ["read", "measured"])
+def test_what_stands_before_an_error_is_there_and_no_later_error_comes_first(run, threads, where):
+    def measure(stop):
+        place = 2 * run.modules.index(stop.module) + stop.step - 1
+        if where == "read" and place == 5:
+            raise NonFiniteError("five")
+
+        def make():
+            sleep(0.02 if place == 3 else 0)
+            if place in (5, 6) or (where == "measured" and place == 4):
+                raise NonFiniteError({4: "four", 5: "five", 6: "six"}[place])
+            return [stop.labels | {"value": place}]
+
+        return Later(make, 1)
+
+    values = []
+
+    def collect():
+        for found in Walk([run], "values", at_steps(None)).measured(measure):
+            values.append(found.rows[0]["value"])
+
+    with pytest.raises(NonFiniteError, match="five" if where == "read" else "four"):
+        collect()
+    assert values == list(range(5 if where == "read" else 4))
 
 
 def test_a_weight_that_is_damaged_is_named(tmp_path, threads):
