@@ -322,6 +322,11 @@ def _changes(
     axis: Axis | None = None,
 ) -> pd.DataFrame:
     runs, axes = open_runs(paths), AXES if axis is None or axis in AXES else (axis,)
+    if pairs in ("consecutive", "initial") and all(len(run.steps) < 2 for run in runs):
+        raise OptionError(
+            f"{runs[0].path}: has {len(runs[0].steps)} recorded step, and this figure compares two; choose one of"
+            " changes since the base weights: layers, cloud, blocks, heads"
+        )
     options: dict[str, Any] = {"progress": True, "work": work or HERE}
     frames = [changes_table([run], pairs, axes, modules=modules_of_kind(run, kind, modules), **options) for run in runs]
     return told(joined(frames), runs)

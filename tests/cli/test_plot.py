@@ -258,3 +258,13 @@ def test_every_choice_of_a_figure_can_be_drawn(name, runs, tmp_path, capsys) -> 
                 out = tmp_path / f"{choice}.svg"
                 code, _, err = call(capsys, "plot", name, *runs, f"--{option.name}", choice, "-o", out)
                 assert (code, out.exists()) == (0, True), err
+
+
+@pytest.mark.parametrize("name", ["symmetry", "updates"])
+def test_a_run_of_one_step_is_sent_to_the_figures_that_it_has(name, tmp_path, capsys) -> None:
+    model = nn.ModuleDict({"query": nn.Linear(6, 6)})
+    with Recorder(model, tmp_path / "one") as recorder:
+        recorder.step(3)
+    code, _, err = call(capsys, "plot", name, tmp_path / "one", "-o", tmp_path / "a.png")
+    assert code == 2
+    assert "has 1 recorded step, and this figure compares two; choose one of changes since the base" in err

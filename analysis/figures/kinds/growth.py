@@ -79,6 +79,9 @@ def growth(
     require_columns(frame, COLUMNS, SOURCE)
     rows, chosen = select(frame, kind, methods)
     shown = {name: label for name, label in _MEASURES.items() if measure in (None, name)}
+    if measure is None:  # of one step there is no rate
+        known = {name: label for name, label in shown.items() if rows[name].notna().any()}
+        shown = known or shown
     begun = rows[rows[list(shown)].notna().any(axis=1)]  # not a first step without an update
     return draw_curves(
         rows if begun.empty else begun,

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from deltaw.adapters.errors import OptionError
 from deltaw.analysis.figures import growth
 from deltaw.analysis.figures.kinds.growth import COLUMNS
 
@@ -35,3 +36,11 @@ def test_a_first_step_without_rates_is_left_out(frame):
     without.loc[without["step"] == 10, ["entropy_rate", "growth", "unevenness"]] = np.nan
     assert list(growth(without, measure="growth", over="training").axes[0].lines[0].get_xdata()) == [20, 30]
     assert list(growth(without, measure="entropy", over="training").axes[0].lines[0].get_xdata()) == [10, 20, 30]
+
+
+def test_one_checkpoint_has_an_entropy_and_no_rate(frame):
+    one = frame[frame["step"] == frame["step"].max()].assign(entropy_rate=float("nan"), growth=None, unevenness=None)
+    figure = growth(one)
+    assert [ax.get_ylabel() for ax in figure.axes] == ["entropy of σ"]
+    with pytest.raises(OptionError, match="no row has a finite growth"):
+        growth(one, measure="growth")
