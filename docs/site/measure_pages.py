@@ -31,12 +31,15 @@ MEASURES = {
             "Both are means of what is never negative: ΔM does not say whether vectors grew or shrank.",
             "ΔD near 0 cannot be told in float32 by 1 − cos(a, b) as it is written; here it is computed from b − a.",
         ),
+        chance="An update of independent normal entries that is small, with ε = ‖ΔW‖_F/‖W₀‖_F, has ΔD = ε²/2 and"
+        " ΔM = ε √(2/(πn)) times the mean norm of the vectors, each of n entries.",
         table='run.changes("base")',
         figures=("symmetry", "updates", "layers"),
     ),
     "change.changes": Note(
         "magnitude-and-direction",
         ("Both axes at once, from one pass over the matrices; as `change`.",),
+        chance="As of `change`.",
         table='run.changes("consecutive")',
         figures=("symmetry", "distribution", "heatmap"),
     ),
