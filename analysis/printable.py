@@ -66,6 +66,21 @@ def html_table(title: str, rows: Iterable[tuple[object, object]]) -> str:
     return f"<table><caption>{_cell(title)}</caption>{cells}</table>"
 
 
+def html_rows(title: str, head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table with a heading over each column for a notebook; every text is escaped.
+
+    Example:
+        >>> print(html_rows("Claims", ["it says"], [["r > 0"]]))
+        <table><caption>Claims</caption><tr><th>it says</th></tr><tr><td>r &gt; 0</td></tr></table>
+    """
+    lines = [
+        [f"<th>{_cell(name)}</th>" for name in head],
+        *([f"<td>{_cell(cell)}</td>" for cell in row] for row in rows),
+    ]
+    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in lines)
+    return f"<table><caption>{_cell(title)}</caption>{body}</table>"
+
+
 def _cell(value: object) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return html.escape(printable(text))

@@ -143,7 +143,9 @@ class Trajectory(RunTables):
         return f"Trajectory({where!r}, {self.method}, {len(self.modules)} modules, {len(self.steps)} steps)"
 
     def _repr_html_(self) -> str:
-        steps = f"{len(self.steps)}, from {self.steps[0]} to {self.steps[-1]}" if self.steps else "none"
+        steps = f"{len(self.steps)}, from {self.steps[0]} to {self.steps[-1]}" if len(self.steps) > 1 else "1"
+        if not self.steps:
+            steps = "none"
         shapes = sorted({f"{rows}×{columns}" for rows, columns in self.source.shapes.values()})
         listed = ", ".join(self.modules[:3]) + (", …" if len(self.modules) > 3 else "")
         rows = {

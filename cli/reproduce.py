@@ -49,7 +49,13 @@ def _methods(*default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
 @click.group("reproduce", cls=Group)
 def command() -> None:
-    """Train, record, analyse, plot, and hold the result against the paper."""
+    """Train, record, analyse, plot, and hold the result against the paper.
+
+    \b
+    Example:
+      deltaw reproduce bora --out demo      # offline, in minutes
+      deltaw reproduce all --out papers
+    """
 
 
 @command.command("bora")

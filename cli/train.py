@@ -15,7 +15,13 @@ from deltaw.cli.vl_options import PICTURES, RANK_DEFAULT, vl_options
 
 @click.group("train", cls=Group)
 def command() -> None:
-    """Fine-tune a model with a method, and record how its weights move."""
+    """Fine-tune a model with a method, and record how its weights move.
+
+    \b
+    Example:
+      deltaw train cola --method bora --out runs/bora      # offline, in minutes
+      deltaw train vl --method dora --out runs/dora
+    """
 
 
 @command.command("cola")

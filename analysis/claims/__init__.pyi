@@ -6,6 +6,7 @@ from .checking import check_claims as check_claims
 from .claim import Claim as Claim
 from .claim import Outcome as Outcome
 from .claim import Verdict as Verdict
+from .claim import Verdicts as Verdicts
 from .claim import claims_json as claims_json
 from .claim import claims_markdown as claims_markdown
 from .claim import claims_table as claims_table

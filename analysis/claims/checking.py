@@ -10,7 +10,7 @@ from deltaw.analysis.records.foreign.base import BaseLike
 from deltaw.analysis.tables.work import chosen_work
 
 if TYPE_CHECKING:
-    from deltaw.analysis.claims.claim import Outcome
+    from deltaw.analysis.claims.claim import Verdicts
     from deltaw.analysis.claims.pack import Pack
     from deltaw.analysis.runs import Paths
 
@@ -28,7 +28,7 @@ def check_claims(
     engine: str | None = None,
     address: str | None = None,
     cache: bool = True,
-) -> "list[Outcome]":
+) -> "Verdicts":
     """Hold the claims of a pack, or of several, against recorded runs of one experiment.
 
     Arguments:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
-from deltaw.analysis.printable import html_table
+from deltaw.analysis.printable import html_rows, html_table
 
 Verdict = Literal["agrees", "disagrees", "unclear"]
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
@@ -64,6 +64,21 @@ class Outcome:
         return html_table("Claim", said.items())
 
 
+class Verdicts(list[Outcome]):
+    """Outcomes of claims, which a notebook shows as a table: the count, and those that could be checked."""
+
+    def _repr_html_(self) -> str:
+        checked = [outcome for outcome in self if not outcome.missing]
+        head = ["it says", "where", "verdict", "measured", "paper"]
+        rows = [
+            (o.claim.sentence, f"{o.claim.paper}, {o.claim.source}", o.verdict, format_number(o), _paper_number(o))
+            for o in checked
+        ]
+        left = len(self) - len(checked)
+        missing = f" {left} more need runs that are not here." if left else ""
+        return html_rows(f"{count_line(checked)}{missing}", head, rows)
+
+
 def claims_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return the outcomes as plain data, one flat object each.
 
@@ -116,7 +131,7 @@ def claims_markdown(outcomes: Sequence[Outcome]) -> str:
             outcome.rule,
             format_number(outcome),
             f"**{outcome.verdict}**",
-            "" if outcome.claim.paper_number is None else f"{outcome.claim.paper_number:g}",
+            _paper_number(outcome),
             outcome.note,
         ]
         for outcome in outcomes
@@ -154,7 +169,7 @@ def claims_table(outcomes: Sequence[Outcome], width: int | None = None) -> str:
                 outcome.claim.source,
                 outcome.verdict,
                 outcome.note if _noted(outcome, width) else format_number(outcome),
-                "" if outcome.claim.paper_number is None else f"{outcome.claim.paper_number:g}",
+                _paper_number(outcome),
             )
             for outcome in outcomes
             if outcome.claim.paper == paper
@@ -190,6 +205,10 @@ def unclear_lines(outcomes: Sequence[Outcome], most: int = 6) -> list[str]:
     lines = [f"{count} claim{'' if count == 1 else 's'}: {note}" for note, count in notes.most_common(most)]
     left = sum(notes.values()) - sum(count for _, count in notes.most_common(most))
     return [*lines, f"{left} claims: other reasons"] if left else lines
+
+
+def _paper_number(outcome: Outcome) -> str:
+    return "" if outcome.claim.paper_number is None else f"{outcome.claim.paper_number:g}"
 
 
 def format_number(outcome: Outcome) -> str:

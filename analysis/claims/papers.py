@@ -8,7 +8,7 @@ from deltaw.adapters.errors import OptionError
 from deltaw.analysis.claims.found import PACKS, find_pack
 
 if TYPE_CHECKING:
-    from deltaw.analysis.claims.claim import Outcome
+    from deltaw.analysis.claims.claim import Verdicts
     from deltaw.analysis.claims.evidence import Evidence
     from deltaw.analysis.claims.pack import Pack
     from deltaw.analysis.claims.rules import Check
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PAPERS = ("dora", "bora", "sbora", "dual-lora")
 
 
-def claims(evidence: "Evidence", papers: "Sequence[str | Pack] | None" = None) -> "list[Outcome]":
+def claims(evidence: "Evidence", papers: "Sequence[str | Pack] | None" = None) -> "Verdicts":
     """Hold the claims of some papers against recorded runs; the rules stand in ``deltaw.analysis.claims.rules``.
 
     Arguments:
@@ -37,9 +37,10 @@ def claims(evidence: "Evidence", papers: "Sequence[str | Pack] | None" = None) -
         >>> {outcome.verdict for outcome in outcomes}, outcomes[0].note
         ({'unclear'}, 'missing: a run of sbora-fa')
     """
+    from deltaw.analysis.claims.claim import Verdicts
     from deltaw.analysis.claims.rules import decide
 
-    return [decide(check) for check in all_checks(evidence, papers)]
+    return Verdicts(decide(check) for check in all_checks(evidence, papers))
 
 
 def all_checks(evidence: "Evidence", papers: "Sequence[str | Pack] | None" = None) -> "Iterator[Check]":

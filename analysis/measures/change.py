@@ -80,8 +80,8 @@ class Change:
         rows = [
             ("ΔM", self.delta_m),
             ("ΔD", self.delta_d),
-            ("undefined", self.undefined),
-            ("nonfinite", self.nonfinite),
+            ("vectors without a direction", self.undefined),
+            ("vectors with NaN or infinity", self.nonfinite),
         ]
         count = len(self.magnitude)
         return html_table(f"Change of {count} vector{'s' * (count != 1)}, axis {self.axis}", rows)

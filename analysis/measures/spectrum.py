@@ -61,8 +61,14 @@ class Spectrum:
         )
 
     def _repr_html_(self) -> str:
-        names = ["rank", "stable_rank", "effective_rank", "spectral", "frobenius", "nuclear", "tolerance", "route"]
-        rows = [(name.replace("_", " "), getattr(self, name)) for name in names]
+        words = {
+            "spectral": "σ₁, the spectral norm",
+            "frobenius": "‖ΔW‖, the Frobenius norm",
+            "nuclear": "Σσ, the nuclear norm",
+            "tolerance": "σ above this count",
+        }
+        names = ["rank", "stable_rank", "effective_rank", *words, "route"]
+        rows = [(words.get(name, name.replace("_", " ")), getattr(self, name)) for name in names]
         return html_table(f"Spectrum of {len(self.singular_values)} singular values", rows)
 
     @property

@@ -295,3 +295,20 @@ def test_every_command_has_both_volumes():
     for name in ("changes", "plot"):
         options = {flag for p in app.get_command(context, name).params for flag in p.opts}
         assert {"-q", "--quiet", "-v", "--verbose"} <= options
+
+
+def commands(group, words=()):
+    """Every command below a group, with the words that call it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield (*words, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*words, name))
+
+
+def test_every_help_has_an_example_and_no_sentence_is_cut(capsys):
+    for words, _ in commands(app):
+        out = call(capsys, *words, "--help")[1]
+        assert "Example:\n" in out, words
+        assert not [line for line in out.splitlines() if line.endswith("...") and "Usage" not in line], words

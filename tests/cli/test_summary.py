@@ -1,6 +1,8 @@
 """Short answers in the terminal: what is shown of a long table, and that nothing is lost."""
 
 import json
+import sys
+from importlib.metadata import version
 
 import pandas as pd
 import pytest
@@ -10,7 +12,8 @@ from torch import nn
 
 from deltaw.adapters import LoRA, inject
 from deltaw.analysis import Trajectory
-from deltaw.cli import main
+from deltaw.cli import Verbs, main
+from deltaw.cli.doctor import examined
 from deltaw.cli.summary import fitted
 from deltaw.trainers import Recorder
 
@@ -111,6 +114,31 @@ def test_doctor_says_what_is_here_and_what_is_missing(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "pip install 'deltaw[train]': lacks nowhere" in out
     assert "lacks torch >=99 (here" in out
+
+
+def test_doctor_follows_the_extras_that_an_extra_names(monkeypatch):
+    """An environment with all of vl but what train brings was called ready for `train vl`."""
+    monkeypatch.setattr(
+        "deltaw.cli.doctor.requires",
+        lambda _: ['deltaw[train]; extra == "vl"', 'nowhere>=1; extra == "train"', 'torch>=1; extra == "vl"'],
+    )
+    states = {verb["what"]: verb["state"] for verb in examined()["verbs"]}
+    assert states["train vl, reproduce dora|all"] == "pip install 'deltaw[vl]': lacks nowhere"
+
+
+def test_doctor_tells_a_library_that_cannot_be_loaded(monkeypatch, capsys):
+    """It ended in a traceback, where it is asked what is wrong."""
+    monkeypatch.setitem(sys.modules, "deltaw.adapters.compiled.loops", None)
+    assert main(["doctor"]) == 1
+    assert "numba" in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("broken"))
+
+
+def test_doctor_names_what_s3_needs_and_every_verb(monkeypatch):
+    monkeypatch.setattr("deltaw.cli.doctor._version", lambda name: None if name == "s3fs" else version(name))
+    states = {verb["what"]: verb["state"] for verb in examined()["verbs"]}
+    assert states["runs at s3://"] == "pip install s3fs: lacks s3fs"
+    said = " ".join(states)
+    assert not [verb for verb in Verbs.names if verb not in said and verb != "doctor"]
 
 
 def test_layers_stand_in_their_order_whatever_the_files(tmp_path, capsys):
