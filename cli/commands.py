@@ -9,7 +9,6 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-
 WHOLE = 10_000  # characters of a help: none is cut
 
 

@@ -1,7 +1,8 @@
 """Run every notebook from the first cell to the last, in an empty folder: ``python notebooks/run.py [NAME …]``.
 
 The notebooks keep their outputs, so that their pictures are seen where they are read. ``--write`` makes these anew;
-without it the files stay as they are, and a run fails where a cell gives another kind of output than it keeps.
+without it the files stay as they are, and a run fails where a cell gives another kind of output than it keeps, or other
+words: numbers may differ, as they do from one machine to another.
 
 A notebook names the extras that it needs in its first cell, as `deltaw[vl,notebook]`. Here it finds the libraries of
 these extras and no others, though more are installed.
@@ -37,6 +38,7 @@ ENVIRONMENT = {  # of the kernel: outputs must not depend on the terminal, the n
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
 }
+NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 # Runs in the kernel before the first cell: libraries of other extras are not found.
 HIDE = """
 import sys
@@ -153,6 +155,16 @@ def kinds(notebook: Any) -> list[list[str]]:
     ]
 
 
+def words(notebook: Any) -> list[list[str]]:
+    """Return for each code cell the words it prints, sorted: numbers and the order of rows depend on the machine."""
+    found = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+            found.append(sorted(NUMBER.sub("#", " ".join(texts)).split()))
+    return found
+
+
 def main() -> int:
     """Print a line a notebook; return 1 where one of them fails."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -164,7 +176,7 @@ def main() -> int:
         if given.names and not path.name.startswith(tuple(given.names)):
             continue
         notebook = nbformat.read(path, as_version=4)
-        kept = kinds(notebook)
+        kept = kinds(notebook), words(notebook)
         start = time.perf_counter()
         verdict = "ran"
         with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +188,7 @@ def main() -> int:
                 elif given.write:
                     path.write_text(text, encoding="utf-8")
                     verdict = f"written, {len(text.encode()):,} bytes"
-                elif kinds(notebook) != kept:
+                elif (kinds(notebook), words(notebook)) != kept:
                     verdict = f"FAILED: other outputs than it keeps; python notebooks/run.py --write {path.stem}"
             except CellExecutionError as error:
                 verdict = f"FAILED: {error.ename}: {error.evalue}\n{error.traceback}"

@@ -94,3 +94,15 @@ def test_a_picture_is_made_smaller_and_the_same_each_time():
     assert smaller == RUN["smaller"](picture)
     assert len(smaller) < len(picture)
     assert Image.open(io.BytesIO(base64.b64decode(smaller))).size == (256, 256)
+
+
+def test_words_that_changed_are_seen_and_numbers_are_not():
+    """A run compared the kinds of outputs alone, so that an output of older code could stay for ever."""
+
+    def printed(text):
+        cell = nbformat.v4.new_code_cell("x", outputs=[nbformat.v4.new_output("stream", text=text)])
+        return RUN["words"](nbformat.v4.new_notebook(cells=[cell]))
+
+    assert printed("lora: loss 0.078 after 1,200 steps") == printed("lora: loss -7e-05 after 120 steps")
+    assert printed("layers.1.q 0.5\nlayers.10.v 3\n") == printed("layers.2.v 0.25\nlayers.7.q 1e3\n")
+    assert printed("peft.r: 4 | 8") != printed("rank: 4 | 8")

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from importlib.metadata import version
 
 import pandas as pd
 import pytest
@@ -12,8 +11,7 @@ from torch import nn
 
 from deltaw.adapters import LoRA, inject
 from deltaw.analysis import Trajectory
-from deltaw.cli import Verbs, main
-from deltaw.cli.doctor import examined
+from deltaw.cli import Verbs, doctor, main
 from deltaw.cli.summary import fitted
 from deltaw.trainers import Recorder
 
@@ -122,7 +120,7 @@ def test_doctor_follows_the_extras_that_an_extra_names(monkeypatch):
         "deltaw.cli.doctor.requires",
         lambda _: ['deltaw[train]; extra == "vl"', 'nowhere>=1; extra == "train"', 'torch>=1; extra == "vl"'],
     )
-    states = {verb["what"]: verb["state"] for verb in examined()["verbs"]}
+    states = {verb["what"]: verb["state"] for verb in doctor.examined()["verbs"]}
     assert states["train vl, reproduce dora|all"] == "pip install 'deltaw[vl]': lacks nowhere"
 
 
@@ -134,8 +132,9 @@ def test_doctor_tells_a_library_that_cannot_be_loaded(monkeypatch, capsys):
 
 
 def test_doctor_names_what_s3_needs_and_every_verb(monkeypatch):
-    monkeypatch.setattr("deltaw.cli.doctor._version", lambda name: None if name == "s3fs" else version(name))
-    states = {verb["what"]: verb["state"] for verb in examined()["verbs"]}
+    real = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "s3fs" else real(name))
+    states = {verb["what"]: verb["state"] for verb in doctor.examined()["verbs"]}
     assert states["runs at s3://"] == "pip install s3fs: lacks s3fs"
     said = " ".join(states)
     assert not [verb for verb in Verbs.names if verb not in said and verb != "doctor"]
