@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from deltaw.analysis.records.source import Shape, Source, State
 from deltaw.analysis.records.storage.atomic import atomic_write, make_folder, write_text
 from deltaw.analysis.tables.run import Steps
 from deltaw.analysis.tables.walk import chosen_steps
+from deltaw.analysis.tables.work import How, work_from
 from deltaw.analysis.trajectory import Trajectory
 
 if TYPE_CHECKING:  # tables are made with pandas, weights are read without
@@ -228,6 +229,7 @@ def interpolation_table(
     modules: Sequence[str] | None = None,
     measures: Sequence[str] | None = ("frobenius", "spectral", "stable_rank", "effective_rank"),
     base: BaseLike = None,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return the norms and ranks of the update along the straight line between two runs.
 
@@ -239,6 +241,7 @@ def interpolation_table(
         ts: The points.
         modules: Glob patterns over the modules that both have; ``None`` for all.
         measures: As in `Trajectory.spectra`.
+        device, …: As in `singular_values`.
 
     Returns:
         One row a point, module and step: t, and the columns of ``Trajectory.spectra``.
@@ -252,9 +255,10 @@ def interpolation_table(
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
         raise OptionError(f"ts is {ts!r}; pass a list of numbers, as [0, 0.5, 1]")
     runs = [run if isinstance(run, Trajectory) else Trajectory.open(run, base=base) for run in (first, second)]
-    frames = []
+    frames, how = [], vars(work_from(work))
     for t in ts:
-        frame = interpolated(runs[0], runs[1], t, steps=steps).spectra(modules=modules, measures=measures, cache=False)
+        between = interpolated(runs[0], runs[1], t, steps=steps)
+        frame = between.spectra(modules=modules, measures=measures, **how)
         frame.insert(0, "t", float(t))
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 
@@ -19,7 +19,7 @@ from deltaw.analysis.tables.comparison import comparison_table
 from deltaw.analysis.tables.frame import notes_of
 from deltaw.analysis.tables.registry import TABLES
 from deltaw.analysis.tables.walk import no_stops
-from deltaw.analysis.tables.work import HERE, Work, chosen_work
+from deltaw.analysis.tables.work import HERE, How, Work, chosen_work
 from deltaw.analysis.trajectory import Trajectory
 
 Paths = str | Path | Trajectory | Sequence[str | Path | Trajectory]
@@ -146,14 +146,14 @@ def compare(
     modules: Sequence[str] | None = None,
     rank: int = 8,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return how two runs, models or adapters differ: one row a matrix that both have.
 
     Arguments:
         first, second: Opened runs, or what ``open`` takes; the same one for two of its steps.
         base: W₀, where the runs do not hold it.
-        step_first, step_second, modules, rank, progress, work: As in `comparison_table`.
+        step_first, step_second, modules, rank, progress, device, …: As in `comparison_table`.
 
     Returns:
         See `deltaw.analysis.tables.comparison.comparison_table`. ``attrs["settings"]`` lists [name, first, second] of
@@ -166,7 +166,7 @@ def compare(
     opened = [run if isinstance(run, Trajectory) else Trajectory.open(run, base=base) for run in (first, second)]
     one, two = opened
     options: dict[str, Any] = {"step_first": step_first, "step_second": step_second, "modules": modules, "rank": rank}
-    frame = comparison_table(one, two, **options, progress=progress, work=work)
+    frame = comparison_table(one, two, **options, progress=progress, **work)
     frame.attrs["settings"] = differing(settings(one), settings(two))
     for name, run, other in (("only_first", one, two), ("only_second", two, one)):
         frame.attrs[name] = [module for module in run.modules if module not in set(other.modules)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from deltaw.analysis.tables.run import LABELS, Budget, Run, Spread, Steps
 from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.updates import Update, update_at
 from deltaw.analysis.tables.walk import Walk, at_steps, chosen_modules, some
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 UNIFORM = 1 / (2 * math.sqrt(3))  # the standard deviation of rounding to the nearest, in units of eps
 
@@ -52,7 +52,7 @@ def advice_table(
     drop: bool = False,
     scaling: float | None = None,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return a rank for every module, by what its update's singular values say.
 
@@ -85,7 +85,7 @@ def advice_table(
         drop: Give modules that hardly moved rank 0: no adapter.
         scaling: s of the adapters to come; ``None`` for the one that was trained, 1 where there is none.
         progress: Show a progress bar.
-        work: Where and how it is done.
+        device, jobs, engine, address, cache: As in `Work`, the last ``False`` by default; or ``work``, one of those.
 
     Returns:
         One row a module: run, method, module, layer, kind, step, of ("update", or "product" for s·B A alone), rows,
@@ -108,7 +108,7 @@ def advice_table(
     most = None if most is None else whole_number("most", most, max(1, least))
     _check(rule, together, parameters, spread, hardly, scaling, at)
     steps: Steps = "last" if step is None else [step]
-    walk = Walk(runs, "advice", at_steps(steps), modules, progress=progress, work=work)
+    walk = Walk(runs, "advice", at_steps(steps), modules, progress=progress, work=work_from(work))
     for run in some(runs):
         _check_split(run, chosen_modules(run.modules, modules))
     rows = walk.rows(_of_module)

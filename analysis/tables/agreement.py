@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import torch
@@ -25,7 +25,7 @@ from deltaw.analysis.tables.run import Run, Steps
 from deltaw.analysis.tables.stop import Stop, located
 from deltaw.analysis.tables.updates import update_at
 from deltaw.analysis.tables.walk import Walk, chosen_modules, chosen_steps, some
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 PAIR = ["run_first", "run_second", "step_first", "step_second"]
@@ -47,7 +47,7 @@ def update_agreement(
     signs: bool = True,
     visible: str | None = "bfloat16",
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return how far the updates of every two of some runs agree, for every module that all of them have.
 
@@ -62,7 +62,7 @@ def update_agreement(
         signs: Whether signs are compared.
         visible: The dtype in which changes are to be visible: "bfloat16", "float16", "float32", or ``None`` for none.
         progress: Show a progress bar.
-        work: Where and how it is done.
+        device, jobs, engine, address, cache: As in `Work`, the last ``False`` by default; or ``work``, one of those.
 
     Returns:
         One row a module, pair of runs and step: module, layer, kind, entries (out·in), run_first, run_second,
@@ -95,11 +95,11 @@ def update_agreement(
         lambda _: [(None, of_all[0]) for of_all in at],
         lambda _: chosen,
         progress=progress,
-        work=work,
+        work=work_from(work),
     )
     beside = {str(of_all[0]): list(of_all) for of_all in at}
     measure = partial(
-        _of_module, others=others, beside=beside, k=k, with_signs=signs, visible=visible, device=work.device
+        _of_module, others=others, beside=beside, k=k, with_signs=signs, visible=visible, device=walk.work.device
     )
     columns = [*COSINE, *(_SIGNS if signs else []), *(_ENERGY if k else []), *(_MASKS if visible else [])]
     frame = walk.frame(walk.rows(measure), ["module", "layer", "kind", "entries", *PAIR, *columns])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.subspaces import checked_ranks
 from deltaw.analysis.tables.updates import update_at
 from deltaw.analysis.tables.walk import Walk, at_steps
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 _NUMBERS = ["weight_norm", "update_norm", "share", "projected", "projected_own", "projected_random"]
 
@@ -27,14 +27,14 @@ def amplification_table(
     steps: Steps = "last",
     modules: Sequence[str] | None = None,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return LoRA's amplification factor of every module, step and rank, with what it is compared with.
 
     Arguments:
         runs: Opened runs.
         ranks: The numbers r of directions of ΔW.
-        steps, modules, progress, work: As in `singular_values`.
+        steps, modules, progress, device, …: As in `singular_values`.
 
     Returns:
         One row each: run, method, module, layer, kind, step, rank, directions (how many ΔW has), weight_norm,
@@ -48,7 +48,7 @@ def amplification_table(
     Source:
         Hu et al. 2022 (LoRA), section 7.3, table 7.
     """
-    walk = Walk(runs, "amplification", at_steps(steps), modules, progress=progress, work=work)
+    walk = Walk(runs, "amplification", at_steps(steps), modules, progress=progress, work=work_from(work))
     rows = walk.rows(partial(_of_step, ranks=ranks))
     return walk.frame(rows, [*LABELS, "step", "rank", "directions", *_NUMBERS, "amplification"])
 

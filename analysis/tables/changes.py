@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from deltaw.analysis.tables.one_pass import Stops, in_one_pass
 from deltaw.analysis.tables.run import LABELS, PairKind, Pairs, Run, Step
 from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.walk import Walk, pairs_by_kind
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 
 def changes_table(
@@ -25,7 +25,7 @@ def changes_table(
     heads: Heads = None,
     allow_nonfinite: bool = False,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return ΔM and ΔD of every module, pair of steps and axis.
 
@@ -43,7 +43,7 @@ def changes_table(
             the run's configuration does not say them.
         allow_nonfinite: Go on where a weight holds NaN or infinity.
         progress: Show a progress bar.
-        work: Where and how it is done.
+        device, jobs, engine, address, cache: As in `Work`, the last ``False`` by default; or ``work``, one of those.
 
     Returns:
         One row each, with the columns run, method, module, layer, kind, pairs (where several kinds are asked for),
@@ -64,7 +64,7 @@ def changes_table(
 
     by_module: dict[tuple[int, str], dict[tuple[Step, int], list[dict[str, Any]]]] = {}
     counts, chosen = counts_of(heads), checked_axes(axes)
-    walk = Walk(runs, "changes", stops, modules, unit="pair", progress=progress, work=work)
+    walk = Walk(runs, "changes", stops, modules, unit="pair", progress=progress, work=work_from(work))
     for found in walk.measured(partial(_of_pair, axes=chosen, heads=counts, allow_nonfinite=allow_nonfinite)):
         by_module.setdefault((id(found.run), found.module), {})[found.step_from, found.step] = found.rows
     rows = [

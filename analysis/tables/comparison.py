@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from deltaw.analysis.tables.run import Run, Steps
 from deltaw.analysis.tables.stop import Stop, located
 from deltaw.analysis.tables.updates import update_at
 from deltaw.analysis.tables.walk import Walk, chosen_steps, common_modules
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 _WEIGHTS = ["delta_m_row", "delta_d_row", "delta_m_column", "delta_d_column"]
 _UPDATES = ["norm_first", "norm_second", "difference", "relative", "cosine", "cosine_chance"]
@@ -39,7 +39,7 @@ def comparison_table(
     modules: Sequence[str] | None = None,
     rank: int = 8,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return how far two runs are apart, one row a matrix that both have.
 
@@ -50,7 +50,7 @@ def comparison_table(
         rank: How many leading directions of the updates are compared, at most; 0 for none, and then no rank either,
             which is fast where whole matrices were recorded.
         progress: Show a progress bar.
-        work: Where and how it is done.
+        device, jobs, engine, address, cache: As in `Work`, the last ``False`` by default; or ``work``, one of those.
 
     Returns:
         One row each: module, layer, kind, step_first, step_second; of the weights delta_m_row, delta_d_row,
@@ -72,10 +72,9 @@ def comparison_table(
             one, two = (f"{run.shape(module)} in {run.source.where}" for run in (first, second))
             raise ShapeError(f"{module} is {one} and {two}; pass runs of one model")
     at = _step(second, step_second), _step(first, step_first)
-    walk = Walk(
-        [first], f"comparison with {second.name}", lambda _: [at], lambda _: chosen, progress=progress, work=work
-    )
-    rows = walk.rows(partial(_of_module, other=second, rank=rank, device=work.device))
+    what = f"comparison with {second.name}"
+    walk = Walk([first], what, lambda _: [at], lambda _: chosen, progress=progress, work=work_from(work))
+    rows = walk.rows(partial(_of_module, other=second, rank=rank, device=walk.work.device))
     return walk.frame(rows, [*_LABELS, *_WEIGHTS, *_UPDATES, *(_RANKS + _SIDES if rank else [])])
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from deltaw.analysis.tables.changes import from_to
 from deltaw.analysis.tables.run import Pairs, Run
 from deltaw.analysis.tables.stop import Found, Stop
 from deltaw.analysis.tables.walk import Walk, at_pairs
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 
 def distributions(
@@ -24,7 +24,7 @@ def distributions(
     bins: int = 24,
     most: int = 5,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> Iterator[Found]:
     """Yield the distribution of every module and pair of steps; a module whose W₀ is needed and not known has none.
 
@@ -35,7 +35,7 @@ def distributions(
         bins: How many, of equal width from the smallest to the largest number.
         most: How many vectors that moved most.
         progress: Show a progress bar.
-        work: Where and how it is done.
+        device, jobs, engine, address, cache: As in `Work`, the last ``False`` by default; or ``work``, one of those.
 
     Yields:
         `Found` with four rows, for each axis and each of "m" and "d": run, method, module, layer, kind, axis, measure,
@@ -53,7 +53,7 @@ def distributions(
         None if modules is None else lambda _: modules,
         unit="pair",
         progress=progress,
-        work=work,
+        work=work_from(work),
     )
     return walk.measured(partial(_of_pair, bins=bins, most=most))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import torch
@@ -25,7 +25,7 @@ from deltaw.analysis.measures.visible import PATH_NOT_TAKEN, visible_share
 from deltaw.analysis.tables.run import LABELS, Run, Steps
 from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.walk import Walk, at_steps
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 COLUMNS = {
     "rotation": (
@@ -68,7 +68,7 @@ def geometry_table(
     measures: Sequence[str] | None = None,
     visible: Sequence[str] = ("bfloat16",),
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return how every update stands to W₀: how far it turns and moves its spectrum, where it lies, what is seen of it.
 
@@ -87,7 +87,7 @@ def geometry_table(
         visible: The dtypes in which changes are to be visible, of "bfloat16", "float16" and "float32"; also
             "path-not-taken", the rule of that paper with η = 1e-3 on the weights as they are.
         progress: Show a progress bar.
-        work: Where and how it is done.
+        device, jobs, engine, address, cache: As in `Work`, the last ``False`` by default; or ``work``, one of those.
 
     Returns:
         One row each: run, method, module, layer, kind, step, k, then of the measures
@@ -111,7 +111,7 @@ def geometry_table(
     checked_count(k, 2**62)
     wanted = _several("measures", measures, MEASURES)
     rules = _several("visible", visible, tuple(RULES)) if "visible" in wanted else []
-    walk = Walk(runs, "geometry", at_steps(steps), modules, progress=progress, work=work)
+    walk = Walk(runs, "geometry", at_steps(steps), modules, progress=progress, work=work_from(work))
     rows = walk.rows(partial(_of_step, k=k, wanted=wanted, rules=rules))
     columns = [column for name in wanted for column in COLUMNS[name]] + [_visible(rule) for rule in rules]
     return walk.frame(rows, [*LABELS, "step", "k", *columns])

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from deltaw.adapters.checks import public
 from deltaw.analysis.measures.entropy import spectral_entropy
 from deltaw.analysis.tables.run import LABELS, Run, Steps
 from deltaw.analysis.tables.singular_values import singular_values
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How
 
 _KEY = ["run", "module"]
 _GROWTH = ["step_from", "step", "index", "singular_value", "growth", "log_growth", "uncertain"]
@@ -28,7 +28,7 @@ def singular_value_growth(
     modules: Sequence[str] | None = None,
     top: int | None = None,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     r"""Return how fast each singular value of ΔW grows from one recorded step to the next.
 
@@ -41,7 +41,7 @@ def singular_value_growth(
     σ_i is the i-th largest of its step: where two cross, the index changes hands.
 
     Arguments:
-        runs, modules, top, progress, work: As in `singular_values`.
+        runs, modules, top, progress, device, …: As in `singular_values`.
         steps: These steps, ``None`` for all; two or more a run.
 
     Returns:
@@ -56,7 +56,7 @@ def singular_value_growth(
         "Uniform Spectral Growth and Convergence of Muon in LoRA-Style Matrix Factorization" (arXiv 2602.06385), the
         abstract; its sections were not read.
     """
-    frame = singular_values(runs, steps=steps, modules=modules, top=top, progress=progress, work=work)
+    frame = singular_values(runs, steps=steps, modules=modules, top=top, progress=progress, **work)
     blocks = []
     for _, rows in frame.groupby(_KEY, sort=False):
         labels = {name: rows[name].iloc[0] for name in LABELS}
@@ -91,7 +91,7 @@ def spectral_growth(
     steps: Steps = None,
     modules: Sequence[str] | None = None,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     r"""Return how evenly ΔW spreads over its directions at every step, and how evenly its singular values grow.
 
@@ -101,7 +101,7 @@ def spectral_growth(
     same share of itself.
 
     Arguments:
-        runs, steps, modules, progress, work: As in `singular_value_growth`.
+        runs, steps, modules, progress, device, …: As in `singular_value_growth`.
 
     Returns:
         One row a module and step: run, method, module, layer, kind, step, rank (how many σ are above the tolerance),
@@ -112,7 +112,7 @@ def spectral_growth(
     Raises:
         As `singular_values`.
     """
-    frame = singular_values(runs, steps=steps, modules=modules, progress=progress, work=work)
+    frame = singular_values(runs, steps=steps, modules=modules, progress=progress, **work)
     sizes = {(run.name, module): min(run.shape(module)) for run in runs for module in run.modules}
     rows: list[dict[str, Any]] = []
     for _, found in frame.groupby(_KEY, sort=False):

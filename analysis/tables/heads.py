@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from deltaw.analysis.tables.changes import from_to
 from deltaw.analysis.tables.run import LABELS, Pairs, Run
 from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.walk import Walk, at_pairs
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, Work, work_from
 
 
 @public
@@ -24,7 +24,7 @@ def head_changes(
     heads: Heads = None,
     modules: Sequence[str] | None = None,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return ΔM and ΔD of every attention head: of its rows of query, key and value, and its columns of the output.
 
@@ -33,7 +33,7 @@ def head_changes(
         pairs: "base" (W₀, t), "consecutive" (t−1, t), "initial" (first recorded step, t), or a list of pairs, with
             ``None`` for the base.
         heads: As in `changes_table`.
-        modules, progress, work: As in `singular_values`.
+        modules, progress, device, …: As in `singular_values`.
 
     Returns:
         One row each: run, method, module, layer, kind, step_from (missing for the base), step_to, part ("query",
@@ -49,7 +49,7 @@ def head_changes(
         One vector a head as DoRA's and BoRA's magnitude and direction have one a row or column; that single heads
         differ: Diffract (ICML 2026).
     """
-    return _per_block(runs, pairs, "head", heads, modules, progress, work)
+    return _per_block(runs, pairs, "head", heads, modules, progress, work_from(work))
 
 
 @public
@@ -59,12 +59,12 @@ def expert_changes(
     *,
     modules: Sequence[str] | None = None,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return ΔM and ΔD of every expert of a mixture, each of its matrices as one vector.
 
     Arguments:
-        runs, pairs, modules, progress, work: As in `head_changes`.
+        runs, pairs, modules, progress, device, …: As in `head_changes`.
 
     Returns:
         As `head_changes`, with a column expert in the place of head; part is the kind, "up", "gate" or "down".
@@ -72,7 +72,7 @@ def expert_changes(
     Raises:
         As `head_changes`.
     """
-    return _per_block(runs, pairs, "expert", None, modules, progress, work)
+    return _per_block(runs, pairs, "expert", None, modules, progress, work_from(work))
 
 
 def _per_block(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from deltaw.analysis.measures.subspace import Directions, directions
 from deltaw.analysis.tables.run import LABELS, Run, Steps
 from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.walk import Walk, at_steps
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 
 def intruder_table(
@@ -24,14 +24,14 @@ def intruder_table(
     steps: Steps = "last",
     modules: Sequence[str] | None = None,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return how like W₀'s the top k left singular vectors of W' are, one row a vector.
 
     Arguments:
         runs: Opened runs.
         k, epsilon: As in `deltaw.analysis.measures.intruders`.
-        steps, modules, progress, work: As in `singular_values`.
+        steps, modules, progress, device, …: As in `singular_values`.
 
     Returns:
         One row each: run, method, module, layer, kind, step, index (from 1), singular_value (of W'), similarity,
@@ -44,7 +44,7 @@ def intruder_table(
     Source:
         Shuttleworth et al. 2024, definition 1 and algorithm 1.
     """
-    walk = Walk(runs, "intruder dimensions", at_steps(steps), modules, progress=progress, work=work)
+    walk = Walk(runs, "intruder dimensions", at_steps(steps), modules, progress=progress, work=work_from(work))
     blocks = walk.rows(partial(_of_step, k=k, epsilon=epsilon))
     return walk.frame(blocks, [*LABELS, "step", "index", "singular_value", "similarity", "intruder"])
 

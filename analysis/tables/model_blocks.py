@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.tidy import require_columns
 from deltaw.analysis.tables.updates import update_at
 from deltaw.analysis.tables.walk import Walk, at_steps
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 COLUMNS = ("run", "method", "module", "block", "step", "norm", "base_norm", "delta_m", "delta_d")
 
@@ -30,7 +30,7 @@ def block_table(
     axis: Axis = "column",
     modules: Sequence[str] | None = None,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return how far every matrix moved from W₀, and the block of the model that it is in.
 
@@ -38,7 +38,7 @@ def block_table(
         runs: Opened runs.
         steps: The steps; "last" for each run's last, ``None`` for all that are recorded.
         axis: The vectors of ΔM and ΔD: "column", "row" or "matrix".
-        modules, progress, work: As in `singular_values`.
+        modules, progress, device, …: As in `singular_values`.
 
     Returns:
         One row each: run, method, module, layer, kind, step, block (see `block_of`), norm (‖ΔW‖_F), base_norm (‖W₀‖_F),
@@ -50,7 +50,7 @@ def block_table(
         NonFiniteError: A weight holds NaN or infinity; names module and step.
     """
     (chosen,) = checked_axes(axis)
-    walk = Walk(runs, "blocks", at_steps(steps), modules, progress=progress, work=work)
+    walk = Walk(runs, "blocks", at_steps(steps), modules, progress=progress, work=work_from(work))
     rows = walk.rows(partial(_of_step, axis=chosen))
     return walk.frame(rows, [*LABELS, "step", "block", "norm", "base_norm", "relative", "delta_m", "delta_d"])
 

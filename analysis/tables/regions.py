@@ -1,14 +1,14 @@
 """Which part of every update is not zero."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 
 from deltaw.analysis.tables.run import LABELS, Run, Steps
 from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.walk import Walk, at_steps
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 _COLUMNS = ["out", "in", "moved_rows", "moved_columns", "untouched_rows", "untouched_columns", "untouched_weights"]
 
@@ -19,7 +19,7 @@ def regions_table(
     modules: Sequence[str] | None = None,
     *,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return one row a matrix: its shape, and how much of ΔW is not zero.
 
@@ -28,7 +28,7 @@ def regions_table(
         steps: These steps, "last" for each run's last, ``None`` for all.
         modules: Glob patterns over the recorded modules; ``None`` for all.
         progress: Show a progress bar.
-        work: Where and how it is done.
+        device, jobs, engine, address, cache: As in `Work`, the last ``False`` by default; or ``work``, one of those.
 
     Returns:
         A table with the columns run, method, module, layer, kind, step, out, in, moved_rows, moved_columns (how many
@@ -37,7 +37,7 @@ def regions_table(
     Source:
         SBoRA, §3.2.
     """
-    walk = Walk(runs, "regions", at_steps(steps), modules, progress=progress, work=work)
+    walk = Walk(runs, "regions", at_steps(steps), modules, progress=progress, work=work_from(work))
     return walk.frame(walk.rows(_of_step), [*LABELS, "step", *_COLUMNS])
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import torch
@@ -14,7 +14,7 @@ from deltaw.analysis.tables.one_pass import Stops
 from deltaw.analysis.tables.run import LABELS, Run, Steps
 from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.walk import Walk, chosen_modules, chosen_steps, common_modules
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 
 def similarity_table(
@@ -25,7 +25,7 @@ def similarity_table(
     modules: Sequence[str] | None = None,
     examples: Examples = "row",
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return the CKA of W_t with W₀, or with the weights of another run at the same step.
 
@@ -37,7 +37,7 @@ def similarity_table(
         modules: Glob patterns over the modules (of both); ``None`` for all.
         examples: As in `deltaw.analysis.measures.similarity`.
         progress: Show a progress bar.
-        work: Where and how it is done.
+        device, jobs, engine, address, cache: As in `Work`, the last ``False`` by default; or ``work``, one of those.
 
     Returns:
         One row each: run, method, module, layer, kind, step, other ("base" or the run's name), step_other (missing for
@@ -60,7 +60,7 @@ def similarity_table(
     def chosen(run: Run) -> list[str]:
         return chosen_modules(run.modules, modules) if other is None else common_modules(run, other, modules)
 
-    walk = Walk(runs, "similarity", stops, chosen, progress=progress, work=work)
+    walk = Walk(runs, "similarity", stops, chosen, progress=progress, work=work_from(work))
     rows = walk.rows(partial(_of_step, other=other, examples=examples))
     columns = ["step", "other", "step_other", "examples", "similarity", "dissimilarity", "expected"]
     return walk.frame(rows, [*LABELS, *columns])

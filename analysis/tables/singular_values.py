@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from deltaw.analysis.tables.run import LABELS, Run, Steps
 from deltaw.analysis.tables.stop import Later, Rows, Stop
 from deltaw.analysis.tables.updates import rows_of, update_at
 from deltaw.analysis.tables.walk import Walk, at_steps
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 
 def singular_values(
@@ -24,7 +25,7 @@ def singular_values(
     modules: Sequence[str] | None = None,
     top: int | None = None,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return the singular values of ΔW of every module at every step: its spectrum over training.
 
@@ -38,7 +39,7 @@ def singular_values(
         modules: Glob patterns over the recorded modules; ``None`` for all.
         top: How many, largest first; ``None`` for all there are, that is min(out, in), or min(out, in, r) from factors.
         progress: Show a progress bar.
-        work: Where and how it is done.
+        device, jobs, engine, address, cache: As in `Work`, the last ``False`` by default; or ``work``, one of those.
 
     Returns:
         One row each: run, method, module, layer, kind, step, index (from 1), singular_value, share (σ²/Σσ², of all of
@@ -67,7 +68,7 @@ def singular_values(
             top = whole_number("top", top, 1)
         except OptionError:
             raise OptionError(f"top is {top!r}; choose a whole number of at least 1, or None for all") from None
-    walk = Walk(runs, "singular values", at_steps(steps), modules, progress=progress, work=work)
+    walk = Walk(runs, "singular values", at_steps(steps), modules, progress=progress, work=work_from(work))
     blocks = walk.rows(partial(_of_step, top=top))
     return walk.frame(blocks, [*LABELS, "step", "index", "singular_value", "share", "tolerance"])
 

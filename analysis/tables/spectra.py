@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Unpack
 
 import pandas as pd
 from torch import Tensor
@@ -14,7 +15,7 @@ from deltaw.analysis.tables.run import LABELS, Run, Steps
 from deltaw.analysis.tables.stop import Later, Rows, Stop
 from deltaw.analysis.tables.updates import Update, rows_of, update_at
 from deltaw.analysis.tables.walk import Walk, at_steps
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 _RANKS = ["rank", "full_rank", "tolerance", "stable_rank", "effective_rank", "participation_ratio"]
 _NORMS = ["nuclear", "frobenius", "spectral", "zero_rows", "zero_columns", "noise"]
@@ -33,7 +34,7 @@ def spectra_table(
     groups: bool = False,
     approximate: float | None = None,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return the rank and the spectrum of the update of every module at every step.
 
@@ -53,7 +54,7 @@ def spectra_table(
         approximate: The share of ‖ΔW‖_F² that singular values may leave out, as 0.01; see `spectrum`. Then the column
             ``error`` says how much they do, 0 where all of them, or certain bounds, were as cheap. ``None`` for exact.
         progress: Show a progress bar.
-        work: Where and how it is done.
+        device, jobs, engine, address, cache: As in `Work`, the last ``False`` by default; or ``work``, one of those.
 
     Returns:
         One row each: run, method, module, layer, kind, step, group, rank, full_rank (min(out, in)), tolerance,
@@ -69,7 +70,7 @@ def spectra_table(
     """
     wanted = _chosen(measures)
     allowed = None if approximate is None else allowed_error(approximate)
-    walk = Walk(runs, "spectra", at_steps(steps), modules, progress=progress, work=work)
+    walk = Walk(runs, "spectra", at_steps(steps), modules, progress=progress, work=work_from(work))
     rows = walk.rows(partial(_of_step, wanted=wanted, groups=groups, approximate=allowed))
     return walk.frame(rows, [*LABELS, "step", "group", *wanted, "route", *([] if allowed is None else ["error"])])
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from deltaw.analysis.tables.run import Run
 from deltaw.analysis.tables.stop import Stop, located
 from deltaw.analysis.tables.updates import update_at
 from deltaw.analysis.tables.walk import Walk, chosen_steps, common_modules, some
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, Work, work_from
 
 _PAIR = ["run_first", "run_second", "step_first", "step_second", "module", "layer", "kind", "side"]
 
@@ -34,7 +34,7 @@ def subspace_overlap(
     ranks_second: Sequence[int] | None = None,
     side: Side = "right",
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return φ(i, j) of the updates of two runs, or of two steps of one run, for every module that both have.
 
@@ -46,7 +46,7 @@ def subspace_overlap(
         ranks_second: The numbers j of the second; ``None`` for ``ranks``.
         side: "right" for directions in the input space, as in LoRA's figures, "left" for the output space.
         progress: Show a progress bar.
-        work: Where and how it is done.
+        device, jobs, engine, address, cache: As in `Work`, the last ``False`` by default; or ``work``, one of those.
 
     Returns:
         One row each: run_first, run_second, step_first, step_second, module, layer, kind, side, i, j, overlap,
@@ -62,7 +62,7 @@ def subspace_overlap(
         Hu et al. 2022 (LoRA), section 7.2, equation 4, figures 3 and 4. See `deltaw.analysis.overlap`.
     """
     seconds = ranks if ranks_second is None else ranks_second
-    walk, both = _walk(first, second, step_first, step_second, modules, side, progress, work)
+    walk, both = _walk(first, second, step_first, step_second, modules, side, progress, work_from(work))
     rows = walk.rows(partial(_overlap, both=both, ranks=ranks, seconds=seconds))
     return walk.frame(rows, [*_PAIR, "i", "j", "overlap", "expected"])
 
@@ -77,13 +77,13 @@ def subspace_angles(
     rank: int | None = None,
     side: Side = "right",
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return the principal angles between the directions of two updates, for every module that both runs have.
 
     Arguments:
         rank: How many directions of each; ``None`` for all that each has.
-        first, second, step_first, step_second, modules, side, progress, work: As in `subspace_overlap`.
+        first, second, step_first, step_second, modules, side, progress, device, …: As in `subspace_overlap`.
 
     Returns:
         One row each: run_first, run_second, step_first, step_second, module, layer, kind, side, index (from 1),
@@ -98,7 +98,7 @@ def subspace_angles(
     Source:
         Björck, Golub 1973. See `deltaw.analysis.principal_angles`.
     """
-    walk, both = _walk(first, second, step_first, step_second, modules, side, progress, work)
+    walk, both = _walk(first, second, step_first, step_second, modules, side, progress, work_from(work))
     rows = walk.rows(partial(_angles, both=both, rank=rank))
     return walk.frame(rows, [*_PAIR, "index", "angle", "expected"])
 

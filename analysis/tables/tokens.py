@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from deltaw.analysis.tables.changes import from_to
 from deltaw.analysis.tables.run import LABELS, Pairs, Run, Step, Steps
 from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.walk import Walk, at_pairs, at_steps, chosen_modules
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 BY = ("relative", "update_norm", "delta_m", "delta_d")
 # Embeddings whose rows are no tokens: places, distances, segments, the image as a whole.
@@ -39,7 +39,7 @@ def token_changes(
     tokenizer: str | Path | None = None,
     modules: Sequence[str] | None = None,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     r"""Return the tokens that moved most: rows w of an embedding or output head, from w to w + d.
 
@@ -53,7 +53,7 @@ def token_changes(
         by: By which column they are sorted, largest first: "relative", "update_norm", "delta_m" or "delta_d".
         tokenizer: A folder with tokenizer.json, vocab.json or vocab.txt, where none is beside the checkpoint or base.
         modules: Glob patterns; ``None`` for those whose names are an embedding's of tokens or an output head's.
-        progress, work: As in `singular_values`.
+        progress, device, …: As in `singular_values`.
 
     Returns:
         One row a token: run, method, module, layer, kind, step_from (missing for the base), step_to, token (the row,
@@ -73,7 +73,7 @@ def token_changes(
         raise OptionError(f"by is {by!r}; choose one of {', '.join(BY)}")
     most = None if top is None else whole_number("top", top, 1)
     walk = Walk(runs, "tokens", at_pairs(pairs), partial(_modules, given=modules), unit="pair", progress=progress,
-                work=work)  # fmt: skip
+                work=work_from(work))  # fmt: skip
     blocks = walk.rows(partial(_of_pair, top=most, by=by))
     columns = [*LABELS, "step_from", "step_to", "token", "delta_m", "delta_d", "update_norm", "relative"]
     return _with_texts(walk.frame(blocks, columns), runs, tokenizer)
@@ -87,7 +87,7 @@ def new_tokens(
     tokenizer: str | Path | None = None,
     modules: Sequence[str] | None = None,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     r"""Return the tokens that a resized vocabulary has beyond W₀'s, beside the old ones: w_i new, μ the old ones' mean.
 
@@ -99,7 +99,7 @@ def new_tokens(
     Arguments:
         runs, tokenizer, modules: As in `token_changes`.
         steps: These steps, "last" for each run's last, ``None`` for all.
-        progress, work: As in `singular_values`.
+        progress, device, …: As in `singular_values`.
 
     Returns:
         One row a new token, none where no vocabulary grew: run, method, module, layer, kind, step, token, text, norm,
@@ -108,7 +108,8 @@ def new_tokens(
     Raises:
         OptionError, NonFiniteError, RecordError: As `token_changes`.
     """
-    walk = Walk(runs, "new tokens", at_steps(steps), partial(_modules, given=modules), progress=progress, work=work)
+    of_tokens = partial(_modules, given=modules)
+    walk = Walk(runs, "new tokens", at_steps(steps), of_tokens, progress=progress, work=work_from(work))
     columns = [*LABELS, "step", "token", "norm", "old_norm", "to_mean", "old_to_mean"]
     return _with_texts(walk.frame(walk.rows(_of_new), columns), runs, tokenizer)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from deltaw.analysis.tables.changes import from_to
 from deltaw.analysis.tables.run import LABELS, Pairs, Run
 from deltaw.analysis.tables.stop import Stop
 from deltaw.analysis.tables.walk import Walk, at_pairs
-from deltaw.analysis.tables.work import HERE, Work
+from deltaw.analysis.tables.work import How, work_from
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -30,7 +30,7 @@ def vector_changes(
     heads: Heads = None,
     modules: Sequence[str] | None = None,
     progress: bool = False,
-    work: Work = HERE,
+    **work: Unpack[How],
 ) -> pd.DataFrame:
     """Return how ΔM and ΔD are spread over the rows and columns of every module: quantiles, or every single vector.
 
@@ -43,7 +43,7 @@ def vector_changes(
             ``None`` for the base.
         axes, heads: As in `changes_table`.
         quantiles: Each in [0, 1]; ``None`` for one row a vector.
-        modules, progress, work: As in `singular_values`.
+        modules, progress, device, …: As in `singular_values`.
 
     Returns:
         One row each: run, method, module, layer, kind, axis, step_from (missing for the base), step_to, quantile,
@@ -58,7 +58,7 @@ def vector_changes(
     at = _checked_quantiles(quantiles)
     place = "index" if at is None else "quantile"
     counts, chosen = counts_of(heads), checked_axes(axes)
-    walk = Walk(runs, "vectors", at_pairs(pairs), modules, unit="pair", progress=progress, work=work)
+    walk = Walk(runs, "vectors", at_pairs(pairs), modules, unit="pair", progress=progress, work=work_from(work))
     blocks = walk.rows(partial(_of_pair, axes=chosen, heads=counts, at=at))
     columns = [*LABELS, "axis", "step_from", "step_to", place, "delta_m", "delta_d", "undefined"]
     return walk.frame(blocks, columns, axes=chosen, heads=counts)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from deltaw.adapters.checks import whole_number
 from deltaw.adapters.errors import OptionError
@@ -81,3 +83,46 @@ def chosen_work(
         Work(device='cpu', jobs=2, engine=None, address=None, cache=True)
     """
     return Work("cpu" if device is None else device, jobs, engine, address, cache)
+
+
+class How(TypedDict, total=False):
+    """Where and how a table is measured, as the keyword arguments of its function: those of `Work`, or one of them."""
+
+    device: str | None
+    jobs: int
+    engine: str | None
+    address: str | None
+    cache: bool
+    work: Work | None
+
+
+def work_from(given: Mapping[str, Any]) -> Work:
+    """Return what the keyword arguments of a table's function say, `HERE` where they say nothing.
+
+    Arguments:
+        given: As `How`.
+
+    Raises:
+        OptionError: One of them is unknown, or cannot be; or there is a ``work`` beside others.
+
+    Example:
+        >>> work_from({"jobs": 2})
+        Work(device='cpu', jobs=2, engine=None, address=None, cache=False)
+        >>> work_from({"devise": "cuda"})
+        Traceback (most recent call last):
+        deltaw.adapters.errors.OptionError: there is no option 'devise'; of how it is measured there are device, jobs, \
+engine, address, cache
+    """
+    options = {name: value for name, value in given.items() if name != "work"}
+    names = [name for name in How.__annotations__ if name != "work"]
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        raise OptionError(f"there is no option {unknown[0]!r}; of how it is measured there are {', '.join(names)}")
+    work = given.get("work")
+    if work is None:
+        return chosen_work(**({"cache": False} | options))
+    if options:
+        raise OptionError(f"work and {next(iter(options))} are given; leave one of them out")
+    if not isinstance(work, Work):
+        raise OptionError(f"work is {work!r}; give device, jobs, engine, address and cache in its place")
+    return work
