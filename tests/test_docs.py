@@ -16,8 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from deltaw.adapters import METHODS, LoRA, inject, save_peft
+import deltaw
+from deltaw.adapters import METHODS, BoRA, LoRA, inject, merge, save_peft
+from deltaw.adapters.peft.formulas.table import FORMULAS
 from deltaw.analysis.figures import FIGURES
+from deltaw.trainers import Recorder
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -313,6 +316,43 @@ def test_the_first_steps_run(name, tmp_path, monkeypatch):
     finally:
         METHODS.pop("column-scale", None)
     assert namespace
+
+
+def record_runs() -> nn.ModuleDict:
+    """Record runs/lora and runs/bora, save the first as adapter/, and return a model like theirs."""
+    for method in (LoRA(rank=2), BoRA(rank=2)):
+        torch.manual_seed(0)
+        layers = nn.ModuleList([nn.ModuleDict({"query": nn.Linear(6, 4)}) for _ in range(2)])
+        model = inject(nn.ModuleDict({"layer": layers}), method, targets=["*"])
+        with Recorder(model, f"runs/{method.name}") as recorder:
+            for step in range(3):
+                recorder.step(step)
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter += 0.1 * torch.randn(parameter.shape) * parameter.requires_grad
+        if method.name == "lora":
+            save_peft(model, "adapter")
+    return merge(model)
+
+
+@pytest.mark.parametrize("name", ["advice", "agreement", "geometry", "packs", "recording", "report"])
+def test_the_examples_of_a_page_run(name, tmp_path, monkeypatch):
+    """But for those of reading.md and vl.md, which read from a network and need a GPU."""
+    monkeypatch.chdir(tmp_path)
+    model = record_runs()
+    run = deltaw.open("runs/lora")
+    known = {"run": run, "model": model, "evaluate": lambda model: float(model["layer"][0]["query"].weight.sum())}
+    known |= {"torch": torch, "before": torch.eye(18, 17), "after": torch.eye(18, 17) + 0.1 * torch.ones(18, 17)}
+    known |= {"U": torch.ones(18, 1), "V": torch.ones(1, 17)}
+    for block in re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8"), re.S | re.M
+    ):
+        exec(compile(block, f"{name}.md", "exec"), known)
+
+
+def test_numbers_of_the_readme_are_those_of_the_code():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{len(METHODS)} methods of its own, {len(FORMULAS)} types of PEFT" in text
 
 
 def test_a_docstring_becomes_markdown(site):
