@@ -191,10 +191,7 @@ class _Pool:
             free.give(piece)
 
     def _hired(self) -> _Worker:
-        try:
-            worker = _idle.pop()
-        except IndexError:
-            worker = _Worker()
+        worker = _idle.pop() if _idle else _Worker()
         worker.begin(self.given, self.threads)
         self.workers.append(worker)
         return worker
