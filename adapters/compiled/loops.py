@@ -3,7 +3,8 @@
 They run on torch's own threads, which libgomp keeps: after one of torch's operations these wait, busily, for the next,
 and any other thread would have to wait for them. Where libgomp is not found, the loops keep to the calling thread.
 What a thread does is a chunk of rows, whatever the number of threads, and the chunks' sums are added in order: the
-result does not depend on who did what.
+result does not depend on who did what. A chunk's sums are added as soon as those before it are, by who comes by, while
+they are in a cache; their memory then serves a later chunk.
 
 All that knows of threads, chunks and addresses is in this file. A loop itself is a plain function of arrays: it does
 some rows of them and writes the sums over these rows, if there are any, into an array that no other thread has.
@@ -31,7 +32,9 @@ from torch import Tensor
 
 # Sums may be taken in any order and products fused into them; NaN and infinity keep their meaning.
 _ORDER_FREE = {"reassoc", "contract", "nsz"}
-_HEAD = ("next", "done", "chunks", "step")  # a job begins with these whole numbers; the arrays follow
+# A job begins with these whole numbers. The arrays follow, then for every chunk 1 while memory for a chunk's sums is
+# taken, and then for every chunk which memory has its sums, counted from 1, once it has them all.
+_HEAD = ("next", "busy", "added", "chunks", "step", "taken")
 
 _njit: Any = numba.njit
 _carray: Any = vars(numba)["carray"]
@@ -75,7 +78,7 @@ def on_torch_threads() -> bool:
     return _openmp is not None
 
 
-def run(of_rows: Any, step: int, total: Tensor, *arrays: Tensor, parts: Tensor | None = None) -> None:
+def run(of_rows: Any, step: int, total: Tensor, *arrays: Tensor) -> None:
     """Call ``of_rows(rows, *arrays, part)`` for every chunk of rows, and add the parts, in order, to a total.
 
     Arguments:
@@ -83,12 +86,12 @@ def run(of_rows: Any, step: int, total: Tensor, *arrays: Tensor, parts: Tensor |
             of the total's shape, uninitialised, to write its sums into.
         step: Rows in a chunk.
         total, arrays: On the CPU and contiguous. The first array has the rows.
-        parts: Memory for the parts, (at least the number of chunks, *total.shape), of who calls many times: the system
-            would bring its pages anew for every call.
     """
     chunks = -(-len(arrays[0]) // step)
-    given = *arrays, total.new_empty(chunks, *total.shape) if parts is None else parts[:chunks], total
-    job = np.array([0, 0, chunks, step, *(number for array in given for number in _described(array))], np.int64)
+    given = *arrays, total.new_empty(chunks, *total.shape), total  # pages that are not written to are never there
+    about = [number for array in given for number in _described(array)]
+    taken = len(_HEAD) + len(about)
+    job = np.array([0, 0, 0, chunks, step, taken, *about, *[0] * (2 * chunks)], np.int64)
     task, threads = _task(of_rows, tuple((array.dtype, array.ndim) for array in given)), torch.get_num_threads()
     if _openmp is not None and threads > 1 and chunks > 1:
         _openmp(task.address, job.ctypes.data, threads, 0)
@@ -126,25 +129,63 @@ def _task(of_rows: Any, kinds: tuple[tuple[torch.dtype, int], ...]) -> Any:
 @functools.cache
 def _version() -> str:
     """Return what changes when a file that all loops are made of does; numba looks at the loop's own alone."""
-    texts = [(Path(__file__).parent / f"{name}.py").read_bytes() for name in ("loops", "lanes")]
+    texts = [(Path(__file__).parent / f"{name}.py").read_bytes() for name in ("loops", "lanes", "pages", "pairs")]
     return hashlib.sha256(b"".join(texts)).hexdigest()[:8]
 
 
 def _work(data: Any) -> None:
-    """Claim chunks until none is left; who is the last to be done adds up the parts."""
+    """Claim chunks until none is left; add the parts of those that are done, in order, while nobody else does."""
     job, address = _carray(data, len(_HEAD), np.int64), _address_of(data)
-    chunks, step = job[2], job[3]
+    chunks, step = job[3], job[4]
+    busy, taken, done = address + 8, address + 8 * job[5], address + 8 * (job[5] + chunks)
     arrays = _arrays_at(address + 8 * len(_HEAD))
     parts, total = arrays[-2], arrays[-1]
     while True:
         chunk = _one_more(address)
         if chunk >= chunks:
             break
+        place = 0
+        while _exchanged(taken + 8 * place, 1) == 1:
+            place += 1
         own = slice(chunk * step, (chunk + 1) * step)
-        _of_rows(*((own,) + arrays[:-2] + (parts[chunk],)))  # noqa: RUF005 - numba takes a sum of tuples
-        if _one_more(address + 8) == chunks - 1:
-            for part in parts:
-                total += part
+        _of_rows(*((own,) + arrays[:-2] + (parts[place],)))  # noqa: RUF005 - numba takes a sum of tuples
+        _exchanged(done + 8 * chunk, place + 1)
+        # Who is turned away has said before that its chunk is done, and who was busy looks once more afterwards.
+        left = True
+        while left and _exchanged(busy, 1) == 0:
+            added = job[2]
+            while added < chunks:
+                place = _seen(done + 8 * added) - 1
+                if place < 0:
+                    break
+                total += parts[place]
+                _exchanged(taken + 8 * place, 0)
+                added += 1
+            job[2] = added
+            _exchanged(busy, 0)
+            left = added < chunks and _seen(done + 8 * added) > 0
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def _exchanged(_: Any, address: Any, number: Any) -> Any:
+    """Write a whole number to an address and return what was there, before any other thread can look."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("xchg", place, arguments[1], "seq_cst")
+
+    return numba.types.int64(numba.types.int64, numba.types.int64), code
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def _seen(_: Any, address: Any) -> Any:
+    """Return the whole number at an address as the other threads have left it."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.load_atomic(place, "seq_cst", 8)
+
+    return numba.types.int64(numba.types.int64), code
 
 
 @_intrinsic  # type: ignore[untyped-decorator]

@@ -1,27 +1,30 @@
 """The compiled loops that sum pairs of matrices; see ``compiled.loops`` for how they are compiled and who runs them.
 
 A few rows of every matrix are looked at while they are in the processor's cache, so that a matrix that belongs to
-several pairs comes from memory once. What is summed for a pair, and in which order, does not depend on the others.
+several pairs comes from memory once. Two pairs that end at one matrix, as (W₀, W_t) and (W_{t−1}, W_t), and the squares
+of W_{t−1} are summed together: then its numbers are widened once. What is summed for a pair, and in which order, does
+not depend on the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+import torch
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaw.adapters.compiled.lanes import fetch, fused, load, minus, store, total, zeros
 from deltaw.adapters.compiled.loops import compiled_as_written, inlined, run
+from deltaw.adapters.compiled.pages import LARGE_PAGE, OWN, PASSING, Calls, ask_for, bring, let_go
+from deltaw.adapters.compiled.pairs import pair, pair_and_squares, two_pairs
 
 APART = 16  # rows a multiple of 4096 bytes apart would push each other out of the innermost cache
 CHUNKS = 16  # of rows at most; fixed, so that the sums do not depend on the number of threads
 ALONE = 2**17  # entries below which one thread is faster
 _BLOCK = 2**15  # entries of a matrix that are looked at together: several such blocks fit into the second cache
-_AHEAD = 8  # rows ahead of those that are summed, for which the memory is asked
-_TILE = 2048  # columns whose sums fit into the innermost cache
+_SPAN = 2**21  # bytes of the rows of a matrix that come and go at once
 
 _intrinsic: Any = intrinsic
 
@@ -32,22 +35,74 @@ def rows_in_chunk(height: int, width: int) -> int:
     return max(1, 4 * -(-height // (4 * chunks)))  # the loops do four rows at a time
 
 
+def lines_of(pairs: Sequence[tuple[int, int]], squares: dict[int, int]) -> Tensor:
+    """Return what the loop does in turn for some pairs of matrices, and for the squares of those before.
+
+    Arguments:
+        pairs: Two positions among the matrices, each.
+        squares: The place for Σ a² of every matrix before; those for the pairs follow it.
+
+    Returns:
+        (lines, 7) in int64: the matrix a before, another matrix b before or −1, and the matrix c after; places for
+        Σ a·d, Σ b·d, and Σ a² or, where there is b, Σ b²; −1 for none. Last the matrix c of the next line.
+
+    Example:
+        >>> lines_of([(0, 1), (0, 2), (1, 2)], {0: 0, 1: 1}).tolist()
+        [[0, -1, 1, 2, -1, 0, 2], [0, 1, 2, 3, 4, 1, 1]]
+    """
+    lines: list[list[int]] = []
+    left = dict(squares)
+    for place, (before, after) in enumerate(pairs, len(squares)):
+        own = left.pop(before, -1)
+        if lines and own >= 0 and lines[-1][1:3] == [-1, after] and lines[-1][5] < 0:
+            lines[-1][1], lines[-1][4], lines[-1][5] = before, place, own
+        else:
+            lines.append([before, -1, after, place, -1, own])
+    return torch.tensor([[*line, lines[(k + 1) % len(lines)][2]] for k, line in enumerate(lines)])
+
+
 def add_sums(
-    matrix: Tensor, addresses: Tensor, work: Tensor, step: int, rows: Tensor, columns: Tensor, parts: Tensor
-) -> None:
-    """Write the sums over rows into ``rows`` and add those over columns to ``columns``, for every line of ``work``.
+    matrix: Tensor,
+    addresses: Tensor,
+    lines: Tensor,
+    pairs: int,
+    step: int,
+    rows: Tensor,
+    columns: Tensor,
+    pages: Sequence[int] = (),
+    calls: Calls | None = None,
+) -> bool:
+    """Write the sums over rows into ``rows`` and add those over columns to ``columns``.
 
     Arguments:
         matrix: One of the matrices, (n, m), on the CPU and contiguous, float32 or float64; or bfloat16 or float16 with
             m a multiple of 8.
         addresses: Where each matrix begins, (matrices,) in int64: all are like the one given.
-        work: (lines, 3) in int64: the matrix a, the matrix b and a place. With b = −1, Σ a² goes to this place. Else
-            Σ a·d goes to this place and Σ d² to the one as many places on as there are pairs, with d = b − a.
+        lines: See `lines_of`. With d = c − a, or c − b, Σ d² goes as many places behind Σ a·d as there are pairs.
+        pairs: How many.
         step: Rows in a chunk; see `rows_in_chunk`.
         rows, columns: (places, n) and (places, at least m) in float64.
-        parts: Room for the sums of every chunk, (at least as many, *columns.shape).
+        pages: How the pages of every matrix are treated: ``OWN`` for memory; of a mapped file, the pages of some rows
+            come before they are summed, and go again with ``PASSING``, stay with ``STAYING``.
+        calls: What lets pages come and go.
+
+    Returns:
+        Whether all pages came. If not, a file was cut, and the sums say nothing.
     """
-    run(_sums_of_rows, step, columns, matrix, addresses, work, rows, parts=parts)
+    how = torch.tensor([*pages] or [OWN] * len(addresses))
+    row = matrix.shape[1] * matrix.element_size()
+    about = torch.tensor([pairs, max(4, 4 * (_SPAN // (4 * row))), *(calls or (0, 0, 0, 1))])
+    failed = torch.zeros(1, dtype=torch.int64)
+    run(_sums_of_rows, step, columns, matrix, addresses, lines, about, how, failed, rows)
+    return not failed.item()
+
+
+def in_flight(height: int, width: int, size: int) -> int:
+    """Return how many bytes of a matrix in a file are in memory at most at once, of numbers of ``size`` bytes."""
+    row = width * size
+    span = min(rows_in_chunk(height, width) * row, _SPAN)
+    pages = torch.get_num_threads() * (-(-span // LARGE_PAGE) + 1)
+    return min(height * row, pages * LARGE_PAGE)
 
 
 @_intrinsic  # type: ignore[untyped-decorator]
@@ -68,128 +123,61 @@ def _sums_of_rows(
     own: Any,
     first: NDArray[Any],
     addresses: NDArray[Any],
-    work: NDArray[Any],
+    lines: NDArray[Any],
+    about: NDArray[Any],
+    how: NDArray[Any],
+    failed: NDArray[Any],
     rows: NDArray[Any],
     columns: NDArray[Any],
 ) -> None:
     columns[:] = 0
-    height, width = first.shape
-    start, stop = own.start, min(own.stop, height)
-    pairs = 0
-    for line in range(len(work)):
-        pairs += work[line, 1] >= 0
-    block = max(4, 4 * (_BLOCK // (4 * width)))
+    start, stop, span, calls = own.start, min(own.stop, len(first)), about[1], about[2:]
+    row = first.shape[1] * first.itemsize
+    for top in range(start, stop, span):
+        bottom = min(top + span, stop)
+        for k in range(len(addresses)):  # reading from a disk begins for all before it is waited for
+            if how[k] != OWN:
+                ask_for(calls, addresses[k] + top * row, addresses[k] + min(bottom + span, len(first)) * row)
+        for k in range(len(addresses)):
+            if how[k] != OWN and not bring(calls, addresses[k] + top * row, addresses[k] + bottom * row):
+                failed[0] = 1
+        if failed[0] == 0:
+            _sums_of_span(top, bottom, first, addresses, lines, about[0], rows, columns)
+        for k in range(len(addresses)):
+            if how[k] == PASSING:
+                let_go(calls, addresses[k] + top * row, addresses[k] + bottom * row)
+
+
+@inlined
+def _sums_of_span(
+    start: int,
+    stop: int,
+    first: NDArray[Any],
+    addresses: NDArray[Any],
+    lines: NDArray[Any],
+    pairs: int,
+    rows: NDArray[Any],
+    columns: NDArray[Any],
+) -> None:
+    block = max(4, 4 * (_BLOCK // (4 * first.shape[1])))
     for top in range(start, stop, block):
         bottom = min(top + block, stop)
-        for line in range(len(work)):
-            a, place = _matrix_at(first, addresses[work[line, 0]]), work[line, 2]
-            if work[line, 1] < 0:
-                _squares(a, top, bottom, rows[place], columns[place])
+        for line in range(len(lines)):
+            a, c = _matrix_at(first, addresses[lines[line, 0]]), _matrix_at(first, addresses[lines[line, 2]])
+            p, q, squares = lines[line, 3], lines[line, 4], lines[line, 5]
+            later = bottom if line == len(lines) - 1 and bottom < stop else top
+            ahead = _matrix_at(first, addresses[lines[line, 6]])[later:]
+            if q >= 0:
+                b = _matrix_at(first, addresses[lines[line, 1]])
+                two_pairs(
+                    a, b, c, ahead, top, bottom,
+                    rows[p], rows[p + pairs], rows[q], rows[q + pairs], rows[squares],
+                    columns[p], columns[p + pairs], columns[q], columns[q + pairs], columns[squares],
+                )  # fmt: skip
+            elif squares >= 0:
+                pair_and_squares(
+                    a, c, ahead, top, bottom,
+                    rows[p], rows[p + pairs], rows[squares], columns[p], columns[p + pairs], columns[squares],
+                )  # fmt: skip
             else:
-                b, other = _matrix_at(first, addresses[work[line, 1]]), place + pairs
-                _products(a, b, top, bottom, rows[place], rows[other], columns[place], columns[other])
-
-
-@inlined
-def _squares(a: NDArray[Any], top: int, bottom: int, rows: NDArray[Any], columns: NDArray[Any]) -> None:
-    """Σ_j a² of rows from ``top`` to ``bottom``, and Σ_i a² added to the columns."""
-    width = a.shape[1]
-    like, whole, by_four = columns, width - width % 8, bottom - (bottom - top) % 4
-    for i in range(top, bottom):
-        rows[i] = 0
-    for left in range(0, whole, _TILE):
-        right = min(left + _TILE, whole)
-        for i in range(top, by_four, 4):
-            a0, a1, a2, a3 = a[i], a[i + 1], a[i + 2], a[i + 3]
-            aa0 = aa1 = aa2 = aa3 = zeros(like)
-            for j in range(left, right, 8):
-                x0, x1, x2, x3 = load(a0, j, like), load(a1, j, like), load(a2, j, like), load(a3, j, like)
-                aa0, aa1, aa2, aa3 = fused(x0, x0, aa0), fused(x1, x1, aa1), fused(x2, x2, aa2), fused(x3, x3, aa3)
-                store(columns, j, fused(x3, x3, fused(x2, x2, fused(x1, x1, fused(x0, x0, load(columns, j, like))))))
-            rows[i] += total(aa0)
-            rows[i + 1] += total(aa1)
-            rows[i + 2] += total(aa2)
-            rows[i + 3] += total(aa3)
-        for i in range(by_four, bottom):
-            a0, aa0 = a[i], zeros(like)
-            for j in range(left, right, 8):
-                x0 = load(a0, j, like)
-                aa0 = fused(x0, x0, aa0)
-                store(columns, j, fused(x0, x0, load(columns, j, like)))
-            rows[i] += total(aa0)
-    for i in range(top, bottom):
-        for j in range(whole, width):
-            x = np.float64(a[i, j])
-            rows[i] += x * x
-            columns[j] += x * x
-
-
-@inlined
-def _products(
-    a: NDArray[Any],
-    b: NDArray[Any],
-    top: int,
-    bottom: int,
-    rows_ad: NDArray[Any],
-    rows_dd: NDArray[Any],
-    columns_ad: NDArray[Any],
-    columns_dd: NDArray[Any],
-) -> None:
-    """Σ_j a·d and Σ_j d², d = b − a, of rows from ``top`` to ``bottom``, and Σ_i of them added to the columns."""
-    width = a.shape[1]
-    like, whole, by_four = columns_ad, width - width % 8, bottom - (bottom - top) % 4
-    for i in range(top, bottom):
-        rows_ad[i] = rows_dd[i] = 0
-    for left in range(0, whole, _TILE):
-        right = min(left + _TILE, whole)
-        for i in range(top, by_four, 4):  # what is read and written of the columns is shared by four rows
-            a0, a1, a2, a3 = a[i], a[i + 1], a[i + 2], a[i + 3]
-            b0, b1, b2, b3 = b[i], b[i + 1], b[i + 2], b[i + 3]
-            ahead = b[min(i + _AHEAD, len(b) - 1)]  # of four rows: they follow each other in memory
-            ad0 = ad1 = ad2 = ad3 = zeros(like)
-            dd0 = dd1 = dd2 = dd3 = zeros(like)
-            for j in range(left, right, 8):
-                of_ad, of_dd = load(columns_ad, j, like), load(columns_dd, j, like)
-                fetch(ahead, 4 * j)
-                fetch(ahead, 4 * j + 16)
-                x = load(a0, j, like)
-                d = minus(load(b0, j, like), x)
-                ad0, dd0, of_ad, of_dd = fused(x, d, ad0), fused(d, d, dd0), fused(x, d, of_ad), fused(d, d, of_dd)
-                x = load(a1, j, like)
-                d = minus(load(b1, j, like), x)
-                ad1, dd1, of_ad, of_dd = fused(x, d, ad1), fused(d, d, dd1), fused(x, d, of_ad), fused(d, d, of_dd)
-                x = load(a2, j, like)
-                d = minus(load(b2, j, like), x)
-                ad2, dd2, of_ad, of_dd = fused(x, d, ad2), fused(d, d, dd2), fused(x, d, of_ad), fused(d, d, of_dd)
-                x = load(a3, j, like)
-                d = minus(load(b3, j, like), x)
-                ad3, dd3, of_ad, of_dd = fused(x, d, ad3), fused(d, d, dd3), fused(x, d, of_ad), fused(d, d, of_dd)
-                store(columns_ad, j, of_ad)
-                store(columns_dd, j, of_dd)
-            rows_ad[i] += total(ad0)
-            rows_ad[i + 1] += total(ad1)
-            rows_ad[i + 2] += total(ad2)
-            rows_ad[i + 3] += total(ad3)
-            rows_dd[i] += total(dd0)
-            rows_dd[i + 1] += total(dd1)
-            rows_dd[i + 2] += total(dd2)
-            rows_dd[i + 3] += total(dd3)
-        for i in range(by_four, bottom):
-            a0, b0 = a[i], b[i]
-            ad0 = dd0 = zeros(like)
-            for j in range(left, right, 8):
-                x = load(a0, j, like)
-                d = minus(load(b0, j, like), x)
-                ad0, dd0 = fused(x, d, ad0), fused(d, d, dd0)
-                store(columns_ad, j, fused(x, d, load(columns_ad, j, like)))
-                store(columns_dd, j, fused(d, d, load(columns_dd, j, like)))
-            rows_ad[i] += total(ad0)
-            rows_dd[i] += total(dd0)
-    for i in range(top, bottom):
-        for j in range(whole, width):
-            x = np.float64(a[i, j])
-            d = np.float64(b[i, j]) - x
-            rows_ad[i] += x * d
-            rows_dd[i] += d * d
-            columns_ad[j] += x * d
-            columns_dd[j] += d * d
+                pair(a, c, ahead, top, bottom, rows[p], rows[p + pairs], columns[p], columns[p + pairs])

@@ -78,41 +78,45 @@ class PairSums:
 
         self._add_sums = loops.add_sums
         height, self._width = shape
-        self.step = loops.rows_in_chunk(
-            height, self._width
-        )  # a group has a multiple of so many rows, except for the last
+        # A group has a multiple of so many rows, except for the last.
+        self.step = loops.rows_in_chunk(height, self._width)
         self._pairs = list(pairs)
         places = {before: place for place, before in enumerate(dict.fromkeys(before for before, _ in pairs))}
-        work: list[tuple[int, int, int]] = []
-        for number, (before, after) in enumerate(pairs):
-            if all(before != line[0] for line in work):
-                work.append((before, -1, places[before]))
-            work.append((before, after, len(places) + number))
-        self._work = torch.tensor(work)
+        self._lines = loops.lines_of(self._pairs, places)
         self._of_before = torch.tensor([places[before] for before, _ in pairs])
         self._rows = torch.empty(len(places) + 2 * len(pairs), height, dtype=torch.float64)
         self._columns = torch.zeros(len(self._rows), 8 * -(-self._width // 8) + loops.APART, dtype=torch.float64)
-        self._parts = self._columns[:0]  # memory, made when it is known for how many chunks
 
-    def add(self, matrices: Sequence[Tensor], start: int) -> None:
+    def reads(self, matrices: Sequence[Tensor]) -> bool:
+        """Whether the compiled loop reads these rows of every matrix as they are."""
+        dtype = matrices[0].dtype
+        by_eight = dtype not in _HALF or self._width % 8 == 0
+        return by_eight and all(t.dtype == dtype in _READ_AS_THEY_ARE and t.is_contiguous() for t in matrices)
+
+    def add(
+        self, matrices: Sequence[Tensor], start: int, pages: Sequence[int] = (), calls: Sequence[int] | None = None
+    ) -> bool:
         """Add a group of rows.
 
         Arguments:
             matrices: These rows of every matrix, (rows, in), any floating dtypes, on the CPU.
             start: Which row is the first. The groups come in order.
+            pages, calls: As in ``adapters.compiled.sums.add_sums``, of matrices that are read as they are.
+
+        Returns:
+            Whether that was possible; not where a file was cut, and then the sums say nothing.
         """
-        dtype = matrices[0].dtype
-        by_eight = dtype not in _HALF or self._width % 8 == 0
-        if not by_eight or not all(t.dtype == dtype in _READ_AS_THEY_ARE and t.is_contiguous() for t in matrices):
+        if not self.reads(matrices):
             self._add_widened(matrices, start)
-            return
-        rows = self._rows.new_empty(len(self._rows), len(matrices[0]))
+            return True
+        all_rows = len(matrices[0]) == self._rows.shape[1]
+        rows = self._rows if all_rows else self._rows.new_empty(len(self._rows), len(matrices[0]))
         addresses = torch.tensor([matrix.data_ptr() for matrix in matrices])
-        chunks = -(-len(matrices[0]) // self.step)
-        if len(self._parts) < chunks:
-            self._parts = self._columns.new_empty(chunks, *self._columns.shape)
-        self._add_sums(matrices[0], addresses, self._work, self.step, rows, self._columns, self._parts)
-        self._rows[:, start : start + rows.shape[1]] = rows
+        given = matrices[0], addresses, self._lines, len(self._pairs), self.step, rows, self._columns
+        found: bool = self._add_sums(*given, pages, calls)
+        if not all_rows:
+            self._rows[:, start : start + rows.shape[1]] = rows
+        return found
 
     def _add_widened(self, matrices: Sequence[Tensor], start: int) -> None:
         wide = torch.float64 if any(t.dtype == torch.float64 for t in matrices) else torch.float32

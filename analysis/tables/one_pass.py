@@ -22,7 +22,7 @@ from deltaw.analysis.measures.change import Change, PairChanges, changes
 from deltaw.analysis.records.storage.mapped import mapping_of, next_number, release
 from deltaw.analysis.tables.device import CPU, placed
 from deltaw.analysis.tables.run import Run, Step
-from deltaw.analysis.tables.streamed import at_once, streamed_sums
+from deltaw.analysis.tables.streamed import LEAST, at_once, streamed_sums
 
 T = TypeVar("T")
 Stops = Sequence[tuple[Step, int]]  # (from, to); where a table has steps and no pairs, the first is not looked at
@@ -180,10 +180,12 @@ class OnePass:
 
     def _compare(self, pairs: Sequence[tuple[Step, int]], held: Mapping[Step, Tensor]) -> None:
         places = {step: place for place, step in enumerate(dict.fromkeys(step for pair in pairs for step in pair))}
+        later = {step for pair in self.stops[self.position + len(pairs) :] for step in pair}
         found = streamed_sums(
             [held[step] for step in places],
             [step in self._mapped for step in places],
             [(places[a], places[b]) for a, b in pairs],
+            [place for step, place in places.items() if step in later and self._room() <= LEAST],
         )
         compared = PairChanges([(held[a], held[b]) for a, b in pairs], found)
         self._compared = {pair: (compared, place) for place, pair in enumerate(pairs)}
@@ -191,7 +193,9 @@ class OnePass:
     def _room(self) -> int:
         """Return how many matrices may be held: those in files take no memory."""
         own = len(self._weights) - len(self._mapped)
-        return AT_ONCE if own > 1 or not self._weights else at_once(next(iter(self._weights.values())))
+        if own > 1 or not self._weights:
+            return AT_ONCE
+        return self.once("at once", lambda: at_once(next(iter(self._weights.values()))))
 
     def _drop(self, more: int) -> None:
         """Let go of what no later stop needs, and of what is needed last until there is room for some more."""

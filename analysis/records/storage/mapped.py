@@ -10,8 +10,10 @@ from __future__ import annotations
 import bisect
 import ctypes
 import errno
+import functools
 import itertools
 import mmap
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -93,6 +95,20 @@ def release(tensor: Tensor) -> None:
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last:
         _madvise(first, last - first, mmap.MADV_DONTNEED)
+
+
+@functools.cache
+def page_calls() -> tuple[int, int, int, int] | None:
+    """Return what a compiled loop needs to do the same, as ``pages.Calls``; ``None`` where it cannot."""
+    if _madvise is None:
+        return None
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    here = ctypes.c_char.from_buffer(page)
+    populates = _madvise(ctypes.addressof(here), mmap.PAGESIZE, _POPULATE_READ) == 0
+    del here
+    page.close()
+    resident = ctypes.cast(ctypes.CDLL(None).mincore, ctypes.c_void_p).value if sys.platform == "linux" else 0
+    return ctypes.cast(_madvise, ctypes.c_void_p).value or 0, resident or 0, int(populates), mmap.PAGESIZE
 
 
 def _find_madvise() -> ctypes._NamedFuncPointer | None:
