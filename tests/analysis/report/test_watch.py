@@ -59,22 +59,19 @@ def test_an_open_page_reads_its_file_anew_with_the_same_selection(runs, tmp_path
 
 @pytest.mark.slow
 def test_the_page_stays_where_it_is_read_and_waits_while_something_is_typed(runs, tmp_path, look):
-    pages = watched(runs[:1], tmp_path / "report.html", every=1, wait=lambda _: None, check=False)
+    pages = watched(runs[:1], tmp_path / "report.html", every=4, wait=lambda _: None, check=False)
     page = look(next(pages), again=True)
-    made = r"/made [\d-]+ [\d:]+ UTC/.test(document.getElementById('runs').textContent)"
-    assert page.evaluate(f"() => {made}")
-    top = "() => document.getElementById('spectrum').getBoundingClientRect().top"
-    page.evaluate("() => { window.first = true; document.getElementById('spectrum').scrollIntoView(); }")
-    page.wait_for_function("() => document.getElementById('by-layer').card.made")
     search = page.get_by_label("Find a module, run or kind")
-    search.evaluate("node => node.focus({ preventScroll: true })")
-    page.wait_for_timeout(2500)  # more than two looks
+    search.evaluate("node => { window.first = true; node.focus({ preventScroll: true }); }")
+    assert page.evaluate("() => /made [\\d-]+ [\\d:]+ UTC/.test(document.getElementById('runs').textContent)")
+    top = "() => document.getElementById('spectrum').getBoundingClientRect().top"
+    page.evaluate("() => document.getElementById('spectrum').scrollIntoView()")
+    page.wait_for_function("() => document.getElementById('by-layer').card.made")
+    page.wait_for_timeout(6000)  # more than two looks, of which none is taken
     assert page.evaluate("() => window.first")
     before = page.evaluate(top)
-    search.evaluate("node => node.blur()")
     page.locator("#by-layer .plot").evaluate("node => node.focus({ preventScroll: true })")
-    again = "() => !window.first && document.documentElement.dataset.ready"
-    page.wait_for_function(again, timeout=30_000)
+    page.wait_for_function("() => !window.first && document.documentElement.dataset.ready", timeout=30_000)
     page.wait_for_function(f"before => Math.abs(({top})() - before) < 3", arg=before)
     page.wait_for_function("() => document.activeElement === document.querySelector('#by-layer .plot')")
     pages.close()

@@ -75,7 +75,11 @@ function follow(after) {
   if (node) {
     const there = () => scrollBy(0, node.getBoundingClientRect().top - back.top);
     there();
-    setTimeout(there, 250); // what is near has been drawn, and has its height
+    const stay = new ResizeObserver(there); // what is near is drawn a moment later, and only then has its height
+    stay.observe(byId("sections"));
+    const leave = () => stay.disconnect();
+    setTimeout(leave, 3000);
+    for (const act of ["wheel", "touchstart", "pointerdown", "keydown"]) addEventListener(act, leave, { once: true });
     if (back.focus && byId(back.focus)) byId(back.focus).querySelector(".plot").focus({ preventScroll: true });
   }
   setTimeout(readAnew, after);
