@@ -55,8 +55,10 @@ NEEDS = (
     Need("LightningRecorder", "lightning"),
     Need("notebooks", "notebook"),
 )
-NUMBERS = ("torch", "numpy", "pandas", "numba", "safetensors", "matplotlib", "transformers", "peft")
-NUMBERS += ("wandb", "trackio", "tensorboard")
+NUMBERS = (
+    *("torch", "numpy", "pandas", "numba", "safetensors", "matplotlib", "transformers", "peft"),
+    *("wandb", "trackio", "tensorboard"),
+)
 MODULES = {  # names to import where they are not the distribution's
     "accelerate": "accelerate",
     "galore-torch": "galore_torch",

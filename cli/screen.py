@@ -247,7 +247,7 @@ def _means(frame: "pd.DataFrame") -> list[str]:
     means = frame[list(names)].mean().dropna()
     found = []
     if len(means) and len(frame) > 1:
-        found.append("mean over all: " + ", ".join(f"{names[name]} {value:.3g}" for name, value in means.items()))
+        found.append("mean over all: " + ", ".join(f"{names[str(name)]} {value:.3g}" for name, value in means.items()))
     whole = whole_cosine(frame)
     if _known(whole["cosine"]):
         found.append(

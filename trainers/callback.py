@@ -190,8 +190,9 @@ class RecorderCallback(TrainerCallback):
                 callback.on_log(args, state, control, logs=dict(numbers), model=handler.model)
                 # TensorBoard has no alerts: what W&B and trackio were told stands among its texts.
                 board = getattr(callback, "tb_writer", None)
-                for text in self.recorder.live_numbers.alarms if self.recorder and board else []:
-                    board.add_text("deltaw/alarms", text, state.global_step)
+                if board is not None and self.recorder is not None:
+                    for text in self.recorder.live_numbers.alarms:
+                        board.add_text("deltaw/alarms", text, state.global_step)
 
 
 def _folder_of_trial(path: Path, name: str | None) -> Path:
