@@ -118,6 +118,8 @@ def _command(name: str, entry: FigureKind) -> click.Command:
         from deltaw.analysis.runs import open_runs
 
         texts = {suffix: given.pop(name) for name, suffix in (("caption", ".txt"), ("tex", ".tex"))}
+        if texts[".tex"]:  # before the work
+            latex(out, "")
         work = work_of(given) if entry.paths == "RUNS" else HERE
         runs = paths if base is None else open_runs(paths, base=base)
         options = {

@@ -8,6 +8,8 @@ from deltaw.analysis.figures.drawing.facts import remembered
 from deltaw.analysis.figures.drawing.saving import Movie
 from deltaw.analysis.printable import LATEX, printable
 
+_OBEYED = "%#{}~^$&\\"  # letters of a file's name that LaTeX would obey; there is no escape for them there
+
 
 def caption(figure: Any, about: str | None = None) -> str:
     """Return what stands beneath a figure in a paper: what it shows, of which matrices, layers, pairs and checkpoints.
@@ -44,6 +46,9 @@ def latex(picture: str | Path, caption: str) -> str:
         picture: The file; a .svg or .gif is named without its suffix, for the .pdf that LaTeX wants.
         caption: Plain text; what LaTeX would obey is escaped.
 
+    Raises:
+        OptionError: The file's name has a letter that LaTeX obeys, which cannot be escaped in a name.
+
     Example:
         >>> print(latex("runs_1/rank.pdf", "The rank of ΔW, 100 %."))
         \begin{figure}
@@ -55,6 +60,10 @@ def latex(picture: str | Path, caption: str) -> str:
     """
     path = Path(picture)
     name = path.name if path.suffix.lower() in (".pdf", ".png") else path.stem
+    if obeyed := sorted({letter for letter in name if letter in _OBEYED}):
+        raise OptionError(
+            f"{path}: LaTeX has no picture with {' '.join(obeyed)} in its name; choose a name of letters and digits"
+        )
     return "\n".join(
         [
             r"\begin{figure}",

@@ -95,6 +95,12 @@ def test_latex_escapes_what_it_would_obey() -> None:
     assert r"\caption{$\Delta$M}" in text
 
 
+@pytest.mark.parametrize("name", ["50%.pdf", "a}b.png", r"a\input{b}.svg", "a#1.pdf"])
+def test_a_file_that_latex_cannot_name_is_refused(name) -> None:
+    with pytest.raises(OptionError, match=r"LaTeX has no picture with .* in its name; choose a name of letters"):
+        latex(name, "ΔM")
+
+
 def test_kinds_in_words() -> None:
     assert kinds_named(pd.Series(["value", "query", "key"])) == "key, query and value matrices"
     assert kinds_named(pd.Series([f"k{number}" for number in range(9)])) == "matrices of 9 kinds"
