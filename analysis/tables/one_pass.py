@@ -6,6 +6,8 @@ so that they take less memory than that. Where the matrices follow from W₀ and
 a time are compared in one pass over W₀, and no W' is made (``measures.built``).
 """
 
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -61,6 +63,10 @@ class OnePass:
         self._device = device
         self.needs_base = False  # a pair of steps was found to need W₀, and there is none
         self.stops = stops
+        self._uses: defaultdict[Step, list[int]] = defaultdict(list)  # the positions of the stops that need a step
+        for position, stop in enumerate(stops):
+            for step in stop:
+                self._uses[step].append(position)
         self._weights: dict[Step, Tensor] = {}
         self._mapped: set[Step] = set()  # those of the weights that lie in files
         self._compared: dict[tuple[Step, int], tuple[PairChanges, int]] = {}  # those of this stop and of next ones
@@ -180,12 +186,12 @@ class OnePass:
 
     def _compare(self, pairs: Sequence[tuple[Step, int]], held: Mapping[Step, Tensor]) -> None:
         places = {step: place for place, step in enumerate(dict.fromkeys(step for pair in pairs for step in pair))}
-        later = {step for pair in self.stops[self.position + len(pairs) :] for step in pair}
+        after = self.position + len(pairs)
         found = streamed_sums(
             [held[step] for step in places],
             [step in self._mapped for step in places],
             [(places[a], places[b]) for a, b in pairs],
-            [place for step, place in places.items() if step in later and self._room() <= LEAST],
+            [place for step, place in places.items() if self._uses[step][-1] >= after and self._room() <= LEAST],
         )
         compared = PairChanges([(held[a], held[b]) for a, b in pairs], found)
         self._compared = {pair: (compared, place) for place, pair in enumerate(pairs)}
@@ -207,8 +213,11 @@ class OnePass:
         self._mapped &= self._weights.keys()
 
     def _next_uses(self) -> dict[Step, int]:
-        """Return by step the position of the next stop that needs it, this one included."""
+        """Return by step, of those whose matrix is here, the position of the next stop that needs it, this included."""
         found: dict[Step, int] = {}
-        for position in range(len(self.stops) - 1, self.position - 1, -1):
-            found.update(dict.fromkeys(self.stops[position], position))
+        for step in self._weights:
+            uses = self._uses[step]
+            place = bisect_left(uses, self.position)
+            if place < len(uses):
+                found[step] = uses[place]
         return found
