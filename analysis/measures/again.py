@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from deltaw.adapters.method import ScaledLowRank
 from deltaw.analysis.measures.blocks import Axis, Blocks
-from deltaw.analysis.measures.built import Built, rows_of
+from deltaw.analysis.measures.built import Built, built_sums, rows_of
 from deltaw.analysis.measures.compensated import difference_of_squares
 from deltaw.analysis.measures.long_vectors import long_change
+from deltaw.analysis.measures.sums import Side, Sums
 
+_MANY = 64  # vectors of matrices that are not there from which one more pass over W₀ is faster than they alone
+_SQUARES = (1e-200, 1e200)  # within which squares have all their digits
 _AGAIN = 32767  # elements in a block of vectors done again; as in ``sums``, torch splits what has more
 
 
@@ -30,6 +34,50 @@ def rows_again(
     for index, a, b in _vectors(before, after, axis, ~settled[1]):
         direction[index] = _direction(a, b)  # all with zeros, NaN or infinity are among them
         yield index, a.top, b.top
+
+
+def directions_together(
+    pairs: Sequence[tuple[Tensor | Built, Tensor | Built]], axis: Axis, found: Sums, settled: Tensor, direction: Tensor
+) -> None:
+    """Measure the rows or columns of built matrices that are not settled in one pass over W₀, where they are many.
+
+    With the factors of ρ or γ over the norms, the vectors are built as unit ones, and 1 − cos is half of ‖b − a‖²:
+    where a method rescales W₀ and hardly turns it, no vector's sums are enough. The norms need not be exact, as
+    an error of ε in one of them moves 1 − cos by ε²/2 and by ε times itself. They are of the pair's own sums, so that a
+    pair does not depend on the others.
+
+    Arguments:
+        pairs: The matrix at two steps, each.
+        axis: "row" or "column".
+        found: The sums of all pairs, (pairs, vectors).
+        settled, direction: Of all pairs, (pairs, vectors); both are written.
+    """
+    first = next((matrix for pair in pairs for matrix in pair if isinstance(matrix, Built)), None)
+    if first is None or first.base.device.type != "cpu":
+        return
+    squares = torch.stack([found.aa, found.aa + (2 * found.ad + found.dd)], dim=1)  # (pairs, 2, vectors)
+    sure = ~settled & (squares > _SQUARES[0]).all(1) & (squares < _SQUARES[1]).all(1)  # not zero, NaN or infinite
+    sure &= squares[:, 1] > 1e-4 * squares[:, 0]  # else ‖b‖² has not enough digits
+    chosen = [number for number, many in enumerate(sure.sum(1).tolist()) if many >= _MANY]
+    if not chosen:
+        return
+    side: Side = "row" if axis == "row" else "column"
+    key = "rho" if axis == "row" else "gamma"
+    units = []
+    for number in chosen:
+        for matrix, square in zip(pairs[number], squares[number], strict=True):
+            form = matrix.form if isinstance(matrix, Built) else _of_base(first.form)
+            norm = square.where(sure[number], 1.0).sqrt()
+            units.append(form._replace(**{key: getattr(form, key) / norm}))
+    apart = built_sums(first.base, units, [(2 * k, 2 * k + 1) for k in range(len(chosen))])[side].dd / 2
+    direction[chosen] = torch.where(sure[chosen], apart.clamp(max=2.0), direction[chosen])
+    settled[chosen] |= sure[chosen]
+
+
+def _of_base(like: ScaledLowRank) -> ScaledLowRank:
+    """Return W₀ in the form of W'."""
+    rho, gamma, U, V = like
+    return ScaledLowRank(torch.ones_like(rho), torch.ones_like(gamma), U[:, :0], V[:0])
 
 
 def blocks_again(

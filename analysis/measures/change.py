@@ -26,7 +26,7 @@ from torch import Tensor
 
 from deltaw.adapters.checks import public
 from deltaw.adapters.errors import NonFiniteError, ShapeError
-from deltaw.analysis.measures.again import blocks_again, rows_again
+from deltaw.analysis.measures.again import blocks_again, directions_together, rows_again
 from deltaw.analysis.measures.blocks import (
     ALL_AXES,
     Axis,
@@ -247,6 +247,9 @@ class PairChanges:
             else:
                 found = block_sums(self._found, needed(axis, own))
             self._settled[axis] = _of_sums(*self._pairs[0], axis, own, found)
+            if own is None:
+                known = self._settled[axis]
+                directions_together(self._pairs, axis, found, known.direction_settled, known.direction)
         return _change(before, after, axis, own, self._settled[axis], pair, allow_nonfinite)
 
     def looked(self, pair: int) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 from deltaw.adapters import METHODS, create
 from deltaw.adapters.compiled.built import schedule
 from deltaw.adapters.method import ScaledLowRank
+from deltaw.analysis.measures import again
 from deltaw.analysis.measures.built import Built, built_sums
 from deltaw.analysis.measures.change import AXES, Change, PairChanges, changes
 
@@ -156,6 +157,49 @@ def test_a_pair_is_summed_as_soon_as_it_can_be():
     assert sorted(number for number, _, _ in order) == list(range(len(pairs)))
     assert max(slots) == 4  # 0, 2, and two more
     assert max(schedule(9, tuple((k, k + 1) for k in range(8)))[1]) == 2
+
+
+@pytest.mark.parametrize(("name", "size"), [("magnitude", 1e-2), ("map", 1e-6), ("map", 1e-3), ("lora", 1e-9)])
+def test_many_directions_together_are_those_alone(name, size, monkeypatch):
+    """Of matrices that are rescaled and hardly turned, and of one of which a row and a column are zero."""
+    generator = torch.Generator().manual_seed(4)
+    method = create(name, **({} if name == "magnitude" else {"rank": 3}))
+    base = torch.randn(150, 170, generator=generator)
+    base[7], base[:, 9] = 0, 0
+    state = method.start(base, generator, {})
+    two = [wide(state), wide(state)]
+    for step, by in zip(two, (0.1, 0.2), strict=True):
+        for key in method.shapes(*base.shape):
+            draw = torch.randn(step[key].shape, generator=generator, dtype=torch.float64)
+            moved = 1 + by * draw.abs() if key.startswith("magnitude") else 1.0
+            step[key] = step[key] * moved + (size * draw if key != "magnitude" else 0.0)
+    forms = [method.scaled_low_rank(base, step) for step in two]
+    pairs = [(0, 1), (-1, 1), (1, -1), (0, 0)]
+    both = [tuple(base if place < 0 else Built(base, forms[place]) for place in pair) for pair in pairs]
+    together = PairChanges(both, built_sums(base, forms, pairs))
+    for number, (pair, matrices) in enumerate(zip(pairs, both, strict=True)):
+        sums = built_sums(base, forms, [pair])
+        found, alone = together.of(number, AXES), PairChanges([matrices], sums).of(0, AXES)
+        with monkeypatch.context() as patch:
+            patch.setattr(again, "_MANY", 10**9)
+            slow = PairChanges([matrices], sums).of(0, AXES)
+        for axis, want in slow.items():
+            direction, exact = found[axis].direction, want.direction
+            assert torch.equal(direction.nan_to_num(9), alone[axis].direction.nan_to_num(9))
+            assert found[axis].delta_d == alone[axis].delta_d == pytest.approx(want.delta_d, rel=1e-6, abs=1e-28)
+            assert found[axis].undefined == want.undefined
+            assert torch.equal(found[axis].magnitude, want.magnitude)
+            assert torch.equal(direction.isnan(), exact.isnan())
+            assert bool(((direction - exact).abs() <= 1e-11 * exact.sqrt() + 1e-28)[~exact.isnan()].all())
+            seen = exact >= 1e-12
+            torch.testing.assert_close(direction[seen], exact[seen], rtol=1e-7, atol=0)
+        assert name != "magnitude" or float(found["column"].direction.nan_to_num().max()) < 1e-28
+
+
+def test_no_vector_of_a_rescaled_matrix_is_built_alone(monkeypatch):
+    method, base, two = states("magnitude", 1e-3, (130, 140))
+    monkeypatch.setattr(Built, "take", None)
+    assert from_forms(method, base, two)["column"].delta_d < 1e-28
 
 
 def test_which_methods_have_the_form():
