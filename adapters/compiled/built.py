@@ -1,7 +1,11 @@
 """The compiled loop that builds W' = diag(ρ) (W₀ + U V) diag(γ) of several steps and sums pairs of them, see ``loops``.
 
 Each W' is built once, 8 rows by 128 columns at a time, and compared while it is in the innermost cache. So W₀ is all
-that is read of the memory, once for all steps.
+that is read of the memory, once for all steps. Thin products in the place of W' would take more operations: an entry of
+W₀ takes one for every step and rank for U V, and four for W₀ Vᵀ, W₀ ΔVᵀ, Uᵀ W₀ and ΔUᵀ W₀.
+
+Measured (Zen 5, one thread of a shared machine, rank 8, float32, a pair of 9 steps at 4096²): 5.9 ms; where all W' of a
+tile were kept until its last pair, and the rows' sums were added up one by one, 6.9 ms.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""The norms of the rows and columns of W₀ + U V of several steps, in one pass over W₀; see ``product``."""
+"""The norms of the rows and columns of W₀ + U V of several steps, in one pass over W₀; see ``product``.
+
+Measured (Zen 5, one thread of a shared machine, rank 8, W₀ in float32, a step of 9 at 4096² and of 17 at 768²): rows
+3.2 and 0.11 ms, columns 3.3 and 0.12 ms, BoRA's both 5.3 and 0.17 ms. Step by step (``norms``) it is 4.0 and 0.13, 4.1
+and 0.14, 5.8 and 0.17 ms, and every step reads W₀ of the memory, which two threads share.
+"""
 
 from __future__ import annotations
 
