@@ -5,6 +5,7 @@ it has imported either itself: `import_early` has a process do it meanwhile, on 
 of that one, which also shares its memory. It imports and does nothing else, so that no thread is lost by a fork.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -40,6 +41,7 @@ def import_early(*modules: str) -> None:
     forkserver.set_forkserver_preload(list(modules))
     with _safe_path(), without_interrupt():
         forkserver.ensure_running()
+    atexit.register(_end)
 
 
 def usable_cores() -> int:
@@ -90,6 +92,16 @@ def _safe_path() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
+
+
+def _end() -> None:
+    """End the process that imports ahead, as the program ends; by itself it would, but once all is imported."""
+    from multiprocessing import forkserver
+
+    pid = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+    if isinstance(pid, int):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGTERM)
 
 
 def _has_accelerator() -> bool:

@@ -44,7 +44,7 @@ def called(tmp_path):
         (tmp_path / "program" / "program.py").write_text(program)
         (tmp_path / "random.py").write_text("strange = True\n")
         done = subprocess.run(
-            [sys.executable, Path("program", "program.py")], cwd=tmp_path, capture_output=True, text=True, check=False
+            [sys.executable, Path("program", "program.py")], cwd=tmp_path, capture_output=True, text=True, timeout=300
         )
         assert not done.stderr
         return done.stdout.splitlines()
@@ -64,3 +64,20 @@ def test_where_a_gpu_is_no_process_is_forked(called):
     _, there, alone = called(PROGRAM.replace("DEVICES = ()", "DEVICES = ('/',)"))
     assert there.startswith("False False")
     assert alone == "[True, True]"
+
+
+ENDS = """
+from deltaw.analysis.workers import early
+
+if __name__ == "__main__":
+    early.DEVICES = ()
+    early.import_early("slow_to_import")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nowhere else is a process forked")
+def test_a_program_that_ends_early_leaves_no_process_that_imports(called, tmp_path, monkeypatch):
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "slow_to_import.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    assert called(ENDS) == []  # it returns when nobody has its stderr any more
