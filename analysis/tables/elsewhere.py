@@ -1,5 +1,6 @@
 """Measuring in other processes: units are handed out, and what comes back is yielded in the walk's order."""
 
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 
+from deltaw.adapters.errors import DeltawWarning
 from deltaw.analysis.progress import Progress
 from deltaw.analysis.progress import progress as shown
 from deltaw.analysis.tables.kept.keeper import Keeper, keeping
@@ -85,6 +87,7 @@ class _Results:
         self._units, self._keepers, self._bar = units, keepers, bar
         self._there: dict[int, Measured | Exception] = {}
         self._machine = machine()  # what another one measures may differ in the last digit: it is not kept
+        self._said = False
         self._lost: set[tuple[int, str]] = set()
         self._of_module: dict[tuple[int, str], list[Unit]] = {}
         for unit in units:
@@ -126,7 +129,19 @@ class _Results:
         keeper = self._keepers[unit.run]
         if isinstance(found, LostError):
             self._lost.add((unit.run, unit.module))
-        elif isinstance(found, Measured) and keeper is not None and found.machine == self._machine:
+        elif isinstance(found, Measured) and found.machine != self._machine:
+            self._say_once()
+        elif isinstance(found, Measured) and keeper is not None:
             for stop, rows in zip(unit.stops, found.rows, strict=True):
                 if rows is not None:
                     keeper.add(unit.module, stop, rows)
+
+    def _say_once(self) -> None:
+        if not self._said:
+            self._said = True
+            warnings.warn(
+                "some of it is measured where the processor, or the code or version of deltaw, torch, NumPy or numba "
+                "is another than here: the last digits may be others, and that part is not kept for the next time",
+                DeltawWarning,
+                stacklevel=2,
+            )

@@ -256,3 +256,19 @@ def test_ctrl_c_ends_all(run, tmp_path):
     while is_there(running.pid):  # multiprocessing's own helper goes last
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_what_another_kind_of_machine_measured_is_said_once_and_not_kept(tmp_path, monkeypatch):
+    folder = recorded(tmp_path / "run")
+    monkeypatch.setattr(keeper, "PAYS", 0.0)
+    monkeypatch.setattr(keeper, "SETTLED", -60.0)
+    monkeypatch.setattr(elsewhere, "machine", lambda: "another")
+    with pytest.warns(DeltawWarning, match="another than here: the last digits may be others") as said:
+        Trajectory.open(folder).changes(jobs=2)
+    assert len(said) == 1
+    assert not (folder / "tables").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(keeper, "PAYS", 0.0)
+    monkeypatch.setattr(keeper, "SETTLED", -60.0)
+    Trajectory.open(folder).changes(jobs=2)
+    assert (folder / "tables").exists()
