@@ -24,7 +24,7 @@ from deltaw.analysis.measures.change import Change, PairChanges, changes
 from deltaw.analysis.records.storage.mapped import mapping_of, next_number, release
 from deltaw.analysis.tables.device import CPU, placed
 from deltaw.analysis.tables.run import Run, Step
-from deltaw.analysis.tables.streamed import LEAST, at_once, streamed_sums
+from deltaw.analysis.tables.streamed import at_once, streamed_sums
 
 T = TypeVar("T")
 Stops = Sequence[tuple[Step, int]]  # (from, to); where a table has steps and no pairs, the first is not looked at
@@ -191,7 +191,7 @@ class OnePass:
             [held[step] for step in places],
             [step in self._mapped for step in places],
             [(places[a], places[b]) for a, b in pairs],
-            [place for step, place in places.items() if self._uses[step][-1] >= after and self._room() <= LEAST],
+            [place for step, place in places.items() if self._uses[step][-1] >= after and self._room() <= AT_ONCE],
         )
         compared = PairChanges([(held[a], held[b]) for a, b in pairs], found)
         self._compared = {pair: (compared, place) for place, pair in enumerate(pairs)}
@@ -201,7 +201,17 @@ class OnePass:
         own = len(self._weights) - len(self._mapped)
         if own > 1 or not self._weights:
             return AT_ONCE
-        return self.once("at once", lambda: at_once(next(iter(self._weights.values()))))
+        return self.once("at once", lambda: max(at_once(next(iter(self._weights.values()))), self._needed()))
+
+    def _needed(self) -> int:
+        """Return how many matrices have to be held so that none is read twice, as far as that many may be."""
+        held: set[Step] = set()
+        most = 0
+        for position, pair in enumerate(self.stops):
+            held |= set(pair)
+            most = max(most, len(held))
+            held -= {step for step in held if self._uses[step][-1] == position}
+        return min(most, AT_ONCE)
 
     def _drop(self, more: int) -> None:
         """Let go of what no later stop needs, and of what is needed last until there is room for some more."""

@@ -9,7 +9,7 @@ from deltaw.analysis.records.storage.mapped import bring, page_calls, release
 
 _IN_MEMORY = 3.5  # matrices at most, when of many some rows are there
 _MOST = 12  # matrices, so that the sums over their columns stay in a cache
-LEAST = 3  # matrices; whole ones then, which stay as long as a later pair needs them
+_LEAST = 3  # matrices; whole ones then, which stay as long as a later pair needs them
 
 
 def streamed_sums(
@@ -78,4 +78,4 @@ def at_once(matrix: Tensor) -> int:
     height, width = matrix.shape if matrix.stride(0) >= matrix.stride(1) else matrix.T.shape
     size = matrix.element_size()
     there = in_flight(height, width, size)
-    return max(LEAST, min(_MOST, int(_IN_MEMORY * height * width * size / max(1, there))))
+    return max(_LEAST, min(_MOST, int(_IN_MEMORY * height * width * size / max(1, there))))

@@ -65,7 +65,8 @@ def test_matrices_stored_transposed_are_streamed_by_their_own_rows(tmp_path):
         assert row["delta_d"] == changes(before, after)[row["axis"]].delta_d
 
 
-def test_every_matrix_is_mapped_once_and_the_mappings_go(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kinds", [KINDS, ("consecutive", "initial", "base")], ids=str)
+def test_every_matrix_is_mapped_once_and_the_mappings_go(kinds, tmp_path, monkeypatch):
     saved(tmp_path, torch.float32)
     run = opened(tmp_path)
     read: Counter = Counter()
@@ -76,7 +77,7 @@ def test_every_matrix_is_mapped_once_and_the_mappings_go(tmp_path, monkeypatch):
         return bytes_of(self, name, start, length)
 
     monkeypatch.setattr(LocalStorage, "_mapped_bytes", counted)
-    run.changes(KINDS, cache=False)
+    run.changes(kinds, cache=False)
     assert len(read) == 2 * (STEPS + 1)
     assert set(read.values()) == {1}
     gc.collect()
