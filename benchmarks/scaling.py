@@ -199,7 +199,11 @@ def draw(found: dict[str, Any]) -> None:
         y = [point["seconds"] for point in curve["points"]]
         ax.plot(x, y, "o-", color="#3b6fb6", markersize=4)
         ax.set(xscale="log", yscale="log", xlabel=curve["along"], title=titled(name, curve))
+        if "slope" in curve:  # what the number in the title is of
+            middle = [math.exp(np.mean(np.log(values[-3:]))) for values in (x, y)]
+            ax.plot(x[-3:], [middle[1] * (value / middle[0]) ** curve["slope"] for value in x[-3:]], "--", color="0.6")
         ax.set_xticks(x, [str(value) for value in x])
+        ax.set_yticks(y, [f"{value:.2g}" for value in y])  # the measured seconds: a decade has often but one tick
         ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)
     for ax in axes[::3]:
