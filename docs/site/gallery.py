@@ -21,8 +21,8 @@ RUNS = ("ft", "lora", "bora")
 # What each picture is asked for beside its defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
     "region": {"module": "layer.0.query"},
-    "overlap": {"layers": [0, 3]},
-    "angles": {"layers": [0, 3]},
+    "overlap": {"layers": [0, 3], "rank": 4},
+    "angles": {"layers": [0, 3], "rank": 4},
     "intruders": {"k": 4},
     "heads": {"heads": {"num_attention_heads": 4}},
 }
