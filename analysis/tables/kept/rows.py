@@ -86,7 +86,10 @@ def _value(value: Any) -> Any:
         raise TypeError("no value of a table")
     ((name, text),) = value.items()
     if name == "nan":
-        (number,) = struct.unpack(">d", bytes.fromhex(text))
+        data = bytes.fromhex(text)
+        if len(data) != 8:
+            raise ValueError("no bits of a number")
+        (number,) = struct.unpack(">d", data)
         return number
     return np.frombuffer(base64.b64decode(text, validate=True), _DTYPES[name]).astype(name)  # a copy that is writable
 

@@ -566,3 +566,13 @@ def test_rows_come_back_with_all_their_bits() -> None:
     assert without_labels([{"x": 1}], labels) is None
     with pytest.raises(TypeError):
         files.line_of({"k": [{"x": object()}]})
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [{"nan": "00"}, {"nan": "zz"}, {"nan": 5}, {"float64": "AAAA"}, {"float64": 7}, {"object": "AA=="}, [1], {}],
+    ids=["short-nan", "no-hex", "number", "half-a-number", "no-text", "object", "list", "empty"],
+)
+def test_a_forged_value_with_a_right_checksum_is_passed_over(forged) -> None:
+    text = json.dumps({"a": [{"norm": forged}], "b": [{"norm": 1.0}]}).encode()
+    assert files.rows_in(files._checksum(text) + b" " + text + b"\n") == {"b": [{"norm": 1.0}]}
