@@ -89,12 +89,11 @@ def add_sums(
     Returns:
         Whether all pages came. If not, a file was cut, and the sums say nothing.
     """
-    how = torch.tensor([*pages] or [OWN] * len(addresses))
-    row = matrix.shape[1] * matrix.element_size()
-    about = torch.tensor([pairs, max(4, 4 * (_SPAN // (4 * row))), *(calls or (0, 0, 0, 1))])
-    failed = torch.zeros(1, dtype=torch.int64)
-    run(_sums_of_rows, step, columns, matrix, addresses, lines, about, how, failed, rows)
-    return not failed.item()
+    span = max(4, 4 * (_SPAN // (4 * matrix.shape[1] * matrix.element_size())))
+    how = pages or [OWN] * len(addresses)
+    about = torch.tensor([pairs, span, 1, *(calls or (0, 0, 0, 1)), *how])  # one tensor: each costs microseconds
+    run(_sums_of_rows, step, columns, matrix, addresses, lines, about, rows)
+    return about[2].item() == 1
 
 
 def in_flight(height: int, width: int, size: int) -> int:
@@ -125,13 +124,11 @@ def _sums_of_rows(
     addresses: NDArray[Any],
     lines: NDArray[Any],
     about: NDArray[Any],
-    how: NDArray[Any],
-    failed: NDArray[Any],
     rows: NDArray[Any],
     columns: NDArray[Any],
 ) -> None:
     columns[:] = 0
-    start, stop, span, calls = own.start, min(own.stop, len(first)), about[1], about[2:]
+    start, stop, span, calls, how = own.start, min(own.stop, len(first)), about[1], about[3:7], about[7:]
     row = first.shape[1] * first.itemsize
     for top in range(start, stop, span):
         bottom = min(top + span, stop)
@@ -140,8 +137,8 @@ def _sums_of_rows(
                 ask_for(calls, addresses[k] + top * row, addresses[k] + min(bottom + span, len(first)) * row)
         for k in range(len(addresses)):
             if how[k] != OWN and not bring(calls, addresses[k] + top * row, addresses[k] + bottom * row):
-                failed[0] = 1
-        if failed[0] == 0:
+                about[2] = 0
+        if about[2] == 1:
             _sums_of_span(top, bottom, first, addresses, lines, about[0], rows, columns)
         for k in range(len(addresses)):
             if how[k] == PASSING:
