@@ -281,7 +281,7 @@ class Method(ABC):
         """Return the forms of several steps with ρ (steps, out) for "row", or γ (steps, in), and ones for the other."""
         ones = base.new_ones(base.shape[1 if axis == "row" else 0], dtype=torch.float64)
         both = [(own, ones) if axis == "row" else (ones, own) for own in scale]
-        return [ScaledLowRank(*own, left, right) for own, left, right in zip(both, U, V, strict=True)]
+        return [ScaledLowRank(rho, gamma, left, right) for (rho, gamma), left, right in zip(both, U, V, strict=True)]
 
     @abstractmethod
     def forward(self, layer: Layer, x: Tensor) -> Tensor:

@@ -201,7 +201,7 @@ def totals(_: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: An
 
         left = list(arguments)
         for places in (pairs, fours, fours):
-            left = [added(*left[n : n + 2], places) for n in range(0, len(left), 2)]
+            left = [added(left[n], left[n + 1], places) for n in range(0, len(left), 2)]
         return left[0]
 
     return a(a, b, c, d, e, f, g, h), code

@@ -213,7 +213,7 @@ def _address_of(_: Any, pointer: Any) -> Any:
 @_intrinsic  # type: ignore[untyped-decorator]
 def _pointer(_: Any, like: Any, address: Any) -> Any:
     """Return an address as a pointer to what an array holds."""
-    kind = numba.types.CPointer(like.dtype)
+    kind = numba.types.CPointer(like.dtype)  # type: ignore[no-untyped-call]
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[1], context.get_value_type(kind))
