@@ -45,7 +45,8 @@ class Calls(NamedTuple):
 def bring(calls: NDArray[Any], start: int, end: int) -> bool:
     """Read the pages of some addresses; return whether they came."""
     first = start // calls[3] * calls[3]
-    return calls[2] == 0 or _called(calls[0], first, end - first, POPULATE_READ) == 0
+    came: bool = calls[2] == 0 or _called(calls[0], first, end - first, POPULATE_READ) == 0
+    return came
 
 
 @inlined

@@ -7,10 +7,13 @@ twice the size. Here the matrices of all pairs are read once, by a compiled loop
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:  # the compiled loops are imported by whom wants sums
+    from deltaw.adapters.compiled.pages import Calls
 
 Side = Literal["row", "column"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -94,7 +97,7 @@ class PairSums:
         return by_eight and all(t.dtype == dtype in _READ_AS_THEY_ARE and t.is_contiguous() for t in matrices)
 
     def add(
-        self, matrices: Sequence[Tensor], start: int, pages: Sequence[int] = (), calls: Sequence[int] | None = None
+        self, matrices: Sequence[Tensor], start: int, pages: Sequence[int] = (), calls: Calls | None = None
     ) -> bool:
         """Add a group of rows.
 

@@ -32,7 +32,7 @@ def streamed_sums(
     Raises:
         RecordError: A file was cut meanwhile.
     """
-    from deltaw.adapters.compiled.pages import OWN, PASSING, STAYING  # a quarter of a second, as in ``PairSums``
+    from deltaw.adapters.compiled.pages import OWN, PASSING, STAYING, Calls  # a quarter of a second, as in ``PairSums``
 
     turned = all(matrix.stride(0) < matrix.stride(1) for matrix in matrices)  # stored transposed
     if turned:
@@ -46,7 +46,7 @@ def streamed_sums(
         for k in in_file:
             pages[k] = STAYING if k in stay else PASSING
         calls = page_calls() if in_file else None
-        if not sums.add(matrices, 0, pages, calls):
+        if not sums.add(matrices, 0, pages, Calls(*calls) if calls else None):
             for k in in_file:
                 bring(matrices[k])  # says which file it was
             sums = PairSums(matrices[0].shape, pairs)
