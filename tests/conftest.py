@@ -48,6 +48,12 @@ def _no_wait_for_the_disk(request, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch):
+    """Print as into a pipe: a process of pytest-xdist may be told the width of a terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _nothing_kept(monkeypatch):
     """Keep no table beside the runs of a test, however long a slow machine takes to make it."""
     monkeypatch.setattr(keeper, "PAYS", math.inf)

@@ -72,6 +72,7 @@ class PairSums:
     Example:
         >>> of_pairs = PairSums((1, 2), [(0, 1), (0, 2)])
         >>> of_pairs.add([torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 6.0]]), torch.tensor([[3.0, 4.0]])], 0)
+        True
         >>> of_pairs.found()["row"].dd.tolist()
         [[4.0], [0.0]]
     """
