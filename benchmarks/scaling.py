@@ -37,10 +37,10 @@ LORA = {"matrices": 8, "size": 2048, "checkpoints": 8, "rank": 16}
 CURVES: dict[str, tuple[str, str, list[int]]] = {
     "changes, checkpoints": ("full", "checkpoints", [3, 6, 12, 24]),
     "changes, matrices": ("full", "matrices", [1, 2, 4, 8]),
-    "changes, size": ("full", "size", [512, 1024, 2048, 4096]),
+    "changes, size": ("full", "size", [512, 1024, 2048, 4096, 8192]),
     "spectra, size": ("dense", "size", [256, 512, 1024, 2048]),
     "rank table, rank": ("lora", "rank", [8, 16, 32, 64, 128]),
-    "rank table, size": ("lora", "size", [512, 1024, 2048, 4096]),
+    "rank table, size": ("lora", "size", [512, 1024, 2048, 4096, 8192, 16384]),
 }
 UNSEEN = [("full", 3, 2560, 5), ("full", 2, 3072, 8), ("full", 1, 4608, 4)]  # matrices, size, checkpoints
 WORKERS = [1, 2]

@@ -136,6 +136,7 @@ def test_ctrl_c_ends_all_and_each_goes_on(small, tmp_path, how):
     assert running.returncode == 130, said
     assert said.splitlines()[-1] == "deltaw: interrupted; the same command goes on where it stopped"
     assert "Traceback" not in said
+    end = time.monotonic() + 120
     while is_there(running.pid):  # multiprocessing's own helper goes last
         assert time.monotonic() < end
         time.sleep(0.05)
