@@ -1,5 +1,6 @@
 """The screen that compares two runs: what differs, in words, and the matrices that differ most."""
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -261,7 +262,7 @@ def _both(first: float, second: float) -> str:
 
 
 def _known(value: float) -> bool:
-    return value == value  # noqa: PLR0124 - NaN
+    return not math.isnan(value)
 
 
 def number(value: float) -> str:

@@ -128,8 +128,8 @@ def _task(of_rows: Any, kinds: tuple[tuple[torch.dtype, int], ...]) -> Any:
 
 @functools.cache
 def _version() -> str:
-    """Return what changes when a file that all loops are made of does; numba looks at the loop's own alone."""
-    texts = [(Path(__file__).parent / f"{name}.py").read_bytes() for name in ("loops", "lanes", "pages", "pairs")]
+    """Return what changes when a file that loops are made of does; numba looks at the loop's own alone."""
+    texts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
     return hashlib.sha256(b"".join(texts)).hexdigest()[:8]
 
 

@@ -129,7 +129,7 @@ def _norms_of_rows(
             if len(magnitude):  # a zero row adds nothing, whatever its factor
                 p[k] = magnitude[i + k] * magnitude[i + k] / sums[k] if sums[k] > 0 else sums[k]
         if len(part):
-            _add_squares(v, p, squares)
+            add_squares(v, p, squares)
     for i in range(height):
         norms[i] = np.sqrt(norms[i])
     part[:] = squares[: len(part)]
@@ -226,7 +226,7 @@ def _product(
 
 
 @inlined
-def _add_squares(v: NDArray[Any], p: NDArray[Any], squares: NDArray[Any]) -> None:
+def add_squares(v: NDArray[Any], p: NDArray[Any], squares: NDArray[Any]) -> None:
     """Add Σ_i p_i v_ij² of 8 rows."""
     v0, v1, v2, v3, v4, v5, v6, v7 = v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]
     p0, p1, p2, p3 = spread(p, 0), spread(p, 1), spread(p, 2), spread(p, 3)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaw.adapters.compiled.lanes import aligned, fused, load, plus, spread, store, times, totals, zeros
+from deltaw.adapters.compiled.lanes import aligned, fused, load, plus, store, times, totals, zeros
 from deltaw.adapters.compiled.loops import compiled_as_written, inlined, run
+from deltaw.adapters.compiled.norms import add_squares
 from deltaw.adapters.compiled.product import COLUMNS, PITCH, ROWS, TILE, packed, product, rows_in_chunk, widened, write
 
 _BLOCK = ROWS
@@ -168,7 +169,7 @@ def _squares_of_both(
             for k in range(there):
                 m, square = magnitude[s, start + i + k], of[k]
                 factors[k] = m * m / square if square > 0 else square  # a zero row adds nothing
-            _add_weighted(v, factors, whole, part[s])
+            add_squares(v, factors, part[s, :whole])
 
 
 @inlined
@@ -187,19 +188,3 @@ def _keep(
         write(v, j, a0, a1, a2, a3, a4, a5, a6, a7)
         write(v, j + 8, b0, b1, b2, b3, b4, b5, b6, b7)
     return totals(s0, s1, s2, s3, s4, s5, s6, s7)
-
-
-@inlined
-def _add_weighted(v: NDArray[Any], p: NDArray[Any], whole: int, squares: NDArray[Any]) -> None:
-    """Add Σ_i p_i v_ij² of 8 rows."""
-    v0, v1, v2, v3, v4, v5, v6, v7 = v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]
-    p0, p1, p2, p3 = spread(p, 0), spread(p, 1), spread(p, 2), spread(p, 3)
-    p4, p5, p6, p7 = spread(p, 4), spread(p, 5), spread(p, 6), spread(p, 7)
-    for j in range(0, whole, 8):
-        x0, x1, x2, x3 = load(v0, j, p), load(v1, j, p), load(v2, j, p), load(v3, j, p)
-        x4, x5, x6, x7 = load(v4, j, p), load(v5, j, p), load(v6, j, p), load(v7, j, p)
-        even = fused(times(p0, x0), x0, load(squares, j, p))
-        even = fused(times(p2, x2), x2, fused(times(p1, x1), x1, even))
-        odd = fused(times(p5, x5), x5, fused(times(p4, x4), x4, times(times(p3, x3), x3)))
-        odd = fused(times(p7, x7), x7, fused(times(p6, x6), x6, odd))
-        store(squares, j, plus(even, odd))

@@ -62,7 +62,7 @@ def side_by_side(work: Callable[[T], U], parts: Sequence[T], matrix: Tensor) -> 
 
         @torch.no_grad()
         def share() -> None:
-            torch.set_num_threads(1)  # it is a thread's own number; a new thread starts with that of the environment
+            torch.set_num_threads(1)  # its own number, and, until ``one_thread`` ends, that of new threads
             while True:
                 try:
                     place, part = left.popleft()

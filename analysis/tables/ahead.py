@@ -70,6 +70,7 @@ class _Threads:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(torch.get_num_threads())  # a new thread starts with what any thread has set last
 
 
 @torch.no_grad()

@@ -219,3 +219,12 @@ def test_what_was_measured_is_kept_as_it_comes(run, threads, monkeypatch):
     first = run.spectra()
     monkeypatch.setattr(updates, "dense_spectrum", None)
     pd.testing.assert_frame_equal(run.spectra(), first, check_exact=True)
+
+
+def test_threads_that_begin_later_are_not_left_with_one_of_torchs_threads(run, threads):
+    spectra.spectra_table([run])
+    seen = []
+    later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert seen == [threads]
